@@ -1,0 +1,1 @@
+"""The built-in configuration; Hydra's `pkg://orchestrator.conf` needs this file."""

@@ -1,0 +1,297 @@
+"""What a program, or the command line, can ask of the orchestrator: plan, launch, look, cancel, retry, sync.
+
+Everything heavy (Hydra, DVC's answers, MLflow) is imported by the call that needs it: looking at runs costs
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import ledger
+from orchestrator.cluster import Cluster
+from orchestrator.errors import ConfigError, RequestError, TrackingError
+from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
+from orchestrator.local.inline import Inline
+from orchestrator.local.workstation import Workstation
+from orchestrator.plan import Rerun, Step, make_plan
+from orchestrator.project import Project
+from orchestrator.record import Record, RunState
+from orchestrator.spec import Experiment, Objective, Resources, Run, RunId, SnapshotOptions
+
+if TYPE_CHECKING:
+    from orchestrator.config import Draft
+    from orchestrator.data import Manifest
+    from orchestrator.launch import Facts, Launched
+    from orchestrator.tracking import Report
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A checked experiment and the facts it was checked against: ready to plan or to launch."""
+
+    experiment: Experiment
+    facts: Facts
+    notes: tuple[str, ...]
+
+
+# --- plan and launch --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def prepare(project: Project, overrides: Sequence[str]) -> Iterator[Prepared]:
+    """Compose and check an experiment, and gather what it will run with. Writes nothing but caches.
+
+    Raises ConfigError or RequestError for everything that can be known to be wrong before a run starts.
+    """
+    from orchestrator.config import draft
+
+    composed = draft(project.folder, overrides)
+    check_targets(project, composed)
+    manifests = _resolve_data(project, composed)
+    experiment = _experiment(composed, manifests)
+    with ExitStack() as stack:
+        facts = _facts(project, experiment.snapshot, {m.digest: m for m in manifests.values()}, stack)
+        yield Prepared(experiment=experiment, facts=facts, notes=_notes(experiment, facts))
+
+
+def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never") -> tuple[Step, ...]:
+    """Return what a launch would do now."""
+    book = read(project, prepared.experiment.name)
+    steps = make_plan(prepared.experiment.runs, book.records, code=prepared.facts.code_id, rerun=rerun)
+    cluster_for(prepared.experiment.cluster).check({step.run.resources for step in steps})
+    return steps
+
+
+def launch(
+    project: Project, prepared: Prepared, *, cluster: Cluster | None = None, message: str = "",
+    rerun: Rerun = "never", only: Callable[[Step], bool] = lambda step: True,
+) -> Launched:  # fmt: skip
+    """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`."""
+    from orchestrator.launch import launch as act
+
+    paths = project.runs.experiment(prepared.experiment.name)
+    ignore_in_git(project)
+    return act(
+        prepared.experiment, prepared.facts, paths, cluster=cluster or cluster_for(prepared.experiment.cluster),
+        cluster_of=observers(), message=message, rerun=rerun, only=only,
+    )  # fmt: skip
+
+
+@contextmanager
+def prepare_again(project: Project, records: Sequence[Record], name: str) -> Iterator[Prepared]:
+    """Prepare known runs of one experiment as they were launched, to be retried with today's code."""
+    paths = project.runs.experiment(name)
+    launches = {launch.number: launch for launch in map(ledger.read_launch, paths.launches())}
+    runs = tuple(_run_again(launches[record.planned.launch].paths, record) for record in records)
+    header = launches[max(record.planned.launch for record in records)].header
+    experiment = Experiment(
+        name=name, runs=runs, objective=Objective(**header["objective"]) if header["objective"] else None,
+        cluster=header["cluster"], tracking=header["tracking"], env=header["env"], choices=header["choices"],
+        sweep=header["sweep"], overrides=tuple(header["overrides"]),
+    )  # fmt: skip
+    manifests = {run.data_digest: _manifest(paths, run.data_digest) for run in runs if run.data_digest}
+    with ExitStack() as stack:
+        facts = _facts(project, SnapshotOptions(), manifests, stack)
+        yield Prepared(experiment=experiment, facts=facts, notes=())
+
+
+def check_targets(project: Project, composed: Draft) -> None:
+    """Check that every point's targets exist and take their arguments, without importing them."""
+    from orchestrator.identity import canonical
+    from orchestrator.targets import Targets
+
+    targets = Targets([*project.import_path, *sys.path], cache_dir() / "signatures")
+    checked: set[str] = set()
+    for point in composed.points:
+        for section, given in (("model", ()), ("data", ("version",)), ("trainer", ("callbacks",))):
+            node = {key: value for key, value in point.config[section].items() if key not in given}
+            shape = canonical({"section": section, "node": _shape(node)})
+            if node.get("_target_") and shape not in checked:
+                targets.check(node, where=section)
+                checked.add(shape)
+        for name, callback in (point.config["trainer"].get("callbacks") or {}).items():
+            if callback:
+                targets.check(callback, where=f"trainer.callbacks.{name}")
+
+
+def _shape(node: Any) -> Any:
+    """Return what of a node decides whether its targets take it: the targets and the names, not the values."""
+    if isinstance(node, Mapping):
+        return {key: value if key.startswith("_") else _shape(value) for key, value in node.items()}
+    return [_shape(item) for item in node] if isinstance(node, list) else None
+
+
+def _resolve_data(project: Project, composed: Draft) -> dict[str, Manifest]:
+    """Return the manifest of each distinct data version that a point names, by the version as canonical JSON."""
+    from orchestrator.data import resolve
+    from orchestrator.identity import canonical
+
+    manifests: dict[str, Manifest] = {}
+    for point in composed.points:
+        version = point.config["data"].get("version")
+        if version is not None and not isinstance(version, Mapping):
+            raise ConfigError(
+                f"data.version is {version!r}", why="it is a mapping with `source`, or null",
+                fix="data.version={source: dvc, path: data/digits, rev: HEAD}",
+            )  # fmt: skip
+        if version and (key := canonical(version)) not in manifests:
+            manifests[key] = resolve(version, project=project.folder, cache=cache_dir() / "data")
+    return manifests
+
+
+def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experiment:
+    from orchestrator.identity import canonical, document, run_id
+
+    runs: dict[RunId, Run] = {}
+    for point in composed.points:
+        version = point.config["data"].get("version")
+        digest = manifests[canonical(version)].digest if version else None
+        identity = document(point.config, data_digest=digest, world_size=point.resources.world_size)
+        run = Run(
+            id=run_id(identity), point=point.point, config=point.config, resources=point.resources, data_digest=digest
+        )
+        if run.id in runs:
+            raise ConfigError(
+                f"points {told(runs[run.id].point)} and {told(run.point)} are the same run",
+                why="they resolve to the same model, data, trainer, seed and task",
+                fix="remove one of the values, or sweep a key that changes what is computed",
+            )  # fmt: skip
+        runs[run.id] = run
+    return Experiment(
+        name=composed.name, runs=tuple(runs.values()), objective=composed.objective, cluster=composed.cluster,
+        tracking=composed.tracking, snapshot=composed.snapshot, env="refuse" if composed.env == "refuse" else "warn",
+        choices=composed.choices, sweep=composed.sweep, overrides=composed.overrides, notes=composed.notes,
+    )  # fmt: skip
+
+
+def _facts(
+    project: Project, options: SnapshotOptions, manifests: Mapping[str, Manifest], stack: ExitStack
+) -> Facts:
+    from orchestrator import environment, snapshot
+    from orchestrator.launch import Facts
+
+    roots = [project.folder]
+    roots += [root for root in environment.editable_roots() if not _within(project.folder, root) and root.is_dir()]
+    code = tuple(
+        stack.enter_context(snapshot.take(root, options, exclude=[project.runs.path]))
+        for root in dict.fromkeys(roots)
+    )
+    return Facts(code=code, environment=environment.current(), manifests=manifests)
+
+
+def _within(inner: Any, outer: Any) -> bool:
+    return bool(inner == outer or outer in inner.parents)
+
+
+def _notes(experiment: Experiment, facts: Facts) -> tuple[str, ...]:
+    notes = [*experiment.notes, *(p.snapshot.message for p in facts.code if p.snapshot.message)]
+    if not facts.manifests:
+        notes.append("no data version: nothing pins the data that these runs read")
+    for manifest in facts.manifests.values():
+        if manifest.origin.get("dirty"):
+            notes.append(
+                f"data {manifest.origin.get('path')}: uncommitted changes of its .dvc file are not used; "
+                f"{manifest.origin.get('rev')} is"
+            )
+    return tuple(notes)
+
+
+def _run_again(launch: LaunchPaths, record: Record) -> Run:
+    line = ledger.read_line(launch, record.planned.index)
+    return Run(
+        id=record.id, point=record.planned.point, config=ledger.read_config(launch, line),
+        resources=Resources(**line["resources"]), data_digest=line["data"],
+    )  # fmt: skip
+
+
+def _manifest(paths: ExperimentPaths, digest: str) -> Manifest:
+    from orchestrator.data import Manifest
+
+    return Manifest.read(paths.manifest(digest))
+
+
+def ignore_in_git(project: Project) -> None:
+    """Make the runs/ folder, and keep it out of the user's git."""
+    ledger.make_private(project.runs.path)
+    ignore = project.runs.path / ".gitignore"
+    if not ignore.exists():
+        ledger.replace_text(ignore, "*\n")
+
+
+# --- clusters ---------------------------------------------------------------------------------------------
+
+
+def cluster_for(options: Mapping[str, Any]) -> Cluster:
+    """Return the cluster that a `cluster:` section describes."""
+    grace = float(options.get("grace_seconds") or 30)
+    if options["kind"] == "workstation":
+        return Workstation(cpus=options.get("cpus"), grace_seconds=grace)
+    return Inline(grace_seconds=grace)
+
+
+def observers() -> dict[str, Cluster]:
+    """Return a cluster of each kind, to ask about launches."""
+    return {"inline": Inline(), "workstation": Workstation()}
+
+
+# --- look -------------------------------------------------------------------------------------------------
+
+
+def read(project: Project, name: str) -> ledger.Ledger:
+    """Return all that is known of an experiment; an experiment never launched has no records."""
+    if not EXPERIMENT_NAME.fullmatch(name):
+        raise RequestError(f"{name!r} is no experiment's name", fix="orch status lists the experiments")
+    return ledger.read(project.runs.experiment(name), observers())
+
+
+def told(point: Mapping[str, Any]) -> str:
+    """Return a point as it is written on the command line."""
+    return " ".join(f"{key}={value}" for key, value in point.items()) or "(no sweep)"
+
+
+def best_value(record: Record, metric: str) -> float | None:
+    """Return the best value of a metric where the run kept one, else its last."""
+    best = record.last.best if record.last else {}
+    value = best.get("value") if best.get("metric") == metric else record.metrics.get(metric)
+    return float(value) if value is not None else None
+
+
+# --- act on runs ------------------------------------------------------------------------------------------
+
+
+def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
+    """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
+    chosen = [r for r in records if r.state.active or r.state is RunState.WAITING]
+    paths = project.runs.experiment(name)
+    by_launch: dict[int, list[Record]] = {}
+    for record in chosen:
+        by_launch.setdefault(record.planned.launch, []).append(record)
+    for number, found in by_launch.items():
+        folder = paths.launch(number)
+        ledger.make_private(folder.cancelled)
+        for record in found:
+            (folder.cancelled / record.id).touch(mode=0o600)
+        kind = ledger.read_launch(folder).header["cluster"]["kind"]
+        observers()[kind].cancel(folder, [record.planned.index for record in found])
+    return chosen
+
+
+# --- tracking ---------------------------------------------------------------------------------------------
+
+
+def sync(project: Project, name: str) -> Report:
+    """Bring an experiment's tracking store up to date with its runs' own records and spools."""
+    from orchestrator.tracking.mlflow_store import MlflowStore
+    from orchestrator.tracking_view import tracked
+
+    if not (project.runs.experiment(name).path / "launches").is_dir():
+        raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
+    return MlflowStore.embedded(project.runs.mlflow).sync(tracked(read(project, name)))

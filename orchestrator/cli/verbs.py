@@ -1,0 +1,400 @@
+"""What each verb does: ask the api, print the answer, return the exit status."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import api, ledger, selection
+from orchestrator.cli import render
+from orchestrator.cli.watch import Watch, wait
+from orchestrator.errors import RequestError, nearest
+from orchestrator.ledger import Ledger
+from orchestrator.local.inline import Inline
+from orchestrator.plan import to_do
+from orchestrator.project import Project, find_project
+from orchestrator.record import Record, RunState
+from orchestrator.spec import Objective
+
+
+def plan(arguments: Namespace) -> int:
+    project = _project(arguments)
+    with api.prepare(project, arguments.words) as prepared:
+        steps = api.plan(project, prepared, rerun=arguments.rerun)
+        if arguments.json:
+            document = {
+                "experiment": prepared.experiment.name, "code": prepared.facts.code_id,
+                "notes": list(prepared.notes), "steps": [render.step_json(step) for step in steps],
+            }  # fmt: skip
+            _print_json(document)
+        else:
+            _print(render.plan_lines(steps))
+            _say(*(f"note: {note}" for note in prepared.notes))
+    return 0
+
+
+def launch(arguments: Namespace) -> int:
+    project = _project(arguments)
+    with api.prepare(project, arguments.words) as prepared:
+        _say(*(f"note: {note}" for note in prepared.notes))
+        return _launch(project, prepared, arguments, rerun=arguments.rerun)
+
+
+def retry(arguments: Namespace) -> int:
+    project = _project(arguments)
+    name, book, records = _select(project, arguments.words)
+    stopped = {RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED}
+    chosen = [record for record in records if record.state in stopped]
+    if not chosen:
+        _say(f"{name}: none of {len(records)} chosen runs is failed, interrupted or cancelled")
+        return 0
+    with api.prepare_again(project, chosen, name) as prepared:
+        return _launch(project, prepared, arguments, rerun="never")
+
+
+def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, rerun: Any) -> int:
+    name = prepared.experiment.name
+    cluster = api.cluster_for(prepared.experiment.cluster)
+    launched = api.launch(project, prepared, cluster=cluster, message=arguments.message, rerun=rerun)
+    skipped = len(launched.steps) - len(to_do(launched.steps))
+    if launched.paths is None:
+        _say(f"{name}: nothing to do; {_states(project, name)}")
+        return _status_of(api.read(project, name).records.values())
+    number = launched.paths.number
+    _say(f"{name}: launch {number:04d}, {len(to_do(launched.steps))} runs, {skipped} already there or under way")
+    if isinstance(cluster, Inline):
+        _drive(project, name, number, cluster)
+    elif arguments.wait or arguments.watch:
+        wait(project, name, number, quiet=not arguments.watch)
+    else:
+        _say(f"they run in the background: orch status {name} -w")
+        return 0
+    return _conclude(project, name, number)
+
+
+def _drive(project: Project, name: str, number: int, cluster: Inline) -> None:
+    watch = Watch(project, name, launch=number)
+    try:
+        cluster.run(until=lambda: not watch.tick() and False)
+        watch.show()
+    except KeyboardInterrupt:
+        _say("", f"stopped; `orch launch` goes on where it stopped: orch status {name}")
+        raise
+    finally:
+        cluster.close()
+
+
+def _conclude(project: Project, name: str, number: int) -> int:
+    records = [r for r in api.read(project, name).records.values() if r.planned.launch == number]
+    _say(f"{name}: {_states(project, name)}", f"compare: orch compare {name}      MLflow: orch ui")
+    return _status_of(records)
+
+
+def _states(project: Project, name: str) -> str:
+    return render.summary(api.read(project, name)).split("   ")[1]
+
+
+def _status_of(records: Iterable[Record]) -> int:
+    bad = {RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED}
+    return 1 if any(record.state in bad for record in records) else 0
+
+
+def run(arguments: Namespace) -> int:
+    project = _project(arguments)
+    with api.prepare(project, arguments.words) as prepared:
+        if len(prepared.experiment.runs) != 1:
+            raise RequestError(
+                f"{prepared.experiment.name} has {len(prepared.experiment.runs)} points",
+                why="`orch run` runs one", fix="give each swept key one value, or sweep=none; or use orch launch",
+            )  # fmt: skip
+        _say(*(f"note: {note}" for note in prepared.notes))
+        cluster = Inline(grace_seconds=float(prepared.experiment.cluster.get("grace_seconds") or 30))
+        launched = api.launch(project, prepared, cluster=cluster, message=arguments.message, rerun=arguments.rerun)
+    name, only = prepared.experiment.name, launched.steps[0]
+    if launched.paths is None:
+        _say(f"{only.run.id[:8]}: {only.reason}; --rerun always runs it anew")
+        return 0
+    attempt = project.runs.experiment(name).run(only.run.id).attempt(only.attempt)
+    tail = _Tail(attempt.log)
+    try:
+        cluster.run(until=tail.copy)
+    finally:
+        tail.copy()
+        cluster.close()
+    record = api.read(project, name).records[only.run.id]
+    _say(f"{record.id[:8]}: {record.state.value}{': ' + record.reason if record.reason else ''}")
+    return _status_of([record])
+
+
+class _Tail:
+    """Copies what is new in a file to standard output."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def copy(self) -> bool:
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+            self._offset += len(new)
+            sys.stdout.write(new.decode(errors="replace"))
+            sys.stdout.flush()
+        return False
+
+
+def status(arguments: Namespace) -> int:
+    project = _project(arguments)
+    if not arguments.words and len(list(project.runs.experiments())) != 1:
+        return _overview(project, as_json=arguments.json)
+    name, book, records = _select(project, arguments.words)
+    if arguments.watch:
+        Watch(project, name).until_ended()
+        return _status_of(api.read(project, name).records.values())
+    if arguments.json:
+        _print_json({"experiment": name, "runs": [render.record_json(record) for record in records]})
+    else:
+        _print(render.status_lines(book, records, everything=arguments.all))
+    return 0
+
+
+def _overview(project: Project, *, as_json: bool) -> int:
+    found = {paths.name: ledger.counts(paths) for paths in project.runs.experiments()}
+    if as_json:
+        _print_json(found)
+    elif not found:
+        _say(f"no experiments in {project.runs.path}", "start one: orch launch experiment=NAME")
+    else:
+        rows = [[name, ", ".join(f"{n} {state}" for state, n in counts.items())] for name, counts in found.items()]
+        _print(render.table(["EXPERIMENT", "RUNS THAT HAVE STARTED"], rows))
+    return 0
+
+
+def show(arguments: Namespace) -> int:
+    project = _project(arguments)
+    name, book, records = _select(project, arguments.words)
+    record = _one(records)
+    launch = next(launch for launch in book.launches if launch.number == record.planned.launch)
+    line = ledger.read_line(launch.paths, record.planned.index)
+    document = {
+        "experiment": name, **render.record_json(record),
+        "folder": str(book.experiment.run(record.id).path), "config": ledger.read_config(launch.paths, line),
+        "resources": line["resources"], "data": {"digest": line["data"], **launch.header["data"].get(line["data"], {})},
+        "frozen": launch.header["code"], "cluster": launch.header["cluster"], "launched": {
+            "by": launch.header["user"], "time": launch.header["time"], "why": launch.header["message"],
+            "command": f"orch launch {' '.join(launch.header['overrides'])}",
+        },
+        "attempts": [_attempt_json(attempt) for attempt in record.attempts],
+    }  # fmt: skip
+    if arguments.json:
+        _print_json(document)
+    else:
+        import yaml
+
+        print(yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False, allow_unicode=True), end="")
+        if record.failure:
+            print(f"\n{record.failure.traceback}")
+    return 0
+
+
+def _attempt_json(attempt: Any) -> dict[str, Any]:
+    claim = attempt.claim
+    return {
+        "attempt": attempt.number, "state": attempt.state.value, "reason": attempt.reason,
+        "launch": claim.launch if claim else None, "code": claim.code if claim else None,
+        "host": claim.process.host if claim else None, "pid": claim.process.pid if claim else None,
+        "staged": dict(attempt.data),
+    }  # fmt: skip
+
+
+def diff(arguments: Namespace) -> int:
+    from orchestrator.cli.difference import lines
+
+    project = _project(arguments)
+    ids = [word for word in arguments.words if not _is_experiment(project, word)]
+    names = [word for word in arguments.words if _is_experiment(project, word)]
+    if len(ids) != 2:
+        raise RequestError(
+            f"{len(ids)} runs are given", why="a difference needs two", fix="orch diff 3fa2 77c1, or orch diff NAME 3fa2 77c1"
+        )
+    found = []
+    for word in ids:
+        _, book, records = _select(project, [*names, word])
+        found.append((book, _one(records)))
+    _print(lines(*found[0], *found[1]))
+    return 0
+
+
+def logs(arguments: Namespace) -> int:
+    project = _project(arguments)
+    name, book, records = _select(project, arguments.words)
+    begun = [record for record in records if record.attempts]
+    if not begun and not arguments.follow:
+        _say(f"{name}: none of {len(records)} chosen runs has started")
+        return 0
+    if arguments.follow:
+        return _follow(project, name, _one(records))
+    for record in begun:
+        number = arguments.attempt or record.attempts[-1].number
+        path = book.experiment.run(record.id).attempt(number).log
+        if len(begun) > 1:
+            print(f"==> {record.id[:8]} {api.told(record.planned.point)} (attempt {number}) <==")
+        text = path.read_text(errors="replace") if path.exists() else ""
+        sys.stdout.write(text or f"{_without_log(record, number)}\n")
+    return 0
+
+
+def _without_log(record: Record, number: int) -> str:
+    attempt = next((attempt for attempt in record.attempts if attempt.number == number), None)
+    if attempt is None:
+        raise RequestError(f"{record.id[:8]} has no attempt {number}", fix=f"it has 1 to {len(record.attempts)}")
+    return attempt.failure.traceback if attempt.failure else f"no log: {attempt.reason or 'it has just begun'}"
+
+
+def _follow(project: Project, name: str, record: Record) -> int:
+    tails: dict[int, _Tail] = {}
+    while True:
+        record = api.read(project, name).records[record.id]
+        for attempt in record.history:
+            path = project.runs.experiment(name).run(record.id).attempt(attempt.number).log
+            tails.setdefault(attempt.number, _Tail(path)).copy()
+        if not record.state.active:
+            _say(f"{record.id[:8]}: {record.state.value}{': ' + record.reason if record.reason else ''}")
+            return _status_of([record])
+        time.sleep(0.5)
+
+
+def cancel(arguments: Namespace) -> int:
+    project = _project(arguments)
+    name, _, records = _select(project, arguments.words)
+    chosen = api.cancel(project, name, records)
+    _say(f"{name}: {len(chosen)} of {len(records)} chosen runs cancelled" if chosen else f"{name}: nothing waits or runs")
+    return 0
+
+
+def compare(arguments: Namespace) -> int:
+    project = _project(arguments)
+    name, book, records = _select(project, arguments.words)
+    objective = _objective(arguments.metric, book, records)
+    header, rows = render.comparison(records, objective)
+    if arguments.json:
+        _print_json([dict(zip(header, row, strict=True)) for row in rows])
+    elif arguments.csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerows([header, *rows])
+    else:
+        _print(render.table(header, [[render.cell(value) for value in row] for row in rows]))
+    return 0
+
+
+def _objective(metric: str | None, book: Ledger, records: Sequence[Record]) -> Objective | None:
+    objective = render.objective_of(book)
+    if metric is None:
+        return objective
+    known = sorted({name for record in records for name in record.metrics})
+    if metric not in known:
+        raise RequestError(
+            f"no chosen run has logged {metric!r}{nearest(metric, known)}", why=f"logged are {', '.join(known) or 'none'}",
+            fix="--metric with one of them",
+        )  # fmt: skip
+    mode = objective.mode if objective and objective.metric == metric else "min" if "loss" in metric else "max"
+    return Objective(metric=metric, mode=mode)
+
+
+def ui(arguments: Namespace) -> int:
+    from orchestrator.cli.server import serve
+
+    project = _project(arguments)
+    names = [paths.name for paths in project.runs.experiments()]
+    if not names:
+        raise RequestError(f"no experiments in {project.runs.path}", fix="start one: orch launch experiment=NAME")
+    if arguments.once:
+        for name in names:
+            report = api.sync(project, name)
+            _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
+        return 0
+    return serve(project, names, port=arguments.port)
+
+
+def data(arguments: Namespace) -> int:
+    project = _project(arguments)
+    with api.prepare(project, arguments.words) as prepared:
+        manifests = prepared.facts.manifests.values()
+        if arguments.json:
+            _print_json([manifest.to_json() for manifest in manifests])
+            return 0
+        for manifest in manifests:
+            print(f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes  {dict(manifest.origin)}")
+            rows = [[entry.hash, str(entry.size), entry.path] for entry in manifest.entries]
+            _print(render.table(["HASH", "BYTES", "PATH"], rows))
+    return 0
+
+
+# --- what verbs share -------------------------------------------------------------------------------------
+
+
+def _project(arguments: Namespace) -> Project:
+    return find_project(Path(arguments.project), runs=arguments.runs)
+
+
+def _is_experiment(project: Project, word: str) -> bool:
+    return any(paths.name == word for paths in project.runs.experiments())
+
+
+def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[Record]]:
+    """Return the experiment that words name, or the only one whose runs they choose, and the chosen runs."""
+    experiments = [paths.name for paths in project.runs.experiments()]
+    named = [word for word in words if word in experiments]
+    if len(named) > 1:
+        raise RequestError(f"{named[0]} and {named[1]} are two experiments", fix="name one of them")
+    chosen = selection.parse([word for word in words if word not in named]) if words else selection.Selection()
+    candidates = named or experiments
+    found = [(book, chosen.choose(book.records.values())) for book in (api.read(project, name) for name in candidates)]
+    hits = [(book, records) for book, records in found if records or named]
+    if len(hits) != 1:
+        _refuse(project, words, [book.experiment.name for book, _ in hits], experiments)
+    book, records = hits[0]
+    if words and not records and words != named:
+        raise RequestError(f"no run of {named[0]} is chosen by {' '.join(words)}", fix=f"orch status {named[0]}")
+    return book.experiment.name, book, records
+
+
+def _refuse(project: Project, words: Sequence[str], hits: Sequence[str], experiments: Sequence[str]) -> None:
+    if not experiments:
+        raise RequestError(f"no experiments in {project.runs.path}", fix="start one: orch launch experiment=NAME")
+    told = " ".join(words) or "nothing given"
+    if hits:
+        raise RequestError(f"{told}: runs of {', '.join(hits)}", why="one experiment at a time", fix="name one of them")
+    hint = nearest(words[0], experiments) if words else ""
+    raise RequestError(
+        f"{told}: no such experiment or run{hint}", why=f"there are {', '.join(experiments)}", fix="orch status lists them"
+    )
+
+
+def _one(records: Sequence[Record]) -> Record:
+    if len(records) != 1:
+        some = ", ".join(record.id[:8] for record in records[:4])
+        raise RequestError(f"{len(records)} runs are chosen ({some} ...)", why="one is needed", fix="give an id prefix")
+    return records[0]
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, default=str))
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+

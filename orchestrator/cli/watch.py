@@ -1,0 +1,85 @@
+"""Progress, live: a table that redraws itself on a terminal, one line per change elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from orchestrator import api
+from orchestrator.cli.render import STATE_COLOURS, best_value, duration, objective_of, paint, progress, status_lines, terminal_width
+from orchestrator.ledger import Ledger
+from orchestrator.project import Project
+from orchestrator.record import Record, RunState
+
+_PERIOD_SECONDS = 1.0
+
+
+class Watch:
+    """Shows an experiment on standard error each time `tick` is called, at most once a second."""
+
+    def __init__(self, project: Project, name: str, *, launch: int | None = None) -> None:
+        self._project, self._name, self._launch = project, name, launch
+        self._stream = sys.stderr
+        self._drawn = 0
+        self._last = 0.0
+        self._told: dict[str, RunState] = {}
+
+    def tick(self) -> bool:
+        """Show what has changed. Returns whether something still waits or runs."""
+        if time.monotonic() - self._last < _PERIOD_SECONDS:
+            return True
+        self._last = time.monotonic()
+        return self.show()
+
+    def show(self) -> bool:
+        """Show now, whenever it was last shown."""
+        book = api.read(self._project, self._name)
+        records = [r for r in book.records.values() if self._launch in (None, r.planned.launch)]
+        if self._stream.isatty():
+            self._redraw(status_lines(book, records))
+        else:
+            self._tell(book, records)
+        return any(record.state.active for record in records)
+
+    def until_ended(self) -> None:
+        """Show until nothing waits or runs."""
+        while self.tick():
+            time.sleep(0.2)
+        self.show()
+
+    def _redraw(self, lines: list[str]) -> None:
+        width = terminal_width()
+        up = f"\x1b[{self._drawn}F" if self._drawn else ""
+        body = "".join(f"\x1b[2K{line[: width - 1]}\n" for line in lines)
+        self._stream.write(f"{up}\x1b[0J{body}")
+        self._stream.flush()
+        self._drawn = len(lines)
+
+    def _tell(self, book: Ledger, records: list[Record]) -> None:
+        ended = sum(not record.state.active for record in records)
+        for record in records:
+            if record.state is not self._told.get(record.id) and record.state is not RunState.QUEUED:
+                self._stream.write(f"[{ended}/{len(records)}] {self._line(book, record)}\n")
+            self._told[record.id] = record.state
+        self._stream.flush()
+
+    def _line(self, book: Ledger, record: Record) -> str:
+        objective = objective_of(book)
+        value = best_value(record, objective.metric) if objective else None
+        parts = [
+            record.id[:8], api.told(record.planned.point), paint(record.state.value, STATE_COLOURS[record.state], self._stream),
+            f"{objective.metric} {value:.4g}" if objective and value is not None else "", duration(record),
+            "" if record.state in {RunState.RUNNING, RunState.DONE} else record.reason, progress(record),
+        ]  # fmt: skip
+        return "  ".join(part for part in parts if part)
+
+
+def wait(project: Project, name: str, launch: int, *, quiet: bool, also: Callable[[], None] = lambda: None) -> None:
+    """Return when no run of a launch waits or runs any more."""
+    if not quiet:
+        Watch(project, name, launch=launch).until_ended()
+        return
+    while any(r.state.active for r in api.read(project, name).records.values() if r.planned.launch == launch):
+        also()
+        time.sleep(0.5)

@@ -1,0 +1,153 @@
+"""An experiment as its YAML and overrides describe it: all points composed and their built-in keys checked.
+
+A draft is an experiment before its facts are known: the data versions are not resolved and the targets
+not looked at, so its points have no ids yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrator.config import overrides as command_line
+from orchestrator.config import schema, sweep
+from orchestrator.config.compose import Composer, resolve
+from orchestrator.config.points import IDENTITY, Resolved, resolve_points
+from orchestrator.errors import ConfigError, nearest
+from orchestrator.spec import Config, Objective, Point, Resources, SnapshotOptions
+
+_ONE_PER_LAUNCH = frozenset({"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftPoint:
+    """One grid point: its coordinates, its resolved config (model, data, trainer, seed, task), its resources."""
+
+    point: Point
+    config: Config
+    resources: Resources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An experiment before its data versions are resolved and its targets are checked."""
+
+    name: str
+    points: tuple[DraftPoint, ...]
+    objective: Objective | None
+    cluster: Mapping[str, Any]
+    tracking: Mapping[str, Any]
+    snapshot: SnapshotOptions
+    env: str
+    choices: Mapping[str, str]
+    sweep: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def draft(project: Path, overrides: Sequence[str]) -> Draft:
+    """Compose and check an experiment. Raises ConfigError; writes nothing."""
+    composer = Composer(project)
+    line = command_line.parse(overrides)
+    _check_axes([axis.key for axis in line.axes])
+    head, definition = _definition(composer, line)
+    points, notes = sweep.expand(definition)
+    _check_axes(list(definition.keys))
+    _check_group_values(composer, definition)
+    prefixes = {axis.key: axis.prefix for axis in line.axes}
+    fixed = [text for text in line.fixed if text != "sweep=none"]
+    resolved = list(resolve_points(composer, fixed, points, prefixes))
+    return _assemble(head, resolved, definition, tuple(overrides), notes)
+
+
+def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dict[str, Any], sweep.Sweep]:
+    """Compose once without the axes, to read what holds for all points: the name, the sweep, the cluster."""
+    from omegaconf import OmegaConf
+
+    fixed = [text for text in line.fixed if text != "sweep=none"]
+    config = composer.compose(fixed).config
+    raw = OmegaConf.to_container(config, resolve=False)
+    schema.check_top_level(cast("Mapping[str, Any]", raw))
+    head = {key: _section(config, key) for key in _ONE_PER_LAUNCH - {"experiment"}}
+    written = {} if line.drop_sweep else _expand_text(head["sweep"])
+    axes = {axis.key: axis.values for axis in line.axes}
+    head["sweep"] = {key: value for key, value in written.items() if value}
+    return head, sweep.define(written, replaced=line.keys, axes=axes)
+
+
+def _section(config: Any, key: str) -> Any:
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_missing(config, key):
+        return resolve(config, where="the experiment")[key]  # raises, with the hint for this key
+    value = config[key]
+    return resolve(value, where=key) if OmegaConf.is_config(value) else value
+
+
+def _expand_text(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Expand axes written as text in Hydra's grammar, such as `seed: range(0,5)`."""
+    grid = written.get("grid")
+    if not isinstance(grid, Mapping):
+        return dict(written)
+    expanded = {}
+    for key, values in grid.items():
+        axis = command_line.axis_of(key, values) if isinstance(values, str) else None
+        expanded[key] = list(axis.values) if axis else values
+    return {**written, "grid": expanded}
+
+
+def _check_axes(keys: Sequence[str]) -> None:
+    for key in keys:
+        if key.split(".")[0].split("/")[0] in _ONE_PER_LAUNCH:
+            raise ConfigError(
+                f"{key} is swept", why="a launch has one of it", fix=f"give {key} one value, and launch once per value"
+            )
+
+
+def _check_group_values(composer: Composer, definition: sweep.Sweep) -> None:
+    for block in definition.blocks:
+        for key, value in ((k, v) for point in block for k, v in point.items() if k in composer.groups):
+            options = composer.options(key)
+            if value not in options:
+                raise ConfigError(
+                    f"sweep: {key}={value!r} is no option{nearest(str(value), options)}",
+                    why=f"the options of {key} are {', '.join(options)}", fix=f"choose one of them for {key}",
+                )  # fmt: skip
+
+
+def _assemble(
+    head: Mapping[str, Any], resolved: Sequence[Resolved], definition: sweep.Sweep,
+    overrides: tuple[str, ...], notes: tuple[str, ...],
+) -> Draft:  # fmt: skip
+    used: set[int] = set()
+    points = tuple(_point(item, definition, used) for item in resolved)
+    unused = [rule for i, rule in enumerate(definition.resources) if i not in used]
+    more = tuple(f"sweep.resources: when {dict(when)} matches no point" for when, _ in unused)
+    return Draft(
+        name=schema.name(head["name"]), points=points, objective=schema.objective(head["objective"]),
+        cluster=schema.cluster(head["cluster"]), tracking=schema.tracking(head["tracking"]),
+        snapshot=schema.snapshot(head["snapshot"]), env=schema.env(head["env"]), choices=resolved[0].choices,
+        sweep=head["sweep"], overrides=overrides, notes=notes + more,
+    )  # fmt: skip
+
+
+def _point(item: Resolved, definition: sweep.Sweep, used: set[int]) -> DraftPoint:
+    wanted = dict(item.config["resources"])
+    for i, (when, changes) in enumerate(definition.resources):
+        if sweep.matches(when, {**item.choices, **item.point}):
+            used.add(i)
+            wanted |= changes
+    try:
+        config = {key: item.config[key] for key in IDENTITY}
+        schema.component("model", config["model"], optional=False)
+        schema.component("data", config["data"], optional=True)
+        config["trainer"] = schema.trainer(config["trainer"])
+        config["seed"], config["task"] = schema.seed(config["seed"]), schema.task(config["task"])
+        return DraftPoint(point=item.point, config=config, resources=schema.resources(wanted))
+    except ConfigError as error:
+        if not item.point:
+            raise
+        told = " ".join(f"{key}={value}" for key, value in item.point.items())
+        raise ConfigError(f"point {told}: {error.what}", why=error.why, fix=error.fix) from error

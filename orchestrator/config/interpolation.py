@@ -1,0 +1,67 @@
+"""Which keys and resolvers a text with `${...}` reads, without resolving it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from antlr4 import ParserRuleContext
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+from omegaconf.grammar_parser import parse
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What one leaf reads. `dynamic`: some key is itself computed, so it may read anything."""
+
+    keys: frozenset[Path]
+    resolvers: frozenset[str]
+    dynamic: bool
+
+
+def reads(text: str, at: Path) -> Reads:
+    """Return what the leaf at path `at` reads. Relative keys (`${.x}`) are made absolute."""
+    keys: set[Path] = set()
+    resolvers: set[str] = set()
+    dynamic = False
+    for node in _walk(parse(text)):
+        if isinstance(node, OmegaConfGrammarParser.InterpolationNodeContext):
+            body = node.getText()[2:-1].strip()
+            dynamic |= "${" in body
+            keys.add(_absolute(body, at))
+        elif isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
+            resolvers.add(node.getChild(1).getText())
+            dynamic |= resolvers & {"oc.select", "oc.dict.keys", "oc.dict.values"} != set()
+    return Reads(keys=frozenset(keys), resolvers=frozenset(resolvers), dynamic=dynamic)
+
+
+def leaves(tree: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield (path, value) of every leaf of nested dicts and lists; list items have their index as key."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, (*at, str(key)))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from leaves(value, (*at, str(index)))
+    else:
+        yield at, tree
+
+
+def overlap(a: Path, b: Path) -> bool:
+    """Return whether one path is the other, or lies below it."""
+    return a[: len(b)] == b[: len(a)]
+
+
+def _walk(node: ParserRuleContext) -> Iterator[ParserRuleContext]:
+    yield node
+    for child in getattr(node, "children", None) or ():
+        yield from _walk(child)
+
+
+def _absolute(body: str, at: Path) -> Path:
+    dots = len(body) - len(body.lstrip("."))
+    parts = tuple(part for part in body[dots:].replace("[", ".").replace("]", "").split(".") if part)
+    return parts if dots == 0 else (*at[: len(at) - dots], *parts)

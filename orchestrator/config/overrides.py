@@ -1,0 +1,107 @@
+"""The command line, in Hydra's override grammar: what is fixed, and what is swept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString, Transformer
+from hydra.errors import HydraException
+
+from orchestrator.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One swept key. `prefix` is the override's `+`, `++` or nothing."""
+
+    key: str
+    values: tuple[Any, ...]
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """The overrides of one command: `fixed` are passed to Hydra as they are."""
+
+    fixed: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    keys: frozenset[str]
+    drop_sweep: bool
+
+
+def parse(overrides: Sequence[str]) -> CommandLine:
+    """Sort the overrides into fixed ones and axes; raise ConfigError for what Hydra cannot read."""
+    parsed = [_parse_one(text) for text in overrides]
+    drop = any(o.key_or_group == "sweep" and o.value() == "none" for o in parsed)
+    axes = tuple(_axis(override) for override in parsed if override.is_sweep_override())
+    fixed = tuple(text for text, o in zip(overrides, parsed, strict=True) if not o.is_sweep_override())
+    return CommandLine(
+        fixed=fixed, axes=axes, keys=frozenset(o.key_or_group for o in parsed), drop_sweep=drop
+    )
+
+
+def axis_of(key: str, text: str) -> Axis | None:
+    """Return the axis that a sweep written as text in YAML stands for, e.g. `seed: range(0,5)`."""
+    override = _parse_one(f"{key}={text}")
+    return _axis(override) if override.is_sweep_override() else None
+
+
+def to_override(axis_prefix: str, key: str, value: Any, *, group: bool) -> str:
+    """Return the override that sets `key` to `value`, quoted so that Hydra reads back just that."""
+    return f"{axis_prefix}{key}={value if group else _quote(value)}"
+
+
+def _parse_one(text: str) -> Override:
+    if "=" not in text and not text.startswith("~"):
+        raise ConfigError(
+            f"override {text!r} has no '='",
+            why="an override reads key=value",
+            fix="orch plan experiment=NAME model.lr=1e-3",
+        )
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"override {text!r} cannot be read",
+            why=reason,
+            fix="quote it for the shell and for Hydra: 'key=\"a value with spaces\"'",
+        ) from error
+
+
+def _axis(override: Override) -> Axis:
+    prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
+    try:
+        values = tuple(_plain(v) for v in override.sweep_iterator(transformer=Transformer.identity))
+    except (HydraException, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"sweep {override.input_line!r} cannot be expanded", why=str(error), fix="list the values"
+        ) from error
+    return Axis(key=override.key_or_group, values=values, prefix=prefix)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _quote(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_quote(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_quote(k)}:{_quote(v)}" for k, v in value.items()) + "}"
+    return repr(value)

@@ -1,0 +1,199 @@
+"""One resolved config per point, fast where that is provably what Hydra would give.
+
+Hydra composes once per distinct choice of config groups. For each further point the swept leaves are set and
+only their transitive readers are resolved again; unchanged parts of the tree are shared between points.
+Whatever is not plainly the same (added or deleted keys, lists and dicts as values, keys inside lists,
+computed interpolations, resolvers that are not pure) goes through Hydra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator.config.compose import Composer, resolve
+from orchestrator.config.interpolation import Path, Reads, leaves, overlap, reads
+from orchestrator.config.overrides import to_override
+from orchestrator.errors import ConfigError
+from orchestrator.spec import Point
+
+_PURE = frozenset({"view", "project"})
+IDENTITY = ("model", "data", "trainer", "seed", "task")
+_REFUSED = frozenset({"now", "oc.env", "hydra", "oc.deprecated"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A point's resolved config and the config groups chosen for it."""
+
+    point: Point
+    config: Mapping[str, Any]
+    choices: Mapping[str, str]
+
+
+def resolve_points(
+    composer: Composer, fixed: Sequence[str], points: Sequence[Point], prefixes: Mapping[str, str]
+) -> Iterator[Resolved]:
+    """Yield the resolved config of each point. `prefixes` holds the `+` or `++` of a swept key."""
+    bases: dict[tuple[str, ...], _Base] = {}
+    for point in points:
+        chosen = tuple(_overrides(composer, {k: v for k, v in point.items() if k in composer.groups}, prefixes))
+        values = {key: value for key, value in point.items() if key not in composer.groups}
+        base = bases.get(chosen)
+        if base is None:
+            base = bases[chosen] = _Base(composer, (*fixed, *chosen))
+        yield base.resolve(point, values, prefixes)
+
+
+class _Base:
+    """One composition, and what its leaves read."""
+
+    def __init__(self, composer: Composer, overrides: tuple[str, ...]) -> None:
+        self._composer, self._overrides = composer, overrides
+        composition = composer.compose(overrides)
+        self._config, self._choices = composition.config, composition.choices
+        self._raw = OmegaConf.to_container(self._config, resolve=False)
+        self._reads = {at: reads(text, at) for at, text in leaves(self._raw) if _interpolated(text)}
+        self._resolved: dict[str, Any] | None = None
+        self._plans: dict[tuple[str, ...], list[Path] | None] = {}
+
+    def resolve(self, point: Point, values: Mapping[str, Any], prefixes: Mapping[str, str]) -> Resolved:
+        readers = self._readers(tuple(values))
+        if readers is None or any(prefixes.get(key) for key in values) or not all(map(_plain, values.values())):
+            return self._through_hydra(point, values, prefixes)
+        if self._resolved is None:
+            return self._first(point, values)
+        changed = {tuple(key.split(".")): value for key, value in values.items()}
+        self._set(values)
+        try:
+            changed |= {at: OmegaConf.select(self._config, ".".join(at)) for at in readers}
+        except OmegaConfBaseException:
+            return self._through_hydra(point, values, prefixes)
+        return Resolved(point=point, config=_assign(self._resolved, changed), choices=self._choices)
+
+    def _first(self, point: Point, values: Mapping[str, Any]) -> Resolved:
+        self._set(values)
+        self._refuse_impure()
+        self._resolved = resolve(self._config, where=_told(point))
+        return Resolved(point=point, config=self._resolved, choices=self._choices)
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            parent, _, leaf = key.rpartition(".")
+            node = OmegaConf.select(self._config, parent) if parent else self._config
+            node[leaf] = value
+
+    def _through_hydra(self, point: Point, values: Mapping[str, Any], prefixes: Mapping[str, str]) -> Resolved:
+        extra = _overrides(self._composer, values, prefixes)
+        try:
+            composition = self._composer.compose([*self._overrides, *extra])
+        except ConfigError as error:
+            raise ConfigError(f"point {_told(point)}: {error.what}", why=error.why, fix=error.fix) from error
+        _refuse_impure(composition.config)
+        config = resolve(composition.config, where=_told(point))
+        return Resolved(point=point, config=config, choices=composition.choices)
+
+    def _refuse_impure(self) -> None:
+        _refuse(self._reads)
+
+    def _readers(self, keys: tuple[str, ...]) -> list[Path] | None:
+        """Return the leaves to resolve again when `keys` change; None where that cannot be told."""
+        if keys not in self._plans:
+            self._plans[keys] = self._find_readers(keys)
+        return self._plans[keys]
+
+    def _find_readers(self, keys: tuple[str, ...]) -> list[Path] | None:
+        paths = [tuple(key.split(".")) for key in keys]
+        if not all(_is_plain_leaf(self._raw, path) for path in paths):
+            return None
+        affected, frontier = set[Path](), list(paths)
+        while frontier:
+            target = frontier.pop()
+            for at, read in self._reads.items():
+                if at in affected or at in paths:
+                    continue
+                if read.dynamic or any(overlap(key, target) for key in read.keys):
+                    if read.dynamic or not read.resolvers <= _PURE or _in_list(self._raw, at):
+                        return None
+                    affected.add(at)
+                    frontier.append(at)
+        return sorted(affected)
+
+
+def _overrides(composer: Composer, values: Mapping[str, Any], prefixes: Mapping[str, str]) -> list[str]:
+    return [to_override(prefixes.get(k, ""), k, v, group=k in composer.groups) for k, v in values.items()]
+
+
+def _refuse_impure(config: DictConfig) -> None:
+    raw = OmegaConf.to_container(config, resolve=False)
+    _refuse({at: reads(text, at) for at, text in leaves(raw) if _interpolated(text)})
+
+
+def _refuse(all_reads: Mapping[Path, Reads]) -> None:
+    """Refuse what would give another id at another time or place, also through other keys."""
+    for at in all_reads:
+        if at[0] in IDENTITY:
+            found = sorted(_reachable(all_reads, at, set()) & _REFUSED)
+            if found:
+                raise ConfigError(
+                    f"{'.'.join(at)} reads ${{{found[0]}:...}}",
+                    why="the same run would get another id at another time or on another machine",
+                    fix="write the value itself, or give it on the command line",
+                )
+
+
+def _reachable(all_reads: Mapping[Path, Reads], at: Path, seen: set[Path]) -> set[str]:
+    seen.add(at)
+    found = set(all_reads[at].resolvers)
+    for other in all_reads:
+        if other not in seen and (
+            all_reads[at].dynamic or any(overlap(other, key) for key in all_reads[at].keys)
+        ):
+            found |= _reachable(all_reads, other, seen)
+    return found
+
+
+def _assign(tree: Any, changes: Mapping[Path, Any]) -> Any:
+    """Return a copy of nested dicts with some leaves changed; what is unchanged is shared."""
+    copy = dict(tree)
+    below: dict[str, dict[Path, Any]] = {}
+    for path, value in changes.items():
+        if len(path) == 1:
+            copy[path[0]] = value
+        else:
+            below.setdefault(path[0], {})[path[1:]] = value
+    for key, inner in below.items():
+        copy[key] = _assign(copy[key], inner)
+    return copy
+
+
+def _is_plain_leaf(tree: Any, path: Path) -> bool:
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return not isinstance(tree, dict | list)
+
+
+def _in_list(tree: Any, path: Path) -> bool:
+    for key in path[:-1]:
+        if isinstance(tree, list):
+            return True
+        tree = tree[key]
+    return isinstance(tree, list)
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and "$" not in value)
+
+
+def _interpolated(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _told(point: Point) -> str:
+    return " ".join(f"{key}={value}" for key, value in point.items()) or "the only point"

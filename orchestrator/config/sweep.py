@@ -1,0 +1,182 @@
+"""A sweep's definition -> its points. Pure: nothing here knows Hydra, files or resources' meaning."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import ConfigError, nearest
+
+KINDS = ("grid", "zip", "list", "exclude", "resources")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A checked definition. `blocks` multiply; each is a list of partial points that go together."""
+
+    blocks: tuple[tuple[Mapping[str, Any], ...], ...]
+    exclude: tuple[Mapping[str, Any], ...]
+    resources: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(key for block in self.blocks for point in block for key in point))
+
+
+def define(raw: Mapping[str, Any], *, replaced: Iterable[str] = (), axes: Mapping[str, Sequence[Any]]) -> Sweep:
+    """Check a definition as written, with `axes` of the command line added and `replaced` keys dropped.
+
+    Raises ConfigError for an unknown kind, an empty axis, unequal zips, or a key that is swept twice.
+    """
+    _check_kinds(raw)
+    drop = set(replaced)
+    grid = {key: values for key, values in _mapping(raw, "grid").items() if key not in drop}
+    zipped = [_without(group, drop) for group in _zips(raw)]
+    listed = [_without(_point(entry, "sweep.list"), drop) for entry in _sequence(raw, "list")]
+    blocks = [_axis(key, _values("sweep.grid", key, values)) for key, values in grid.items()]
+    blocks += [_zip(group) for group in zipped if group]
+    blocks += [tuple(listed)] if any(listed) else []
+    blocks += [_axis(key, _values("the command line", key, values)) for key, values in axes.items()]
+    _check_once(blocks)
+    return Sweep(
+        blocks=tuple(blocks),
+        exclude=tuple(_point(entry, "sweep.exclude") for entry in _sequence(raw, "exclude")),
+        resources=tuple(_rule(entry) for entry in _sequence(raw, "resources")),
+    )
+
+
+def expand(sweep: Sweep) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """Return the points in order (the last axis varies fastest), and notes on rules that matched nothing.
+
+    Raises ConfigError when the exclusions leave no point.
+    """
+    every = [_join(parts) for parts in itertools.product(*sweep.blocks)]
+    used: set[int] = set()
+    points = []
+    for point in every:
+        hits = {i for i, rule in enumerate(sweep.exclude) if matches(rule, point)}
+        used |= hits
+        if not hits:
+            points.append(point)
+    if not points:
+        raise ConfigError(
+            f"the sweep has no points left: all {len(every)} are excluded",
+            why="sweep.exclude matches every point", fix="narrow sweep.exclude, or sweep=none",
+        )  # fmt: skip
+    unused = [rule for i, rule in enumerate(sweep.exclude) if i not in used]
+    return tuple(points), tuple(f"sweep.exclude: {rule} matches no point" for rule in unused)
+
+
+def matches(rule: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
+    """Return whether a point has all the values that a rule names."""
+    return all(key in point and point[key] == value for key, value in rule.items())
+
+
+def _join(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _axis(key: str, values: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
+    return tuple({key: value} for value in values)
+
+
+def _zip(group: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    columns = {key: _values("sweep.zip", key, values) for key, values in group.items()}
+    lengths = {key: len(values) for key, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+        raise ConfigError(
+            f"sweep.zip: {told} values", why="zipped keys go together, one value of each per point",
+            fix="give all of them the same number of values, or use sweep.grid for the product",
+        )  # fmt: skip
+    return tuple(
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    )
+
+
+def _zips(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    value = raw.get("zip") or {}
+    groups = value if isinstance(value, list) else [value]
+    if not all(isinstance(group, Mapping) for group in groups):
+        raise ConfigError(
+            f"sweep.zip is {value!r}", why="it maps keys to lists, or is a list of such mappings",
+            fix="zip: {model.width: [64, 128], data.batch_size: [256, 128]}",
+        )  # fmt: skip
+    return groups
+
+
+def _values(where: str, key: str, values: Any) -> Sequence[Any]:
+    if not isinstance(values, list | tuple):
+        raise ConfigError(
+            f"{where}: {key} is {values!r}", why="a swept key needs a list of values", fix=f"{key}: [{values}]"
+        )
+    if not values:
+        raise ConfigError(
+            f"{where}: {key} has no values", why="an empty axis makes an empty sweep",
+            fix=f"give {key} at least one value, or remove it",
+        )  # fmt: skip
+    return values
+
+
+def _check_kinds(raw: Mapping[str, Any]) -> None:
+    for key in raw:
+        if key not in KINDS:
+            raise ConfigError(
+                f"sweep.{key} is unknown{nearest(key, KINDS)}", why=f"a sweep knows {', '.join(KINDS)}",
+                fix=f"put swept keys under sweep.grid: grid: {{{key}: [...]}}",
+            )  # fmt: skip
+
+
+def _check_once(blocks: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    seen: set[str] = set()
+    for block in blocks:
+        keys = {key for point in block for key in point}
+        twice = seen & keys
+        if twice:
+            raise ConfigError(
+                f"{sorted(twice)[0]} is swept twice", why="a key has one place: grid, zip or list",
+                fix="remove it from one of them",
+            )  # fmt: skip
+        seen |= keys
+
+
+def _mapping(raw: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    value = raw.get(kind) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"sweep.{kind} is {value!r}", why="it maps keys to lists of values", fix=f"{kind}: {{model.lr: [...]}}"
+        )
+    return value
+
+
+def _sequence(raw: Mapping[str, Any], kind: str) -> Sequence[Any]:
+    value = raw.get(kind) or []
+    if not isinstance(value, list | tuple):
+        raise ConfigError(
+            f"sweep.{kind} is {value!r}", why="it is a list of mappings", fix=f"{kind}: [{{model.lr: 1e-3}}]"
+        )
+    return value
+
+
+def _point(entry: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(entry, Mapping) or not entry:
+        raise ConfigError(
+            f"{where}: {entry!r} is no point", why="each entry maps keys to values", fix="{model.lr: 1e-3}"
+        )
+    return entry
+
+
+def _rule(entry: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    known = isinstance(entry, Mapping) and set(entry) == {"when", "set"}
+    if not known or not all(isinstance(part, Mapping) for part in entry.values()):
+        raise ConfigError(
+            f"sweep.resources: {entry!r} is no rule", why="each rule has `when` and `set`, both mappings",
+            fix="{when: {model: convnet}, set: {gpus_per_node: 4}}",
+        )  # fmt: skip
+    return entry["when"], entry["set"]
+
+
+def _without(point: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in point.items() if key not in keys}

@@ -1,0 +1,15 @@
+"""Data versions: the exact files a run sees, and how they come to its node.
+
+`resolve` turns what an experiment names into a `Manifest` (on the login node, at launch); a `Store` on
+the node's scratch turns a manifest into a folder with exactly these files, verified by their hashes.
+Nothing here knows of runs, schedulers or configuration, and only `dvc_probe`, a program of its own,
+imports DVC.
+"""
+
+from orchestrator.data.manifest import Entry, Manifest
+from orchestrator.data.objects import Progress
+from orchestrator.data.scratch import scratch_dir
+from orchestrator.data.sources import resolve
+from orchestrator.data.store import Staged, Store
+
+__all__ = ["Entry", "Manifest", "Progress", "Staged", "Store", "resolve", "scratch_dir"]

@@ -1,0 +1,157 @@
+"""Data versions that are a folder as it is now, hashed.
+
+A file is hashed once: its checksum is kept by size, times and inode. Nothing stops anyone from
+changing the folder later; staging then finds bytes with another hash and refuses them. Empty folders
+and permission bits are not part of a version.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.answers import Answers
+from orchestrator.data.checksum import checksum_of
+from orchestrator.data.manifest import Entry, Manifest
+from orchestrator.errors import RequestError, nearest
+
+_THREADS = 8
+_SETTLED_NS = 2_000_000_000
+"""A file younger than this may change once more without a new time stamp (git's 'racy' files)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryVersion:
+    """The keys of a data version with `source: directory`."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A file of the folder: its path in it, its real path, and what tells whether it has changed."""
+
+    path: str
+    real: Path
+    stamp: tuple[int, int, int, int]
+
+    @property
+    def size(self) -> int:
+        return self.stamp[0]
+
+
+def resolve(
+    version: DirectoryVersion, *, project: Path, cache: Path, clock: Callable[[], int] = time.time_ns
+) -> Manifest:
+    """Return the folder's files with their checksums.
+
+    Raises RequestError if there is no such folder, or it is empty, or something in it cannot be read,
+    or leads out of it.
+    """
+    root = _root(version.path, project)
+    found = list(_walk(root, root, "", frozenset([root])))
+    if not found:
+        raise RequestError(f"{root} holds no files", fix="correct the data version's `path`")
+    checksums = _checksums(found, Answers(cache / "directory"), root, clock())
+    entries = [
+        Entry(path=file.path, hash=checksum, size=file.size, sources=(str(file.real),))
+        for file, checksum in zip(found, checksums, strict=True)
+    ]
+    repair = "restore the file, or launch again to pin what is there now"
+    origin = {"source": "directory", "path": version.path, "folder": str(root), "repair": repair}
+    return Manifest.of(entries, origin=origin)
+
+
+def _root(path: str, project: Path) -> Path:
+    root = project / Path(path).expanduser()
+    if not root.exists():
+        siblings = [child.name for child in root.parent.iterdir()] if root.parent.is_dir() else []
+        hint = nearest(root.name, siblings)
+        raise RequestError(f"no folder {root}{hint}", fix="correct the data version's `path`")
+    if not root.is_dir():
+        fix = "name the folder that holds it, or track the file with DVC"
+        raise RequestError(f"{root} is a file", why="`source: directory` takes a folder", fix=fix)
+    return root.resolve()
+
+
+def _walk(folder: Path, root: Path, prefix: str, above: frozenset[Path]) -> Iterator[Found]:
+    try:
+        children = sorted(os.scandir(folder), key=lambda child: child.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for child in children:
+        path = f"{prefix}{child.name}"
+        real, status = _follow(Path(child.path), root)
+        if stat.S_ISREG(status.st_mode):
+            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            yield Found(path=path, real=real, stamp=stamp)
+        elif not stat.S_ISDIR(status.st_mode):
+            raise RequestError(f"{child.path} is neither a file nor a folder", fix="remove it from the data")
+        elif real in above:
+            raise RequestError(f"{child.path} leads to a folder that it is in", fix="remove the link")
+        else:
+            yield from _walk(real, root, f"{path}/", above | {real})
+
+
+def _follow(path: Path, root: Path) -> tuple[Path, os.stat_result]:
+    """Return where a path leads, and what is there."""
+    try:
+        if not path.is_symlink():
+            return path, path.lstat()
+        real = path.resolve(strict=True)
+        status = real.stat()
+    except (OSError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+    if not real.is_relative_to(root):
+        fix = "copy what it leads to into the folder, or name a folder that holds both"
+        raise RequestError(f"{path} leads out of the data version, to {real}", fix=fix)
+    return real, status
+
+
+def _checksums(found: list[Found], answers: Answers, root: Path, now: int) -> list[str]:
+    kept = _kept(answers.read(str(root)))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        checksums = list(pool.map(lambda file: _known(kept, file) or _hash(file), found))
+    settled = {
+        file.path: [*file.stamp, checksum]
+        for file, checksum in zip(found, checksums, strict=True)
+        if max(file.stamp[1:3]) < now - _SETTLED_NS
+    }
+    if settled and settled != kept:
+        answers.write(settled, str(root))
+    return checksums
+
+
+def _kept(answer: Any) -> dict[str, Any]:
+    return answer if isinstance(answer, dict) else {}
+
+
+def _known(kept: dict[str, Any], file: Found) -> str | None:
+    match kept.get(file.path):
+        case [*stamp, str(checksum)] if tuple(stamp) == file.stamp:
+            return checksum
+    return None
+
+
+def _hash(file: Found) -> str:
+    try:
+        checksum = checksum_of(file.real, "md5")
+        size = file.real.stat().st_size
+    except OSError as error:
+        raise _unreadable(file.real, error) from error
+    if size != file.size:
+        raise RequestError(
+            f"{file.real} changed while it was read", fix="let whoever writes it finish, then try again"
+        )
+    return checksum
+
+
+def _unreadable(path: Path, error: OSError | RuntimeError) -> RequestError:
+    why = (isinstance(error, OSError) and error.strerror) or str(error)
+    return RequestError(f"{path} cannot be read", why=why, fix="make it readable, or remove it from the data")

@@ -1,0 +1,79 @@
+"""What makes a run the same run: its identity document and the id hashed from it (DESIGN, "Words").
+
+In it: the resolved model, datamodule and trainer with their arguments, the data digest, the seed, the task
+and the world size. Not in it: partition, time, memory, cluster, tracking, devices, loggers, paths.
+The golden ids in tests/test_identity.py never change: ids lie in users' folders and MLflow stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import ConfigError
+from orchestrator.spec import Config, RunId
+
+ID_VERSION = 1
+
+# A built-in key that equals its default is left out, so that a key we add later changes no id.
+_DEFAULTS: Mapping[str, Any] = {"seed": 0, "task": "fit", "world_size": 1, "data": {}, "data_digest": None}
+
+TRAINER_DEFAULTS: Mapping[str, Any] = {
+    "_target_": "pytorch_lightning.Trainer",
+    "max_epochs": 10,
+    "max_steps": -1,
+    "precision": "32-true",
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "limit_train_batches": None,
+    "limit_val_batches": None,
+    "limit_test_batches": None,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": None,
+    "log_every_n_steps": 50,
+    "deterministic": None,
+    "callbacks": {},
+}
+
+# How a run is shown or where it runs, not what it computes.
+TRAINER_NOT_IDENTITY = frozenset({"enable_progress_bar", "enable_model_summary"})
+
+
+def canonical(document: Mapping[str, Any]) -> str:
+    """Return canonical JSON: sorted keys, `repr` of floats, no NaN or infinity."""
+    try:
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except ValueError as error:
+        raise ConfigError(
+            "the configuration holds NaN or an infinity",
+            why="a run's identity must be comparable, and NaN differs from itself",
+            fix="use null, or a large finite number",
+        ) from error
+
+
+def document(config: Config, *, data_digest: str | None, world_size: int) -> dict[str, Any]:
+    """Return the identity document of a resolved config with the keys model, data, trainer, seed, task."""
+    data = {key: value for key, value in config["data"].items() if key != "version"}
+    trainer = {
+        key: value
+        for key, value in config["trainer"].items()
+        if key not in TRAINER_NOT_IDENTITY and not _is_default(TRAINER_DEFAULTS, key, value)
+    }
+    entries = {
+        "model": config["model"], "data": data if data.get("_target_") else {}, "trainer": trainer,
+        "seed": config["seed"], "task": config["task"],
+        "data_digest": data_digest, "world_size": world_size,
+    }  # fmt: skip
+    kept = {key: value for key, value in entries.items() if not _is_default(_DEFAULTS, key, value)}
+    return {"id_version": ID_VERSION, **kept}
+
+
+def run_id(identity: Mapping[str, Any]) -> RunId:
+    """Return the run id: the first 12 hexadecimal digits of the canonical document's SHA-256."""
+    return RunId(hashlib.sha256(canonical(identity).encode()).hexdigest()[:12])
+
+
+def _is_default(defaults: Mapping[str, Any], key: str, value: Any) -> bool:
+    return key in defaults and type(value) is type(defaults[key]) and value == defaults[key]

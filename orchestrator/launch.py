@@ -1,0 +1,149 @@
+"""The one act: freeze what a launch needs, publish its plan, and hand it to the cluster.
+
+Everything is checked before; what was gathered (code, data, environment) comes in as `Facts`. Two launches
+at the same moment both plan, but only one publishes a given number: the other plans again, against it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator import ledger
+from orchestrator.cluster import Cluster
+from orchestrator.data import Manifest
+from orchestrator.environment import Environment
+from orchestrator.errors import StateError
+from orchestrator.layout import ExperimentPaths, LaunchPaths
+from orchestrator.plan import Rerun, Step, make_plan, to_do
+from orchestrator.snapshot import Pending, write
+from orchestrator.spec import Config, Experiment
+
+_TRIES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What was found out before launching. `code`: the project's tree, then those of editable installs."""
+
+    code: tuple[Pending, ...]
+    environment: Environment
+    manifests: Mapping[str, Manifest]
+
+    @property
+    def code_id(self) -> str:
+        return "+".join(pending.snapshot.tree for pending in self.code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """What a launch did: the steps of its plan, and its folder; None where nothing was to be done."""
+
+    steps: tuple[Step, ...]
+    paths: LaunchPaths | None
+
+
+def launch(
+    experiment: Experiment,
+    facts: Facts,
+    paths: ExperimentPaths,
+    *,
+    cluster: Cluster,
+    cluster_of: Mapping[str, Cluster],
+    message: str = "",
+    rerun: Rerun = "never",
+    only: Callable[[Step], bool] = lambda step: True,
+) -> Launched:
+    """Launch what is missing of an experiment.
+
+    Raises RequestError where the cluster can never run it, StateError where our files cannot be written, and
+    ClusterError where the cluster refuses it; whatever was published by then is taken up by the next launch.
+    """
+    for _ in range(_TRIES):
+        book = ledger.read(paths, cluster_of)
+        steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
+        acting = [step for step in to_do(steps) if only(step)]
+        if not acting:
+            return Launched(steps=steps, paths=None)
+        cluster.check({step.run.resources for step in acting})
+        _freeze(facts, paths)
+        bases, lines = _write_plan(acting)
+        number = book.launches[-1].number + 1 if book.launches else 1
+        published = ledger.publish(paths, number, _header(experiment, facts, message), bases, lines)
+        if published is not None:
+            cluster.submit(published)
+            published.complete.touch(mode=0o600)
+            return Launched(steps=steps, paths=published)
+    raise StateError(
+        f"{experiment.name} could not be launched", why=f"others launched it {_TRIES} times meanwhile",
+        fix="look at `orch status`, then try again",
+    )  # fmt: skip
+
+
+def _freeze(facts: Facts, paths: ExperimentPaths) -> None:
+    ledger.make_private(paths.path)
+    ledger.check_private(paths.path)
+    for pending in facts.code:
+        write(pending, paths.code(pending.snapshot.tree))
+    for digest, manifest in facts.manifests.items():
+        if not paths.manifest(digest).exists():
+            ledger.make_private(paths.manifest(digest).parent)
+            manifest.write(paths.manifest(digest))
+
+
+def _header(experiment: Experiment, facts: Facts, message: str) -> dict[str, Any]:
+    return {
+        "experiment": experiment.name, "message": message, "argv": sys.argv[1:],
+        "overrides": list(experiment.overrides), "choices": dict(experiment.choices), "sweep": experiment.sweep,
+        "objective": asdict(experiment.objective) if experiment.objective else None,
+        "cluster": dict(experiment.cluster), "tracking": dict(experiment.tracking), "env": experiment.env,
+        "environment": facts.environment.to_json(), "python": sys.executable,
+        "code": [pending.snapshot.to_json() for pending in facts.code],
+        "data": {digest: dict(manifest.origin) for digest, manifest in facts.manifests.items()},
+    }  # fmt: skip
+
+
+def _write_plan(steps: Sequence[Step]) -> tuple[list[Config], list[dict[str, Any]]]:
+    """Return few base configs, and per step a line that says how its own differs from one of them."""
+    bases: list[Config] = []
+    lines = []
+    for index, step in enumerate(steps):
+        base, changes = _nearest_base(bases, step.run.config)
+        lines.append(
+            {
+                "index": index, "run": step.run.id, "action": step.action.value, "reason": step.reason,
+                "attempt": step.attempt, "generation": step.generation, "history": step.history,
+                "code": step.code, "data": step.run.data_digest, "base": base, "set": changes,
+                "point": dict(step.run.point), "resources": step.run.resources.to_json(),
+            }
+        )  # fmt: skip
+    return bases, lines
+
+
+def _nearest_base(bases: list[Config], config: Config) -> tuple[int, list[tuple[list[str], Any]]]:
+    for number, base in enumerate(bases):
+        changes = difference(base, config)
+        if changes is not None:
+            return number, changes
+    bases.append(config)
+    return len(bases) - 1, []
+
+
+def difference(base: Any, config: Any) -> list[tuple[list[str], Any]] | None:
+    """Return the leaves to set in `base` to get `config`; None where their keys differ. Lists are leaves."""
+    if base is config:
+        return []
+    if not isinstance(base, dict) or not isinstance(config, dict):
+        same = type(base) is type(config) and base == config
+        return None if isinstance(base, dict) or isinstance(config, dict) else [] if same else [([], config)]
+    if base.keys() != config.keys():
+        return None
+    changes: list[tuple[list[str], Any]] = []
+    for key in base:
+        inner = difference(base[key], config[key])
+        if inner is None:
+            return None
+        changes += [([key, *path], value) for path, value in inner]
+    return changes

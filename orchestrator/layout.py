@@ -1,0 +1,215 @@
+"""Where everything lies on disk: the one place that knows paths. See docs/reference/on-disk.md.
+
+    <runs>/<experiment>/launches/0007/         what was asked for, written whole, never changed
+    <runs>/<experiment>/code/<tree>/           frozen code, shared by launches
+    <runs>/<experiment>/data/<digest>.json     manifests, shared by launches
+    <runs>/<experiment>/runs/<run id>/a001/    one attempt, one writer
+    <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
+    <runs>/.mlflow/                            the embedded tracking store
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_ATTEMPT = re.compile(r"a(\d{3,})")
+_LAUNCH = re.compile(r"\d{4,}")
+EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptPaths:
+    """The folder of one attempt; only the attempt's own process writes here."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name[1:])
+
+    @property
+    def claim(self) -> Path:
+        return self.path / "claim.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.path / "artifacts"
+
+    @property
+    def observed(self) -> Path:
+        """What others saw of attempts that ended without a word; one file per observer and attempt."""
+        return self.path / "observed"
+
+    def attempt(self, number: int) -> AttemptPaths:
+        return AttemptPaths(self.path / f"a{number:03d}")
+
+    def attempts(self) -> list[AttemptPaths]:
+        found = [name for name in _names(self.path) if _ATTEMPT.fullmatch(name)]
+        return sorted((AttemptPaths(self.path / name) for name in found), key=lambda a: a.number)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPaths:
+    """The folder of one launch; published whole by a rename, then only added to by its launcher."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def header(self) -> Path:
+        return self.path / "launch.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.jsonl"
+
+    @property
+    def offsets(self) -> Path:
+        return self.path / "plan.offsets"
+
+    def base(self, number: int) -> Path:
+        return self.path / f"base-{number}.json"
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """Empty files named by run id: these runs shall not start, and stop if they have."""
+        return self.path / "cancelled"
+
+    @property
+    def complete(self) -> Path:
+        return self.path / "COMPLETE"
+
+
+@dataclass(frozen=True, slots=True)
+class CodePaths:
+    """One frozen tree of code."""
+
+    path: Path
+
+    @property
+    def tree(self) -> Path:
+        return self.path / "tree"
+
+    @property
+    def header(self) -> Path:
+        return self.path / "snapshot.json"
+
+    @property
+    def diff(self) -> Path:
+        return self.path / "uncommitted.diff"
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentPaths:
+    """The folder of one experiment."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index"
+
+    def launch(self, number: int) -> LaunchPaths:
+        return LaunchPaths(self.path / "launches" / f"{number:04d}")
+
+    def launches(self) -> list[LaunchPaths]:
+        folder = self.path / "launches"
+        found = (LaunchPaths(folder / name) for name in _names(folder) if _LAUNCH.fullmatch(name))
+        return sorted(found, key=lambda launch: launch.number)
+
+    def code(self, tree: str) -> CodePaths:
+        return CodePaths(self.path / "code" / tree)
+
+    def python_path(self, code: str) -> list[str]:
+        """Return where a job's imports come from: the project's frozen tree, then those of editable installs.
+
+        `code` is one tree, or several joined by `+`, the project's first. A `src/` folder is searched too.
+        """
+        roots = [self.code(tree).tree for tree in code.split("+")]
+        return [str(path) for root in roots for path in (root, root / "src") if path == root or path.is_dir()]
+
+    def manifest(self, digest: str) -> Path:
+        return self.path / "data" / f"{digest}.json"
+
+    def run(self, run_id: str) -> RunPaths:
+        return RunPaths(self.path / "runs" / run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class RunsRoot:
+    """The folder `runs/` of a project."""
+
+    path: Path
+
+    @property
+    def mlflow(self) -> Path:
+        return self.path / ".mlflow"
+
+    def experiment(self, name: str) -> ExperimentPaths:
+        return ExperimentPaths(self.path / name)
+
+    def experiments(self) -> Iterator[ExperimentPaths]:
+        for name in _names(self.path):
+            if EXPERIMENT_NAME.fullmatch(name) and (self.path / name / "launches").is_dir():
+                yield self.experiment(name)
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder: everything in it can be deleted at any time."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "orchestrator"
+
+
+def state_dir() -> Path:
+    """Return the user's state folder: the workstation's queue and its supervisor's log."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "orchestrator"

@@ -1,0 +1,41 @@
+"""Where a user stands: the project's folder, and its runs/ folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import RequestError
+from orchestrator.layout import RunsRoot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """A folder with a user's conf/ and packages, and the folder that its experiments are kept in."""
+
+    folder: Path
+    runs: RunsRoot
+
+    @property
+    def import_path(self) -> list[str]:
+        """Where the project's packages are found: the folder itself, and src/ below it."""
+        return [str(path) for path in (self.folder, self.folder / "src") if path.is_dir()]
+
+
+def find_project(start: Path, *, runs: str | None = None) -> Project:
+    """Return the project around a folder: the nearest one above it that holds conf/, else `start` itself.
+
+    `runs` is the --runs option; without it $ORCH_RUNS counts, then runs/ in the project's folder.
+    """
+    try:
+        here = start.resolve(strict=True)
+    except OSError as error:
+        raise RequestError(
+            f"there is no folder {start}", why=error.strerror or "", fix="give --project an existing folder"
+        ) from error
+    if not here.is_dir():
+        raise RequestError(f"{start} is no folder", fix="give --project an existing folder")
+    folder = next((path for path in (here, *here.parents) if (path / "conf").is_dir()), here)
+    chosen = runs or os.environ.get("ORCH_RUNS")
+    return Project(folder=folder, runs=RunsRoot(Path(chosen).absolute() if chosen else folder / "runs"))

@@ -1,0 +1,301 @@
+"""What is known of a run: events, their fold, and the reconciliation with what the scheduler says.
+
+Pure: reading files is the ledger's work. The fold orders by (attempt, sequence), never by clock.
+A run is `done` only by its own completion event; a scheduler that does not answer makes it `unknown`,
+never gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from orchestrator.process import ProcessId
+from orchestrator.spec import Point, Resources, RunId
+
+EVENT_VERSION = 1
+"""Written as `v` into each event; a reader skips events of a version it does not know."""
+
+
+class RunState(StrEnum):
+    """The states of a run, in the order in which they are shown."""
+
+    RUNNING = "running"
+    QUEUED = "queued"
+    WAITING = "waiting"  # planned, but not handed to a scheduler
+    DONE = "done"
+    FAILED = "failed"  # by an exception of the user's: starts again from scratch with today's code
+    INTERRUPTED = "interrupted"  # by infrastructure: goes on from its last checkpoint with its own code
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"  # the scheduler did not answer; nothing is concluded from that
+
+    @property
+    def active(self) -> bool:
+        """Whether somebody may still be at work on it, so that nobody else may start it."""
+        return self in {RunState.RUNNING, RunState.QUEUED, RunState.UNKNOWN}
+
+
+class JobState(StrEnum):
+    """What a scheduler says of one task of a launch."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A scheduler's last word on one task: its state, why, the job's name there, and the node."""
+
+    state: JobState
+    reason: str = ""
+    job: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of an attempt's events.jsonl. `time` is in seconds since the epoch, for people only."""
+
+    sequence: int
+    kind: str
+    time: float
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"v": EVENT_VERSION, "seq": self.sequence, "kind": self.kind, "time": self.time, **self.data}
+
+
+def parse_event(line: Mapping[str, Any]) -> Event | None:
+    """Return the event of one JSON line; None for what is not one, or comes from a newer version."""
+    if line.get("v") != EVENT_VERSION or not isinstance(line.get("seq"), int):
+        return None
+    data = {key: value for key, value in line.items() if key not in {"v", "seq", "kind", "time"}}
+    return Event(
+        sequence=line["seq"], kind=str(line.get("kind")), time=float(line.get("time", 0.0)), data=data
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Who took an attempt, for which launch, and what it starts from.
+
+    `history` is the attempt that began from scratch: resumed attempts carry on its metrics.
+    """
+
+    launch: int
+    index: int
+    code: str
+    generation: int
+    history: int
+    process: ProcessId
+    time: float
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Claim:
+        return cls(
+            launch=int(value["launch"]), index=int(value["index"]), code=str(value["code"]),
+            generation=int(value["generation"]), history=int(value["history"]),
+            process=ProcessId.from_json(value["process"]), time=float(value["time"]),
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "launch": self.launch, "index": self.index, "code": self.code, "generation": self.generation,
+            "history": self.history, "process": self.process.to_json(), "time": self.time,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An exception of the user's. `signature` groups equal failures: "KeyError at model.py:41"."""
+
+    signature: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """The fold of one attempt's events. `state` is RUNNING until a final event, or an observer, says more.
+
+    `progress` holds epoch, epochs, step; `metrics` the last value of each metric; `best` the objective's
+    best value with its step and checkpoint.
+    """
+
+    number: int
+    claim: Claim | None
+    state: RunState = RunState.RUNNING
+    reason: str = ""
+    ended: float | None = None
+    stage: str = "starting"
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    @property
+    def final(self) -> bool:
+        return self.state is not RunState.RUNNING
+
+
+def fold(number: int, claim: Claim | None, events: Iterable[Event], observed: Iterable[Event] = ()) -> Attempt:
+    """Return what one attempt's own events say, and, where they end without a word, what observers saw."""
+    attempt = Attempt(number=number, claim=claim)
+    for event in sorted(events, key=lambda event: event.sequence):
+        attempt = _apply(attempt, event)
+    for event in observed:
+        if not attempt.final:
+            attempt = _apply(attempt, event)
+    return attempt
+
+
+def _apply(attempt: Attempt, event: Event) -> Attempt:
+    data = event.data
+    match event.kind:
+        case "staged":
+            return replace(attempt, stage="building", data=data)
+        case "training":
+            return replace(attempt, stage="training")
+        case "progress":
+            return replace(
+                attempt, progress=data.get("progress", {}), metrics={**attempt.metrics, **data.get("metrics", {})}
+            )
+        case "done":
+            return replace(
+                attempt, state=RunState.DONE, ended=event.time, stage="", best=data.get("best", {}),
+                metrics={**attempt.metrics, **data.get("metrics", {})},
+            )  # fmt: skip
+        case "failed":
+            failure = Failure(
+                signature=str(data.get("signature", "unknown")), message=str(data.get("message", "")),
+                traceback=str(data.get("traceback", "")),
+            )  # fmt: skip
+            return replace(
+                attempt, state=RunState.FAILED, ended=event.time, failure=failure, reason=failure.signature
+            )
+        case "interrupted":
+            return replace(
+                attempt, state=RunState.INTERRUPTED, ended=event.time, reason=str(data.get("reason", ""))
+            )
+    return attempt  # an event kind that a newer version added
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """The last line of a plan that names a run: what its launch wants done."""
+
+    run: RunId
+    launch: int
+    index: int
+    action: str
+    attempt: int
+    generation: int
+    history: int
+    code: str
+    point: Point
+    resources: Resources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Everything known of one run."""
+
+    planned: Planned
+    state: RunState
+    reason: str
+    attempts: tuple[Attempt, ...]
+    node: str = ""
+    job: str = ""
+
+    @property
+    def id(self) -> RunId:
+        return self.planned.run
+
+    @property
+    def last(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def code(self) -> str:
+        """The tree that the latest attempt ran, or that the next one will run."""
+        claim = self.last.claim if self.last else None
+        return claim.code if claim and self.begun else self.planned.code
+
+    @property
+    def begun(self) -> bool:
+        """Whether the attempt that the latest plan asked for has started."""
+        return self.last is not None and self.last.number >= self.planned.attempt
+
+    @property
+    def failure(self) -> Failure | None:
+        return self.last.failure if self.last and self.state is RunState.FAILED else None
+
+    @property
+    def history(self) -> tuple[Attempt, ...]:
+        """The attempts that belong together: from the last start from scratch on."""
+        first = self.last.claim.history if self.last and self.last.claim else self.planned.history
+        return tuple(attempt for attempt in self.attempts if attempt.number >= first)
+
+    @property
+    def started(self) -> float | None:
+        return next((attempt.claim.time for attempt in self.history if attempt.claim), None)
+
+    @property
+    def ended(self) -> float | None:
+        return self.last.ended if self.last and not self.state.active else None
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return {name: value for attempt in self.history for name, value in attempt.metrics.items()}
+
+
+def reconcile(
+    planned: Planned, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: bool
+) -> Record:
+    """Return the record that attempts, the latest plan and the scheduler's word make together.
+
+    `observation` is None where the launch has not handed the run to a scheduler.
+    """
+    ordered = tuple(sorted(attempts, key=lambda attempt: attempt.number))
+    last = ordered[-1] if ordered else None
+    if last is not None and last.number >= planned.attempt:
+        state, reason = _begun(last, observation)
+    else:
+        state, reason = _not_begun(observation)
+    if cancelled and state in {RunState.INTERRUPTED, RunState.WAITING}:
+        state, reason = RunState.CANCELLED, "cancelled"
+    seen = observation or Observation(state=JobState.UNKNOWN)
+    node = seen.node or (last.claim.process.host if last and last.claim and not last.final else "")
+    return Record(planned=planned, state=state, reason=reason, attempts=ordered, node=node, job=seen.job)
+
+
+def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, str]:
+    requeued = observation is not None and observation.state is JobState.PENDING
+    if last.state in {RunState.DONE, RunState.FAILED} or (last.final and not requeued):
+        return last.state, last.reason
+    match observation:
+        case None | Observation(state=JobState.ENDED):
+            return RunState.INTERRUPTED, observation.reason if observation else "its launch has ended"
+        case Observation(state=JobState.UNKNOWN):
+            return RunState.UNKNOWN, observation.reason
+        case Observation(state=JobState.PENDING):
+            return RunState.QUEUED, observation.reason
+    return RunState.RUNNING, last.stage
+
+
+def _not_begun(observation: Observation | None) -> tuple[RunState, str]:
+    match observation:
+        case None:
+            return RunState.WAITING, "not submitted"
+        case Observation(state=JobState.PENDING):
+            return RunState.QUEUED, observation.reason
+        case Observation(state=JobState.RUNNING):
+            return RunState.RUNNING, "starting"
+        case Observation(state=JobState.UNKNOWN):
+            return RunState.UNKNOWN, observation.reason
+    return RunState.INTERRUPTED, observation.reason or "ended before it started"

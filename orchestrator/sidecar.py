@@ -1,0 +1,69 @@
+"""`python -m orchestrator.sidecar RUNS`: carries metrics to the tracking store while runs are running.
+
+Reads names of experiments from standard input, one per line, and keeps those in sync; at its end, one last
+time. It is no part of a training process: nothing here can make training wait, and what it fails to carry
+`orch ui --once` catches up with.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from orchestrator import api
+from orchestrator.errors import OrchError
+from orchestrator.layout import RunsRoot
+from orchestrator.project import Project
+
+_log = logging.getLogger(__name__)
+_PERIOD_SECONDS = 3.0
+
+
+def follow(project: Project) -> None:
+    """Sync the experiments named on standard input, every few seconds and once more when it closes."""
+    named: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(named,), daemon=True).start()
+    experiments: set[str] = set()
+    more = True
+    while more:
+        more = _collect(named, experiments)
+        for experiment in sorted(experiments):
+            _sync(project, experiment)
+
+
+def _read(named: queue.SimpleQueue[str | None]) -> None:
+    for line in sys.stdin:
+        named.put(line.strip())
+    named.put(None)
+
+
+def _collect(named: queue.SimpleQueue[str | None], experiments: set[str]) -> bool:
+    """Take what was named within a period. Returns False once standard input has closed."""
+    try:
+        while (name := named.get(timeout=_PERIOD_SECONDS)) is not None:
+            if name not in experiments:
+                experiments.add(name)
+                return True
+    except queue.Empty:
+        return True
+    return False
+
+
+def _sync(project: Project, experiment: str) -> None:
+    try:
+        api.sync(project, experiment)
+    except OrchError as error:
+        _log.warning("not synced yet: %s", error)
+    except Exception:
+        _log.exception("not synced yet")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="tracking: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the runs; what they logged is carried all the same
+    runs = Path(sys.argv[1])
+    follow(Project(folder=runs.parent, runs=RunsRoot(runs)))

@@ -1,0 +1,114 @@
+"""Freeze the code of a project, so that no edit of the checkout reaches a queued run.
+
+`take` finds out what would be frozen and under which name (the git tree hash), and writes nothing but
+temporary files; `write` puts it under `code/<tree>/`, whole or not at all. What is frozen is what
+`git add --all` would record, without recording it: tracked files as they are now, and untracked ones
+that are source or configuration. The user's repository is only read: a copy of its index and a
+temporary object folder take what has to be written, no hook runs, and no lock is waited for. (A filter
+such as git-lfs runs as in `git add`.) Without git the files are copied as they are.
+
+It does not decide when to freeze, and knows of a launch only the folder it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from orchestrator.errors import StateError
+from orchestrator.layout import CodePaths
+from orchestrator.snapshot import checkout, plain
+from orchestrator.snapshot.frozen import Pending, Snapshot
+from orchestrator.snapshot.repository import find_repository
+from orchestrator.snapshot.selection import MB, Selection, megabytes
+from orchestrator.spec import SnapshotOptions
+
+__all__ = ["Pending", "Snapshot", "take", "write"]
+
+_log = logging.getLogger(__name__)
+
+DIFF_LIMIT_BYTES = 20 * MB
+
+
+@contextmanager
+def take(project: Path, options: SnapshotOptions, *, exclude: Sequence[Path] = ()) -> Iterator[Pending]:
+    """Find out what freezing `project` would freeze, leaving out the folders in `exclude`.
+
+    Raises RequestError for what may not be frozen: files over the limits, credentials, links that leave.
+    """
+    selection = Selection.of(project, options, exclude)
+    with TemporaryDirectory(prefix="orch-snapshot-") as name:
+        scratch = Path(name).resolve()
+        repo = find_repository(selection.project, scratch)
+        parts = list(checkout.read_parts(repo, selection, scratch)) if repo else []
+        if any(part.entries for part in parts):
+            yield checkout.pending(parts, selection, scratch)
+        else:
+            yield plain.pending(selection, plain.reason(repository=repo is not None))
+
+
+def write(pending: Pending, destination: CodePaths) -> Snapshot:
+    """Put the snapshot under `destination`, whole or not at all; nothing to do if it is there already.
+
+    Its files are read-only, so that nobody edits them by accident; its folders are not, so that it can be
+    deleted. Any number of processes may write the same snapshot at once.
+    """
+    if destination.header.is_file():
+        return pending.snapshot
+    try:
+        destination.path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=destination.path.parent, prefix=".tmp-") as name:
+            draft = CodePaths(Path(name) / "draft")
+            _draft(pending, draft)
+            _publish(draft, destination)
+    except OSError as error:
+        raise StateError(
+            f"cannot write the code's snapshot to {destination.path}", why=str(error),
+            fix="make room there, or make it writable",
+        ) from error  # fmt: skip
+    return pending.snapshot
+
+
+def _draft(pending: Pending, draft: CodePaths) -> None:
+    draft.path.mkdir()
+    pending.fill(draft.tree)
+    _protect(draft.tree)
+    diff = pending.diff()
+    header = pending.snapshot.to_json()
+    if len(diff) > DIFF_LIMIT_BYTES:
+        over = f"{megabytes(len(diff))} is more than {megabytes(DIFF_LIMIT_BYTES)}"
+        header["diff"] = f"left out: {over}; the tree is whole"
+        _log.warning("uncommitted diff %s", header["diff"])
+    elif diff:
+        header["diff"] = draft.diff.name
+        draft.diff.write_bytes(diff)
+    draft.header.write_text(json.dumps(header, indent=1) + "\n")
+
+
+def _publish(draft: CodePaths, destination: CodePaths) -> None:
+    try:
+        draft.path.rename(destination.path)
+    except OSError as error:
+        if destination.header.is_file():
+            return  # somebody else was faster with the same content
+        if not destination.path.exists():
+            raise
+        raise StateError(
+            f"{destination.path} is there but incomplete", why="it has no snapshot.json",
+            fix="delete it and launch again",
+        ) from error  # fmt: skip
+
+
+def _protect(tree: Path) -> None:
+    for folder, _, names in os.walk(tree):
+        for name in names:
+            path = os.path.join(folder, name)  # noqa: PTH118 - one Path per file costs as much as the chmod
+            mode = os.lstat(path).st_mode
+            if not stat.S_ISLNK(mode):
+                os.chmod(path, stat.S_IMODE(mode) & 0o555)  # noqa: PTH101

@@ -1,0 +1,198 @@
+"""Freeze a project that git knows: what `git add --all` would record, without recording it.
+
+Submodules, and clones that lie inside, are frozen as they are, with their uncommitted edits: their files
+take the place of their link, so that one tree hash names everything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.snapshot.frozen import Pending, Snapshot
+from orchestrator.snapshot.repository import (
+    GITLINK,
+    LINK,
+    Entry,
+    Repository,
+    Status,
+    copy_index,
+    find_repository,
+    read_entries,
+    read_status,
+    redirect,
+    update_index,
+)
+from orchestrator.snapshot.selection import Selection, is_credential, listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one repository adds: the project's own, a submodule, or a clone that lies inside.
+
+    `at` is its folder below the project, `""` or `"path/"`; `left` are untracked files it does not add.
+    """
+
+    repo: Repository
+    at: str
+    status: Status
+    entries: tuple[Entry, ...]
+    dirty: bool
+    left: tuple[str, ...]
+
+
+def read_parts(repo: Repository, selection: Selection, scratch: Path) -> Iterator[Part]:
+    """Yield the project's repository, and then each repository that lies inside it."""
+    included = selection.included()
+    waiting, seen = [("", repo)], set[Path]()
+    while waiting:
+        at, repo = waiting.pop(0)
+        if repo.objects in seen:
+            continue  # a worktree of a repository that is already in
+        seen.add(repo.objects)
+        part = _read(repo, at, selection, _owned(included, at, selection.project))
+        yield part
+        for path in _repositories_inside(part, selection):
+            inner = find_repository(selection.project / path, scratch)
+            if inner is not None and not inner.prefix:
+                waiting.append((path, inner))
+
+
+def _owned(paths: Iterable[str], at: str, project: Path) -> list[str]:
+    """Return the paths that belong to the repository at `at`, not to one inside it, relative to it."""
+    inner = (path.removeprefix(at) for path in paths if path.startswith(at))
+    return [path for path in inner if not _in_repository(project / at, path)]
+
+
+def _in_repository(top: Path, path: str) -> bool:
+    folders = path.split("/")[:-1]
+    return any((top / "/".join(folders[: n + 1]) / ".git").exists() for n in range(len(folders)))
+
+
+def _read(repo: Repository, at: str, selection: Selection, included: Sequence[str]) -> Part:
+    """Bring the temporary index up to what is to be frozen, once nothing speaks against it."""
+    status = read_status(repo, _pathspec(selection, at))
+    wanted, left = selection.choose(f"{at}{path}" for path in status.untracked if not path.endswith("/"))
+    added = [path.removeprefix(at) for path in wanted]
+    present = [path for path in status.present if not (repo.folder / path).is_dir()]
+    selection.sizes(f"{at}{path}" for path in {*present, *added, *included})
+    fresh = set(included).difference(entry.path for entry in read_entries(repo)) if included else set()
+    update_index(repo, gone=status.gone, present=[*status.present, *added, *included])
+    return Part(
+        repo=repo, at=at, status=status, entries=_without_excluded(repo, at, selection),
+        dirty=bool(status.present or status.gone or added or fresh),
+        left=tuple(path for path in left if path.removeprefix(at) not in fresh),
+    )  # fmt: skip
+
+
+def _without_excluded(repo: Repository, at: str, selection: Selection) -> tuple[Entry, ...]:
+    """Return the index's entries, having dropped what lies in an excluded folder although git tracks it."""
+    entries = read_entries(repo)
+    excluded = {entry.path for entry in entries if selection.excludes(f"{at}{entry.path}")}
+    if excluded:
+        update_index(repo, gone=excluded, present=[])
+    return tuple(entry for entry in entries if entry.path not in excluded)
+
+
+def _pathspec(selection: Selection, at: str) -> list[str]:
+    """Return pathspecs for all but the excluded folders: git then does not even list these."""
+    here = [name.removeprefix(at) for name in selection.excluded if name.startswith(at)]
+    return ["--", ".", *(f":(exclude,literal){name}" for name in here)]
+
+
+def _repositories_inside(part: Part, selection: Selection) -> Iterator[str]:
+    """Yield the folders of checked-out submodules, and of repositories that git takes for untracked files."""
+    links = [f"{entry.path}/" for entry in part.entries if entry.mode == GITLINK]
+    for path in links:
+        if (part.repo.folder / path / ".git").exists():
+            yield f"{part.at}{path}"
+    for path in part.status.untracked:
+        inner = f"{part.at}{path}"
+        if path.endswith("/") and not selection.bars(inner) and not selection.excludes(inner.rstrip("/")):
+            yield inner
+
+
+def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pending:
+    """Name the parts by one tree hash, once no link leaves the project and the sizes are within limits."""
+    top = parts[0]
+    entries = _whole(parts)
+    selection.refuse_leaving_links(entry.path for entry in entries if entry.mode == LINK)
+    sizes = selection.sizes(entry.path for entry in entries if entry.mode != GITLINK)
+    env = _graft(parts, entries, scratch)
+    below = [f"--prefix={top.repo.prefix}"] if top.repo.prefix else []
+    snapshot = Snapshot(
+        tree=top.repo.git("write-tree", *below, env=env).decode().strip(),
+        commit=top.status.commit, branch=top.status.branch, dirty=_dirty(parts),
+        files=len(sizes), bytes=sum(sizes.values()), message="; ".join(_notes(parts, entries)),
+    )  # fmt: skip
+
+    def fill(tree: Path) -> None:
+        whole = tree.with_name("checkout")
+        top.repo.git("checkout-index", "--all", "--quiet", f"--prefix={whole}/", env=env)
+        (whole / top.repo.prefix).mkdir(parents=True, exist_ok=True)
+        (whole / top.repo.prefix).rename(tree)
+        shutil.rmtree(whole, ignore_errors=True)
+
+    def diff() -> bytes:
+        return b"".join(_diff(part, selection) for part in parts)
+
+    return Pending(snapshot=snapshot, fill=fill, diff=diff)
+
+
+def _dirty(parts: Sequence[Part]) -> bool:
+    """Return whether anything differs from the commits, or a repository takes part that none records."""
+    linked = {f"{part.at}{entry.path}/" for part in parts for entry in part.entries if entry.mode == GITLINK}
+    return any(part.dirty or (part.at and part.at not in linked) for part in parts)
+
+
+def _whole(parts: Sequence[Part]) -> list[Entry]:
+    """Return the entries of all parts, relative to the project, inner repositories in place of their link."""
+    inner = {part.at.rstrip("/") for part in parts if part.at}
+    moved = [entry._replace(path=f"{part.at}{entry.path}") for part in parts for entry in part.entries]
+    return [entry for entry in moved if entry.path not in inner]
+
+
+def _graft(parts: Sequence[Part], entries: Sequence[Entry], scratch: Path) -> Mapping[str, str]:
+    """Return an environment whose index holds all parts, so that one tree hash names them all."""
+    top, inner = parts[0], parts[1:]
+    if not inner:
+        return top.repo.env
+    index = copy_index(Path(top.repo.env["GIT_INDEX_FILE"]), scratch)
+    env = redirect(index, scratch, [part.repo.objects for part in parts])
+    removed = [Entry("0", top.repo.no_object, part.at.rstrip("/")) for part in inner]
+    own = {entry.path for entry in top.entries}
+    lines = [*removed, *(entry for entry in entries if entry.path not in own)]
+    text = "".join(f"{entry.mode} {entry.object}\t{top.repo.prefix}{entry.path}\0" for entry in lines)
+    top.repo.git("update-index", "-z", "--index-info", stdin=os.fsencode(text), env=env)
+    return env
+
+
+def _notes(parts: Sequence[Part], entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield what a person should know of this snapshot before a thousand runs use it."""
+    unmerged = [f"{part.at}{path}" for part in parts for path in part.status.unmerged]
+    if unmerged:
+        yield f"frozen as it is in the middle of a merge: {listed(unmerged)}"
+    absent = [entry.path for entry in entries if entry.mode == GITLINK]
+    if absent:
+        yield f"submodule not checked out, so not frozen: {listed(absent)}"
+    left = [path for part in parts for path in part.left]
+    if left:
+        yield f"untracked, so not frozen unless snapshot.include names it: {listed(left, 3)}"
+    untracked = {f"{part.at}{path}" for part in parts for path in part.status.untracked}
+    secret = [entry.path for entry in entries if entry.path not in untracked and is_credential(entry.path)]
+    if secret:
+        yield f"looks like credentials, frozen because git tracks it: {listed(secret, 3)}"
+
+
+def _diff(part: Part, selection: Selection) -> bytes:
+    """Return what differs from the commit as a patch; without a commit all does, and the tree holds it."""
+    if part.status.commit is None or not part.dirty:
+        return b""
+    return part.repo.git(
+        "diff", "--cached", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames",
+        "--submodule=short", f"--src-prefix=a/{part.at}", f"--dst-prefix=b/{part.at}", "HEAD",
+        *_pathspec(selection, part.at),
+    )  # fmt: skip

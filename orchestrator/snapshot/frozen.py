@@ -1,0 +1,48 @@
+"""The nouns of a snapshot: what was frozen, and what is about to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What was frozen.
+
+    `tree` is the code's identity: a git tree hash, or `plain-<hash>` without git. `dirty` says that it is
+    not what `commit` holds, `message` what a person should know.
+    """
+
+    tree: str
+    commit: str | None
+    branch: str | None
+    dirty: bool
+    files: int
+    bytes: int
+    message: str = ""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(
+            tree=str(value["tree"]), commit=value["commit"], branch=value["branch"],
+            dirty=bool(value["dirty"]), files=int(value["files"]), bytes=int(value["bytes"]),
+            message=str(value["message"]),
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": 1, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A snapshot that has its name but lies nowhere yet; valid inside `take`'s `with` block.
+
+    `fill` writes its files to a new folder, `diff` returns the uncommitted changes as a patch.
+    """
+
+    snapshot: Snapshot
+    fill: Callable[[Path], None]
+    diff: Callable[[], bytes]

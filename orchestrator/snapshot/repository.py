@@ -1,0 +1,191 @@
+"""One git repository, only read: what git has to write goes to a copy of the index and temporary objects.
+
+No hook runs and no lock of the user's is waited for. A filter such as git-lfs runs as in `git add`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.errors import RequestError
+from orchestrator.process import ProgramError, run
+
+_SETTINGS = (
+    "core.fsmonitor=false",  # a program of the user's
+    "core.hooksPath=/dev/null",  # post-index-change would run
+    "core.splitIndex=false",  # a split index is written into the real .git
+    "core.safecrlf=false",
+    "core.looseCompression=0",
+    "core.fsync=none",  # temporary objects
+)
+_GIT = ("git", *(word for setting in _SETTINGS for word in ("-c", setting)))
+_INHERITED = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH",
+    "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS",
+)  # fmt: skip
+"""What git sets for its hooks: a launch from a hook would freeze another repository than its own."""
+
+LINK, GITLINK = "120000", "160000"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """The folder to freeze in one repository, and the environment in which git only reads that repository.
+
+    `prefix` is the folder's path below the repository's top, `""` or `"path/"`.
+    """
+
+    folder: Path
+    prefix: str
+    no_object: str
+    objects: Path
+    env: Mapping[str, str]
+
+    def git(self, *words: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
+        try:
+            return _git(self.folder, *words, stdin=stdin, env=env or self.env)
+        except ProgramError as error:
+            raise RequestError(
+                f"git {words[0]} failed in {self.folder}", why=error.stderr.strip(),
+                fix="make `git status` work there first",
+            ) from error  # fmt: skip
+
+
+class Entry(NamedTuple):
+    mode: str
+    object: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What `git status` says; an untracked repository ends in a slash. Paths are relative to its folder."""
+
+    commit: str | None
+    branch: str | None
+    present: tuple[str, ...]
+    gone: tuple[str, ...]
+    unmerged: tuple[str, ...]
+    untracked: tuple[str, ...]
+
+
+def _git(folder: Path, *words: str, env: Mapping[str, str], stdin: bytes = b"") -> bytes:
+    unset = [word for name in _INHERITED if name in os.environ for word in ("-u", name)]
+    scrub = ["env", *unset] if unset else []
+    argv = [*scrub, *(f"{name}={value}" for name, value in env.items() if scrub), *_GIT, *words]
+    return run(argv, cwd=folder, env={"LC_ALL": "C", **env}, stdin=stdin)
+
+
+def find_repository(folder: Path, scratch: Path) -> Repository | None:
+    """Return the repository that a folder lies in; None if it lies in none or there is no git."""
+    if shutil.which("git") is None:
+        return None
+    try:
+        answer = _git(
+            folder, "rev-parse", "--show-object-format", "--show-prefix", "--next", "--git-path", "index",
+            "--next", "--git-path", "objects", env={},
+        )  # fmt: skip
+    except ProgramError as error:
+        if "not a git repository (or any" in error.stderr:
+            return None
+        raise _unusable(folder, error) from error
+    about, index, objects = os.fsdecode(answer).removesuffix("\n").split("\n--next\n")  # echoed by rev-parse
+    kind, _, prefix = about.partition("\n")
+    real = (folder / objects).resolve()
+    return Repository(
+        folder=folder, prefix=prefix, objects=real, no_object="0" * (64 if kind == "sha256" else 40),
+        env=redirect(copy_index(folder / index, scratch), scratch, [real]),
+    )  # fmt: skip
+
+
+def _unusable(folder: Path, error: ProgramError) -> RequestError:
+    fix = "repair it; `git status` there says the same"
+    if "dubious ownership" in error.stderr:
+        fix = "if you trust its owner: git config --global --add safe.directory <the repository's top folder>"
+    return RequestError(f"git cannot use the repository at {folder}", why=error.stderr.strip(), fix=fix)
+
+
+def copy_index(index: Path, scratch: Path) -> Path:
+    """Copy an index, its time too: by it git tells which entries are too young to be trusted."""
+    copy = scratch / f"index-{len(list(scratch.glob('index-*')))}"
+    try:
+        shutil.copy2(index, copy)
+    except FileNotFoundError:
+        copy.unlink(missing_ok=True)  # nothing was ever added; git takes a missing index for an empty one
+    return copy
+
+
+def redirect(index: Path, scratch: Path, objects: Iterable[Path]) -> dict[str, str]:
+    """Return the environment that sends what git writes to `scratch` and lets it read `objects`."""
+    (scratch / "objects").mkdir(exist_ok=True)
+    return {
+        "GIT_INDEX_FILE": str(index),
+        "GIT_OBJECT_DIRECTORY": str(scratch / "objects"),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(map(_quoted, objects)),
+    }
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def read_status(repo: Repository, pathspec: Sequence[str]) -> Status:
+    """Ask git what differs from the commit; paths come relative to the repository's folder."""
+    answer = repo.git(
+        "status", "--porcelain=v2", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all",
+        "--no-renames", "--ignore-submodules=dirty", *pathspec,
+    )  # fmt: skip
+    return _parse_status(os.fsdecode(answer), repo.prefix)
+
+
+def _parse_status(answer: str, prefix: str) -> Status:
+    """Parse `git status --porcelain=v2 -z` without renames; see git-status(1)."""
+    found: dict[str, list[str]] = {kind: [] for kind in ("present", "gone", "unmerged", "untracked")}
+    heads: dict[str, str] = {}
+    for record in answer.split("\0")[:-1]:
+        kind, _, rest = record.partition(" ")
+        if kind == "#":
+            key, _, value = rest.partition(" ")
+            heads[key] = value
+        elif kind == "?":
+            found["untracked"].append(rest.removeprefix(prefix))
+        else:
+            # the mode in the working tree is the third of the modes, or the fourth of an unmerged path
+            fields = rest.split(" ", 7 if kind == "1" else 9)
+            path, mode = fields[-1].removeprefix(prefix), fields[4 if kind == "1" else 5]
+            found["gone" if mode == "000000" else "present"].append(path)
+            found["unmerged"] += [path] if kind == "u" else []
+    commit, branch = heads.get("branch.oid"), heads.get("branch.head")
+    return Status(
+        commit=None if commit == "(initial)" else commit, branch=None if branch == "(detached)" else branch,
+        **{kind: tuple(paths) for kind, paths in found.items()},
+    )  # fmt: skip
+
+
+def update_index(repo: Repository, *, gone: Iterable[str], present: Iterable[str]) -> None:
+    """Bring the temporary index up to the working tree for these paths; their content is hashed here."""
+    removals = "".join(f"0 {repo.no_object}\t{repo.prefix}{path}\0" for path in gone)
+    if removals:
+        repo.git("update-index", "-z", "--index-info", stdin=os.fsencode(removals))
+    paths = "".join(f"{path}\0" for path in dict.fromkeys(present))
+    if paths:
+        repo.git("update-index", "-z", "--add", "--remove", "--replace", "--stdin", stdin=os.fsencode(paths))
+
+
+def read_entries(repo: Repository) -> list[Entry]:
+    """Return what the temporary index holds below the repository's folder."""
+    answer = os.fsdecode(repo.git("ls-files", "-s", "-z", "--", "."))
+    return [_entry(record) for record in answer.split("\0")[:-1]]
+
+
+def _entry(record: str) -> Entry:
+    about, _, path = record.partition("\t")
+    mode, name, _ = about.split(" ")
+    return Entry(mode, name, path)

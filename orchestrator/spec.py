@@ -1,0 +1,103 @@
+"""The nouns: what an experiment is once its configuration has been composed and checked.
+
+Plain data, no behaviour beyond derived numbers. Everything here is JSON-serialisable by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NewType
+
+RunId = NewType("RunId", str)
+"""The first 12 hexadecimal digits of the SHA-256 of a run's identity document."""
+
+Config = Mapping[str, Any]
+"""A resolved configuration: nested dicts and lists of None, bool, int, float and str."""
+
+Point = Mapping[str, Any]
+"""The coordinates of one grid point: swept key (dotted path or config group) -> value."""
+
+VIEW = "<view>"
+"""Stands in a frozen config for the folder of the run's data version; replaced on the node (`${view:}`)."""
+
+PROJECT = "<project>"
+"""Stands in a frozen config for the frozen project's folder; replaced on the node (`${project:}`)."""
+
+TASKS = ("fit", "fit_test")
+"""What a run does: train and validate, or also test the best checkpoint afterwards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one run needs. Units are in the names; `hours` is the time limit of one attempt."""
+
+    nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_node: int = 1
+    mem_gb_per_node: float | None = None
+    hours: float | None = None
+
+    @property
+    def processes_per_node(self) -> int:
+        """One training process per GPU, and one where there is none."""
+        return max(1, self.gpus_per_node)
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes_per_node
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """The metric by which runs are compared and their best checkpoint is chosen."""
+
+    metric: str
+    mode: Literal["min", "max"]
+
+    def better(self, a: float, b: float) -> bool:
+        return a > b if self.mode == "max" else a < b
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One grid point, resolved. `config` holds model, data, trainer, seed and task, ready to be built."""
+
+    id: RunId
+    point: Point
+    config: Config
+    resources: Resources
+    data_digest: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotOptions:
+    """What is frozen beside the tracked files, and how large it may be."""
+
+    include: tuple[str, ...] = ()
+    max_file_mb: float = 10.0
+    max_total_mb: float = 200.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """What the YAML and the overrides compose to: a named set of runs and how to run them.
+
+    `choices` are the config groups chosen (group -> option), `sweep` the sweep's definition as written,
+    `overrides` the command line, and `notes` what a person should know before launching.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    objective: Objective | None
+    cluster: Mapping[str, Any]
+    tracking: Mapping[str, Any]
+    snapshot: SnapshotOptions = field(default_factory=SnapshotOptions)
+    env: Literal["refuse", "warn"] = "warn"
+    choices: Mapping[str, str] = field(default_factory=dict)
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,198 @@
+"""The nodes of a resolved configuration, checked against what their targets take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import process
+from orchestrator.errors import ConfigError, nearest
+from orchestrator.targets.answer import Answers, Run
+from orchestrator.targets.module import Modules
+from orchestrator.targets.signature import AbsentError, Parameter, Signature, UnsureError
+from orchestrator.targets.source import Source
+
+
+class Targets:
+    """Checks `_target_` nodes, as Hydra's `instantiate` reads them, without importing what they name.
+
+    `search_path` are the project's roots, then `sys.path`; `run` starts the subprocess that is asked where
+    source cannot tell. Signatures are remembered: checking a thousand points of a sweep reads each once.
+    """
+
+    def __init__(self, search_path: Sequence[str], cache_dir: Path, *, run: Run = process.run) -> None:
+        self._modules = Modules(search_path)
+        self._source = Source(self._modules)
+        self._answers = Answers(search_path, cache_dir, run)
+        self._signatures: dict[str, Signature] = {}
+
+    def signature(self, target: str) -> Signature:
+        """Return what the target takes; raises ConfigError if there is no such target."""
+        if target not in self._signatures:
+            self._signatures[target] = self._read(target)
+        return self._signatures[target]
+
+    def check(self, node: Mapping[str, Any], *, where: str, given: Collection[str] = ()) -> None:
+        """Check a node and all nodes within it; `given` are arguments that the engine passes by itself.
+
+        `where` is the node's path in the configuration. Raises ConfigError for the first thing wrong.
+        """
+        self._walk(node, where, given, template=False)
+
+    def _walk(self, value: Any, where: str, given: Collection[str], *, template: bool) -> None:
+        """Visit a tree; inside a `_recursive_: false` node, the target itself completes the arguments."""
+        if isinstance(value, Mapping) and "_target_" in value:
+            self._check_node(value, where, given, template=template)
+            template = template or value.get("_recursive_", True) is False
+        for path, child in _children(value, where):
+            self._walk(child, path, (), template=template)
+
+    def _check_node(
+        self, node: Mapping[str, Any], where: str, given: Collection[str], *, template: bool
+    ) -> None:
+        target = node["_target_"]
+        signature = self._located(target, where)
+        arguments = {str(key): value for key, value in node.items() if not _is_hydras(str(key))}
+        positional = _positional(node, where)
+        call = _Call(target=target, signature=signature, where=where)
+        taken = call.take_positional(positional)
+        for name, value in arguments.items():
+            call.take_keyword(name, value, taken)
+        call.take_given(given)
+        if not (template or node.get("_partial_") is True):
+            call.refuse_missing({*arguments, *given, *taken})
+
+    def _located(self, target: Any, where: str) -> Signature:
+        if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+            raise ConfigError(
+                f"{where}._target_ is {target!r}",
+                why="a target is the dotted name of a class or function",
+                fix="write it as package.module.Name",
+            )
+        try:
+            return self.signature(target)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.what}", why=error.why, fix=error.fix) from error
+
+    def _read(self, target: str) -> Signature:
+        try:
+            try:
+                return self._source.signature(target)
+            except UnsureError:
+                return self._answers.signature(target)
+        except AbsentError as absent:
+            raise self._missing(target, absent) from absent
+
+    def _missing(self, target: str, absent: AbsentError) -> ConfigError:
+        known = absent.known if absent.owner else self._modules.top_level()
+        install = "" if absent.owner else ", or install the package that ships it in this environment"
+        place = f"{absent.owner!r} has no {absent.name!r}" if absent.owner else f"no module {absent.name!r}"
+        return ConfigError(
+            f"target {target!r} does not exist",
+            why=f"{place}{nearest(absent.name, known)}",
+            fix=f"correct `_target_`{install}",
+        )
+
+
+class _Call:
+    """One call under test: a target, its signature, and the place in the configuration that asks for it."""
+
+    def __init__(self, *, target: str, signature: Signature, where: str) -> None:
+        self._target, self._signature, self._where = target, signature, where
+
+    def take_positional(self, values: Sequence[Any]) -> set[str]:
+        """Return the names that `_args_` fills."""
+        parameters = self._signature.positional
+        if len(values) > len(parameters) and not self._signature.var_positional:
+            raise ConfigError(
+                f"{self._where}._args_ has {len(values)} values for {self._target}",
+                why=f"it takes {len(parameters)} by position: {_listed(p.name for p in parameters)}",
+                fix=f"shorten {self._where}._args_",
+            )
+        return {p.name for p in parameters[: len(values)]}
+
+    def take_keyword(self, name: str, value: Any, taken: Collection[str]) -> None:
+        if name in taken and name in self._signature.keywords:
+            raise ConfigError(
+                f"{self._where}.{name}={_shown(value)} is given twice to {self._target}",
+                why="`_args_` already fills it by position",
+                fix=f"remove {self._where}.{name}, or shorten {self._where}._args_",
+            )
+        if not self._takes(name):
+            raise ConfigError(
+                f"{self._where}.{name}={_shown(value)}: {self._target} has no argument {name!r}"
+                + nearest(name, self._signature.keywords),
+                why=self._valid(name),
+                fix=f"correct or remove {self._where}.{name}",
+            )
+
+    def take_given(self, given: Collection[str]) -> None:
+        for name in given:
+            if not self._takes(name):
+                raise ConfigError(
+                    f"{self._where}: {self._target} has no argument {name!r}"
+                    + nearest(name, self._signature.keywords),
+                    why=f"the engine passes it; {self._valid(name)}",
+                    fix=f"name a `_target_` in {self._where} that takes {name!r}",
+                )
+
+    def refuse_missing(self, filled: Collection[str]) -> None:
+        missing = [p for p in self._signature.parameters if p.required and p.name not in filled]
+        if not missing:
+            return
+        names = _listed(p.name for p in missing)
+        raise ConfigError(
+            f"{self._where}: {self._target} needs {names}",
+            why="it has no default value" if len(missing) == 1 else "they have no default values",
+            fix=_how_to_give(missing, self._where),
+        )
+
+    def _takes(self, name: str) -> bool:
+        return self._signature.var_keyword or name in self._signature.keywords
+
+    def _valid(self, name: str) -> str:
+        if any(p.name == name for p in self._signature.parameters):
+            return "it is taken by position only: use `_args_`"
+        keywords = self._signature.keywords
+        return f"it takes {_listed(keywords)}" if keywords else "it takes no arguments by name"
+
+
+def _children(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    match value:
+        case Mapping():
+            yield from ((f"{where}.{key}", child) for key, child in value.items())
+        case list() | tuple():
+            yield from ((f"{where}[{index}]", child) for index, child in enumerate(value))
+
+
+def _is_hydras(key: str) -> bool:
+    return len(key) > 2 and key.startswith("_") and key.endswith("_")
+
+
+def _positional(node: Mapping[str, Any], where: str) -> Sequence[Any]:
+    values = node.get("_args_", [])
+    if not isinstance(values, list | tuple):
+        raise ConfigError(
+            f"{where}._args_ is {_shown(values)}",
+            why="arguments by position are a list",
+            fix=f"write {where}._args_ as [...]",
+        )
+    return values
+
+
+def _how_to_give(missing: Sequence[Parameter], where: str) -> str:
+    by_name = [f"{where}.{p.name}" for p in missing if p.kind != "positional_only"]
+    by_position = [p.name for p in missing if p.kind == "positional_only"]
+    ways = [f"set {_listed(by_name)}"] if by_name else []
+    ways += [f"give {_listed(by_position)} in {where}._args_"] if by_position else []
+    return ", and ".join(ways)
+
+
+def _listed(names: Iterator[str] | Sequence[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

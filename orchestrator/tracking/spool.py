@@ -1,0 +1,315 @@
+"""The spool: a run's own metric log, append-only JSON lines, one file and one writer per attempt.
+
+A line is handed to the operating system before the call returns, so a killed process loses nothing; a
+thread forces it to the disk every two seconds, so a crashed node loses at most that. It is no queue and
+knows no server: `upload` reads it. The lines, version 1:
+
+    {"v":1,"kind":"metrics","step":3,"time_ms":1700000000000,"values":{"loss":0.5,"lr":"nan"}}
+    {"v":1,"kind":"params","values":{"model":{"lr":0.001}}}
+    {"v":1,"kind":"tags","values":{"best":"yes"}}
+    {"v":1,"kind":"artifact","path":"../artifacts/plots/a.png","folder":"plots"}
+
+JSON has no NaN: what is not finite is one of the strings "nan", "inf", "-inf". An artifact's path is
+relative to the spool's folder. Only the standard library is used here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Self
+
+from orchestrator.errors import StateError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+FLUSH_SECONDS = 2.0
+KEPT_RECORDS = 10_000
+"""How many records are kept in memory, to be tried again, while the file cannot be written."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Values logged together at one step; `time_ms` since the epoch."""
+
+    step: int
+    time_ms: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """Hyperparameters, a JSON tree."""
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """Free-form labels of the run."""
+
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactLine:
+    """A file to show with the run, relative to the spool's folder, and the folder to show it in."""
+
+    path: str
+    folder: str
+
+
+Record = Metrics | Params | Tags | ArtifactLine
+
+
+class SpoolWriter:
+    """The one writer of a spool. The file is opened by the first record; safe to use from several threads.
+
+    A record that cannot be written (a full disk) never disturbs the training: it is kept and tried again,
+    the failure is logged once, and `close` raises if something stayed unwritten.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lost = 0
+        """How many records were given up: logged after `close`, or more than could be kept."""
+        self._unwritten: deque[bytes] = deque()
+        self._lock = threading.Lock()
+        self._encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+        self._fd: int | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._dirty = False
+        self._warned = False
+
+    def metrics(self, values: Mapping[str, Any], step: int, time_ms: int | None = None) -> None:
+        """Append values at a step. What is no number is left out, with one warning."""
+        converted = [(str(name), self._number(name, value)) for name, value in values.items()]
+        numbers = {name: number for name, number in converted if number is not None}
+        if numbers:
+            now = time.time_ns() // 1_000_000 if time_ms is None else time_ms
+            record = {"v": VERSION, "kind": "metrics", "step": int(step), "time_ms": now, "values": numbers}
+            self._append(record)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Append hyperparameters: any nested tree; what JSON cannot hold is kept as text."""
+        self._append({"v": VERSION, "kind": "params", "values": _jsonable(values)})
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        self._append({"v": VERSION, "kind": "tags", "values": {str(k): str(v) for k, v in values.items()}})
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Append that the file at `path`, which is already whole, belongs into `folder` of the run."""
+        relative = os.path.relpath(path, self.path.parent)
+        self._append({"v": VERSION, "kind": "artifact", "path": relative, "folder": folder})
+
+    def flush(self) -> None:
+        """Force everything to the disk; returns when it is there, or could not be written."""
+        with self._lock:
+            self._drain()
+        self._sync()
+
+    def close(self) -> None:
+        """Flush and close. Raises StateError if records stayed unwritten; closing again does nothing."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.flush()
+        with self._lock:
+            self.lost += len(self._unwritten)
+            self._unwritten.clear()
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+        if self.lost:
+            raise StateError(
+                f"{self.lost} metric records could not be written to {self.path}",
+                why="the disk is full or the folder is not writable; see the log for the first error",
+                fix="make room and run `orch retry`; what was written before is kept",
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except StateError as lost:
+            if error is None:
+                raise
+            log.warning("%s", lost)  # the error that ends the block matters more
+
+    def _number(self, name: object, value: Any) -> float | str | None:
+        try:
+            number = float(value)
+        except OverflowError:
+            return "inf" if value > 0 else "-inf"
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
+            self._warn("metric %r is left out: %.100r is not a number", name, value)
+            return None
+        return number if math.isfinite(number) else str(number)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        line = self._encode(record).encode("ascii") + b"\n"
+        with self._lock:
+            if self._stop.is_set():
+                self.lost += 1
+                self._warn("%s is closed: records logged from now on are lost", self.path)
+                return
+            self._unwritten.append(line)
+            self._drain()
+            if len(self._unwritten) > KEPT_RECORDS:
+                del self._unwritten[1]  # the first may be half written: its rest has to follow
+                self.lost += 1
+
+    def _drain(self) -> None:
+        """Write what is waiting, in order; the lock is held. A short write goes on where it stopped."""
+        try:
+            while self._unwritten:
+                fd = self._open() if self._fd is None else self._fd
+                line = self._unwritten[0]
+                written = os.write(fd, line)
+                self._dirty = True
+                if written == len(line):
+                    self._unwritten.popleft()
+                else:
+                    self._unwritten[0] = line[written:]
+        except OSError as error:
+            self._warn("cannot write %s (%s): records are kept and tried again", self.path, error)
+
+    def _open(self) -> int:
+        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            os.write(fd, b"\n")  # a line torn by a crash must not swallow the next one
+        self._fd = fd
+        if self._thread is None and not self._stop.is_set():
+            self._thread = threading.Thread(target=self._sync_regularly, name="spool", daemon=True)
+            self._thread.start()
+        return fd
+
+    def _sync_regularly(self) -> None:
+        _sync_folder(self.path.parent)  # the file's name, too, has to survive a crash
+        while not self._stop.wait(FLUSH_SECONDS):
+            self.flush()
+
+    def _sync(self) -> None:
+        """Force the file to the disk, without the lock: the training must not wait for a slow disk."""
+        fd, dirty = self._fd, self._dirty
+        self._dirty = False
+        try:
+            if fd is not None and dirty:
+                os.fsync(fd)
+        except OSError as error:
+            self._warn("cannot force %s to the disk (%s)", self.path, error)
+
+    def _warn(self, message: str, *args: object) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(message, *args)
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Yield each record from `offset` on, with the offset at which the next one starts.
+
+    A last line without its end is not consumed, it may still be growing. What is no record (zeros left by
+    a node crash, a broken line, a kind this version does not know) is skipped. No file is an empty spool.
+    Raises StateError for a line of a newer version.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            record = _parse(line, path)
+            if record is not None:
+                yield record, offset
+
+
+def _parse(line: bytes, path: Path) -> Record | None:
+    try:
+        value = json.loads(line.decode("utf-8"))
+        version = int(value["v"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if version > VERSION:
+        raise StateError(
+            f"{path} has lines of version {version}",
+            why=f"this installation reads version {VERSION}",
+            fix="use the version of this program that ran the job, or a newer one",
+        )
+    try:
+        return _record(value)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+
+
+def _record(value: Mapping[str, Any]) -> Record | None:
+    match value["kind"]:
+        case "metrics":
+            values = {name: float(number) for name, number in value["values"].items()}
+            return Metrics(step=int(value["step"]), time_ms=int(value["time_ms"]), values=values)
+        case "params":
+            return Params(values=dict(value["values"]))
+        case "tags":
+            return Tags(values={name: str(text) for name, text in value["values"].items()})
+        case "artifact" if is_inside(value["folder"]):
+            return ArtifactLine(path=str(value["path"]), folder=value["folder"])
+        case _:
+            return None
+
+
+def is_inside(folder: str) -> bool:
+    """Return whether a run's artifact folder stays inside the run."""
+    path = PurePosixPath(folder)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError as error:  # some network filesystems cannot
+        log.debug("cannot force the folder %s to the disk: %s", folder, error)
+    finally:
+        os.close(fd)
+
+
+def _jsonable(value: Any) -> Any:
+    """Return a tree that strict JSON can hold. Text is stable: no addresses, so a resumed run repeats it."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return _ADDRESS.sub("", str(value))

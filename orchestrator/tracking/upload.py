@@ -1,0 +1,245 @@
+"""From spools to a store: what a store is told of runs, and a history's new lines as batches.
+
+Pure but for reading spools and file sizes; it knows no MLflow. A *history* is the attempts that continue
+one another, from the one that began from scratch. Within it the first value of a (key, step) counts: a
+resumed attempt repeats steps, and what was committed is never sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from orchestrator.errors import RequestError
+from orchestrator.tracking.spool import ArtifactLine, Metrics, Params, Record, Tags, is_inside, read
+
+T = TypeVar("T")
+
+BATCH_POINTS = 900
+"""MLflow takes 1,000 entries a call; the rest is for the tags that commit them."""
+
+BATCH_BYTES = 900_000
+"""MLflow takes 1 MB a call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file or directory to show with a run, and the folder of the run's artifacts it belongs into."""
+
+    path: Path
+    folder: str = ""
+
+    def __post_init__(self) -> None:
+        if not is_inside(self.folder):
+            raise RequestError(f"artifact folder {self.folder!r} leaves the run", fix="use a relative folder")
+
+    def signature(self) -> str | None:
+        """Return a text that changes when the files do; None if there is nothing there."""
+        try:
+            if self.path.is_dir():
+                rows = (f"{file.relative_to(self.path)}\0{_stamp(file)}\n" for file, _ in self.files())
+                return hashlib.sha256("".join(rows).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+            return _stamp(self.path)
+        except FileNotFoundError:
+            return None
+
+    def files(self) -> list[tuple[Path, str]]:
+        """Return the files and the folder of each."""
+        if not self.path.is_dir():
+            return [(self.path, self.folder)]
+        top = self.path.parent
+        found = sorted(file for file in self.path.rglob("*") if file.is_file())
+        return [(file, str(self.folder / file.parent.relative_to(top))) for file in found]
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedRun:
+    """What a store is told of one run and generation.
+
+    `history` is the number of the attempt that began the current history from scratch, `spools` are the
+    metric logs of that history's attempts, oldest first (`.../a003/metrics.jsonl`: the folder names the
+    attempt). `params` is the resolved config, nested; `tags` may carry `mlflow.user` and `mlflow.source.*`.
+    `state` is queued, running, done, failed, cancelled or lost; of any other the status is left as it is.
+    """
+
+    experiment: str
+    run_id: str
+    generation: int
+    history: int
+    name: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    state: str
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    spools: tuple[Path, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedExperiment:
+    """An experiment and all its runs. `project` tells projects apart that share a store."""
+
+    name: str
+    project: str
+    note: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    runs: Iterable[TrackedRun] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one sync did; all zero when the store was up to date (the last two are found again each time).
+
+    `superseded` runs belong to a history that was begun anew, `left_deleted` ones were deleted by a person.
+    """
+
+    created: int = 0
+    superseded: int = 0
+    metrics_sent: int = 0
+    artifacts_logged: int = 0
+    runs_finished: int = 0
+    artifacts_missing: int = 0
+    left_deleted: int = 0
+
+    def __add__(self, other: Self) -> Report:
+        return Report(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Report)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One value of one metric."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """New lines of a history that are sent together; `offsets` (attempt -> offset) commit them."""
+
+    points: list[Point] = field(default_factory=list)
+    params: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: list[Artifact] = field(default_factory=list)
+    diverged: str | None = None
+    offsets: dict[str, int] = field(default_factory=dict)
+    size: int = 0
+
+    def holds(self, points: Sequence[Point], size: int) -> bool:
+        return len(self.points) + len(points) <= BATCH_POINTS and self.size + size <= BATCH_BYTES
+
+
+def attempt_of(spool: Path) -> str:
+    """Return the attempt a spool belongs to, such as `a003`."""
+    return spool.parent.name
+
+
+def batches(spools: Sequence[Path], committed: Mapping[str, int]) -> Iterator[Batch]:
+    """Yield what the spools of one history hold beyond the committed offsets (attempt -> offset).
+
+    Committed lines of all attempts come first, whatever their order: a fenced attempt that still appends
+    cannot overrule what was sent. A batch's offsets may be committed once all of it has been stored.
+    """
+    starts = {spool: committed.get(attempt_of(spool), 0) for spool in spools}
+    if not any(_size(spool) > start for spool, start in starts.items()):
+        return
+    seen = _committed_values(starts)
+    batch = Batch()
+    for spool, start in starts.items():
+        for record, end in read(spool, start):
+            points, diverged = _new_points(record, seen)
+            for part in chunks(points, _bytes, BATCH_POINTS):
+                size = sum(map(_bytes, part))
+                if not batch.holds(part, size):
+                    yield batch
+                    batch = Batch()
+                batch.points += part
+                batch.size += size
+            _take(batch, record, spool)
+            batch.diverged = batch.diverged or diverged
+            batch.offsets[attempt_of(spool)] = end
+    if batch.offsets:
+        yield batch
+
+
+def _committed_values(starts: Mapping[Path, int]) -> dict[tuple[str, int], float]:
+    seen: dict[tuple[str, int], float] = {}
+    for spool, start in starts.items():
+        if not start:
+            continue
+        for record, end in read(spool):
+            if end > start:
+                break
+            _new_points(record, seen)
+    return seen
+
+
+def _new_points(record: Record, seen: dict[tuple[str, int], float]) -> tuple[list[Point], str | None]:
+    """Return a record's points that were not seen before, and the first that contradicts one that was."""
+    points: list[Point] = []
+    diverged = None
+    if not isinstance(record, Metrics):
+        return [], None
+    for key, value in record.values.items():
+        first = seen.get((key, record.step))
+        if first is None:
+            seen[key, record.step] = value
+            points.append(Point(key=key, value=value, time_ms=record.time_ms, step=record.step))
+        elif not _same(first, value):
+            diverged = diverged or f"{key}@{record.step}"
+    return points, diverged
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (a != a and b != b)  # noqa: PLR0124 - NaN repeats NaN
+
+
+def _take(batch: Batch, record: Record, spool: Path) -> None:
+    match record:
+        case Params(values=values):
+            batch.params.update(values)
+        case Tags(values=values):
+            batch.tags.update(values)
+        case ArtifactLine(path=path, folder=folder):
+            batch.artifacts.append(Artifact(path=spool.parent / path, folder=folder))
+
+
+def chunks(items: Iterable[T], size_of: Callable[[T], int], count: int) -> Iterator[list[T]]:
+    """Split into lists of at most `count` items and BATCH_BYTES bytes; an item that is larger goes alone."""
+    chunk: list[T] = []
+    size = 0
+    for item in items:
+        if chunk and (len(chunk) == count or size + size_of(item) > BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += size_of(item)
+    if chunk:
+        yield chunk
+
+
+def _bytes(point: Point) -> int:
+    """Return at most how many bytes a point takes in a request: JSON writes some characters as six."""
+    return 120 + 6 * len(point.key)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _stamp(file: Path) -> str:
+    status = file.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"

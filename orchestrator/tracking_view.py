@@ -1,0 +1,103 @@
+"""Records -> what the tracking store is told: names, tags, notes and artifacts. Pure but for listing files."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import ledger
+from orchestrator.layout import ExperimentPaths
+from orchestrator.ledger import Launch, Ledger
+from orchestrator.record import Record, RunState
+from orchestrator.tracking import Artifact, TrackedExperiment, TrackedRun
+
+_STATES: Mapping[RunState, str] = {
+    RunState.RUNNING: "running",
+    RunState.QUEUED: "queued",
+    RunState.DONE: "done",
+    RunState.FAILED: "failed",
+    RunState.INTERRUPTED: "lost",
+    RunState.CANCELLED: "cancelled",
+}
+
+
+def tracked(book: Ledger) -> TrackedExperiment:
+    """Return what the store is told of an experiment: runs that have begun, with everything they logged."""
+    launches = {launch.number: launch for launch in book.launches}
+    begun = [record for record in book.records.values() if record.last is not None]
+    return TrackedExperiment(
+        name=book.experiment.name, project=f"{socket.gethostname()}:{book.experiment.path}",
+        note=_note(book), tags={"orch.experiment": book.experiment.name},
+        runs=[_run(book.experiment, launches[record.planned.launch], record) for record in begun],
+    )  # fmt: skip
+
+
+def _run(paths: ExperimentPaths, launch: Launch, record: Record) -> TrackedRun:
+    line = ledger.read_line(launch.paths, record.planned.index)
+    history = [paths.run(record.id).attempt(attempt.number) for attempt in record.history]
+    last = record.last
+    claim = last.claim if last else None
+    return TrackedRun(
+        experiment=paths.name, run_id=record.id, name=_name(record),
+        generation=claim.generation if claim else record.planned.generation,
+        history=claim.history if claim else record.planned.history,
+        params=ledger.read_config(launch.paths, line), tags=_tags(launch, record, line),
+        state=_STATES.get(record.state, record.state.value),
+        started_ms=_ms(record.started), ended_ms=_ms(record.ended),
+        spools=tuple(attempt.metrics for attempt in history), artifacts=tuple(_artifacts(paths, record)),
+    )  # fmt: skip
+
+
+def _name(record: Record) -> str:
+    values = " ".join(f"{key.split('.')[-1]}={value}" for key, value in record.planned.point.items())
+    return f"{values or 'run'} {record.id[:6]}"
+
+
+def _tags(launch: Launch, record: Record, line: Mapping[str, Any]) -> dict[str, str]:
+    code = launch.header["code"][0]
+    point = " ".join(f"{key}={value}" for key, value in record.planned.point.items())
+    tags = {
+        "orch.launch": f"{launch.number:04d}", "orch.point": point, "orch.code": record.code,
+        "orch.git.tree": str(code["tree"]), "orch.data": str(line["data"] or ""),
+        "orch.state": record.state.value, "orch.attempts": str(len(record.attempts)),
+        "mlflow.user": str(launch.header["user"]), "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": f"orch launch {' '.join(launch.header['overrides'])}".strip(),
+    }  # fmt: skip
+    if code.get("commit"):
+        tags |= {"mlflow.source.git.commit": code["commit"], "orch.git.dirty": str(code["dirty"]).lower()}
+    if record.failure:
+        tags["orch.failure"] = record.failure.signature
+    return tags
+
+
+def _artifacts(paths: ExperimentPaths, record: Record) -> list[Artifact]:
+    run = paths.run(record.id)
+    found = [Artifact(path=run.config)]
+    for attempt in run.attempts():
+        found.append(Artifact(path=attempt.log, folder=f"logs/{attempt.path.name}"))
+    best = record.last.best.get("checkpoint") if record.last and record.state is RunState.DONE else None
+    if best:
+        found.append(Artifact(path=run.path / Path(best), folder="checkpoints"))
+    return [artifact for artifact in found if artifact.path.exists()]
+
+
+def _note(book: Ledger) -> str:
+    """Return the parent's note: its launches, and its runs by state."""
+    states = Counter(record.state.value for record in book.records.values())
+    rows = [_row(launch) for launch in book.launches]
+    summary = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return "\n".join([f"**{summary}**", "", "| launch | who | overrides | why |", "|---|---|---|---|", *rows])
+
+
+def _row(launch: Launch) -> str:
+    cells: Sequence[str] = (
+        f"{launch.number:04d}", launch.header["user"], " ".join(launch.header["overrides"]), launch.header["message"]
+    )  # fmt: skip
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _ms(seconds: float | None) -> int | None:
+    return round(seconds * 1000) if seconds is not None else None

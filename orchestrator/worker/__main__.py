@@ -1,0 +1,54 @@
+"""`python -m orchestrator.worker LAUNCH INDEX`: one task of a launch, on the node where it runs.
+
+Exit status: 0 done, or taken by somebody else; 1 failed; 143 interrupted; 2 wrong arguments or folders.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from orchestrator.worker.signals import StopSignal
+
+stop = StopSignal()
+stop.install()
+
+
+def main(folder: str, index: str) -> int:
+    """Claim the task's attempt, send all output to its log, and run it."""
+    from orchestrator import ledger
+    from orchestrator.errors import OrchError
+    from orchestrator.worker.attempt import Assignment, run
+
+    try:
+        assignment = Assignment.read(Path(folder), int(index))
+        ledger.check_private(assignment.experiment.path)
+        claimed = assignment.claim()
+    except OrchError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if not claimed:
+        sys.stdout.write(f"{assignment.attempt.path} has been taken: nothing to do\n")
+        return 0
+    _log_to(assignment.attempt.log)
+    return run(assignment, stop)
+
+
+def _log_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    os.chdir(path.parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+if __name__ == "__main__":
+    status = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # no library's exit handler may change the status, or hang

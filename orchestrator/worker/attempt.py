@@ -1,0 +1,187 @@
+"""One attempt, from its claim to its last event. Torch and Lightning are imported only once data is staged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator import environment, ledger
+from orchestrator.data import Manifest, Store, scratch_dir
+from orchestrator.errors import OrchError
+from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
+from orchestrator.process import ProcessId
+from orchestrator.record import Claim, Planned, RunState
+from orchestrator.spec import PROJECT, VIEW, Objective
+from orchestrator.tracking import SpoolWriter
+from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a launch's plan tells this process to do."""
+
+    launch: LaunchPaths
+    header: Mapping[str, Any]
+    line: Mapping[str, Any]
+    wish: Planned
+
+    @classmethod
+    def read(cls, folder: Path, index: int) -> Assignment:
+        launch = LaunchPaths(folder)
+        line = ledger.read_line(launch, index)
+        header = ledger.read_launch(launch).header
+        return cls(launch=launch, header=header, line=line, wish=ledger.planned(line, launch.number))
+
+    @property
+    def experiment(self) -> ExperimentPaths:
+        return ExperimentPaths(self.launch.path.parent.parent)
+
+    @property
+    def run(self) -> RunPaths:
+        return self.experiment.run(self.wish.run)
+
+    @property
+    def attempt(self) -> AttemptPaths:
+        return self.run.attempt(self.wish.attempt)
+
+    @property
+    def code(self) -> list[str]:
+        """The folders that this process imports the project from."""
+        return self.experiment.python_path(self.wish.code)
+
+    def claim(self) -> bool:
+        """Take the attempt; False if somebody else has taken it."""
+        wish = self.wish
+        return ledger.claim_attempt(
+            self.attempt,
+            Claim(
+                launch=wish.launch, index=wish.index, code=wish.code, generation=wish.generation,
+                history=wish.history, process=ProcessId.current(), time=time.time(),
+            ),
+        )  # fmt: skip
+
+
+def run(assignment: Assignment, stop: StopSignal) -> int:
+    """Run a claimed attempt to its last event and return the exit status: 0 done, 1 failed, 143 interrupted."""
+    attempt = assignment.attempt
+    events = ledger.EventWriter(attempt.events)
+    events.write("started", launch=assignment.wish.launch, attempt=attempt.number)
+    _mark(assignment, RunState.RUNNING)
+    try:
+        result = _work(assignment, events, stop)
+    except InterruptedByInfrastructureError as error:
+        _log.warning("stopped by %s", error)
+        events.write("interrupted", reason=f"stopped by {error}")
+        _mark(assignment, RunState.INTERRUPTED)
+        return 143
+    except BaseException as error:  # noqa: BLE001 - whatever ended the run is its failure
+        _fail(assignment, events, error)
+        return 1
+    events.write("done", **result)
+    _mark(assignment, RunState.DONE)
+    _log.info("done")
+    return 0
+
+
+def _work(assignment: Assignment, events: ledger.EventWriter, stop: StopSignal) -> dict[str, Any]:
+    _check_environment(assignment)
+    config = _place(assignment, events)
+    if stop.received:
+        raise InterruptedByInfrastructureError(stop.received)
+
+    from orchestrator.tracking.logger import SpoolLogger
+    from orchestrator.worker import checkpoints, training
+
+    earlier = [assignment.run.attempt(n) for n in range(assignment.wish.history, assignment.wish.attempt)]
+    objective = assignment.header["objective"]
+    work = training.Training(
+        config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
+        folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
+        resume_from=checkpoints.latest(earlier),
+    )  # fmt: skip
+    with SpoolWriter(assignment.attempt.metrics) as spool:
+        logger = SpoolLogger(spool, assignment.run.artifacts)
+        return training.train(work, logger=logger, events=events, stop=stop)
+
+
+def _check_environment(assignment: Assignment) -> None:
+    frozen = environment.Environment.from_json(assignment.header["environment"])
+    found = environment.differences(frozen, environment.current())
+    if not found:
+        return
+    told = "; ".join(found)
+    if assignment.header["env"] == "refuse":
+        raise OrchError(
+            "the Python environment has changed since the launch", why=told,
+            fix="restore it, launch again, or set env=warn",
+        )  # fmt: skip
+    _log.warning("the Python environment has changed since the launch: %s", told)
+
+
+def _place(assignment: Assignment, events: ledger.EventWriter) -> dict[str, Any]:
+    """Stage the data version and return the config with this node's folders in it."""
+    config = ledger.read_config(assignment.launch, assignment.line)
+    digest, view = assignment.line["data"], None
+    if digest:
+        manifest = Manifest.read(assignment.experiment.manifest(digest))
+        store = Store(scratch_dir(assignment.header["cluster"]["scratch"], os.environ))
+        staged = store.stage(manifest)
+        view = str(staged.view)
+        _log.info("data version %s: %d files in %s (%s)", digest[:12], staged.files, view, "hit" if staged.hit else "copied")
+        events.write(
+            "staged", digest=digest, view=view, files=staged.files, bytes=staged.bytes, hit=staged.hit,
+            copied_bytes=staged.copied_bytes, seconds=round(staged.seconds, 3),
+        )  # fmt: skip
+    if not assignment.run.config.exists():
+        ledger.replace_text(assignment.run.config, yaml.safe_dump(config, sort_keys=False))
+    data = {key: value for key, value in config["data"].items() if key != "version"}
+    placed: dict[str, Any] = _substitute({**config, "data": data}, {VIEW: view, PROJECT: assignment.code[0]})
+    return placed
+
+
+def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
+    if isinstance(node, dict):
+        return {key: _substitute(value, places) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_substitute(value, places) for value in node]
+    if isinstance(node, str):
+        for token, folder in places.items():
+            if token in node and folder is not None:
+                node = node.replace(token, folder)
+    return node
+
+
+def _fail(assignment: Assignment, events: ledger.EventWriter, error: BaseException) -> None:
+    traceback.print_exception(error, file=sys.stderr)
+    text = "".join(traceback.format_exception(error))
+    events.write(
+        "failed", signature=signature(error, assignment.code), message=str(error), traceback=text
+    )
+    _mark(assignment, RunState.FAILED)
+
+
+def signature(error: BaseException, roots: list[str]) -> str:
+    """Return what equal failures have in common: the type, and the innermost line of the project's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if any(frame.filename.startswith(f"{root}{os.sep}") for root in roots)]
+    if isinstance(error, OrchError):
+        return f"{type(error).__name__}: {error.what}"
+    if not frames:
+        return type(error).__name__
+    last = (own or list(frames))[-1]
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+
+
+def _mark(assignment: Assignment, state: RunState) -> None:
+    ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, state.value)

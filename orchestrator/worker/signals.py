@@ -1,0 +1,27 @@
+"""The one owner of signals. A handler only sets a flag; the training loop looks at it between steps."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class InterruptedByInfrastructureError(BaseException):
+    """The run was asked to stop, and has saved what it can. Not an Exception: user code must not swallow it."""
+
+
+class StopSignal:
+    """Remembers the first signal that asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def install(self) -> None:
+        """Take the handlers; called again once Lightning has replaced them (it does so when fitting begins)."""
+        for number in _STOPPING:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number).name

@@ -1,0 +1,164 @@
+"""One Lightning fit: the trainer that resources make, and the callbacks that report, rank and stop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from orchestrator.ledger import EventWriter
+from orchestrator.spec import Objective, Resources
+from orchestrator.tracking.logger import SpoolLogger
+from orchestrator.worker.build import build
+from orchestrator.worker.checkpoints import BEST, LAST, AtomicCheckpointIO
+from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
+
+_REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What is trained, on what, and where its files go. `folder` is the attempt's."""
+
+    config: Mapping[str, Any]
+    resources: Resources
+    objective: Objective | None
+    folder: Path
+    checkpoints: Path
+    resume_from: Path | None
+
+
+class Progress(Callback):
+    """Reports epoch, step and metrics, at most once a second, and remembers the objective's best value."""
+
+    def __init__(self, events: EventWriter, objective: Objective | None, best_path: str) -> None:
+        self._events, self._objective, self._best_path = events, objective, best_path
+        self._reported = 0.0
+        self.best: dict[str, Any] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if time.monotonic() - self._reported >= _REPORT_SECONDS:
+            self._report(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or self._objective is None:
+            return
+        value = trainer.callback_metrics.get(self._objective.metric)
+        if value is not None and torch.isfinite(value) and self._improves(float(value)):
+            self.best = {
+                "metric": self._objective.metric, "value": float(value), "step": trainer.global_step,
+                "epoch": trainer.current_epoch, "checkpoint": self._best_path,
+            }  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if time.monotonic() - self._reported >= _REPORT_SECONDS:
+            self._report(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._report(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = dict(state_dict["best"])
+
+    def _improves(self, value: float) -> bool:
+        return self._objective is not None and (not self.best or self._objective.better(value, self.best["value"]))
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._reported = time.monotonic()
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        progress = {
+            "epoch": trainer.current_epoch, "epochs": epochs, "step": trainer.global_step,
+            "steps": trainer.max_steps if trainer.max_steps > 0 else None,
+        }  # fmt: skip
+        self._events.write("progress", progress=progress, metrics=numbers(trainer.callback_metrics))
+
+
+class StopOnSignal(Callback):
+    """Saves a checkpoint at the end of the step during which a signal came, and ends the training."""
+
+    def __init__(self, stop: StopSignal, checkpoints: Path) -> None:
+        self._stop, self._checkpoints = stop, checkpoints
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.install()  # Lightning replaces the handlers when fitting begins (FACTS 16)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if self._stop.received:
+            trainer.save_checkpoint(self._checkpoints / LAST)
+            raise InterruptedByInfrastructureError(self._stop.received)
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        if self._stop.received:
+            raise InterruptedByInfrastructureError(self._stop.received)
+
+
+def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop: StopSignal) -> dict[str, Any]:
+    """Build everything, fit (and test), and return the `done` event's data: last metrics and the best one."""
+    config = training.config
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    datamodule = build(config["data"]) if config["data"].get("_target_") else None
+    model = build(config["model"])
+    relative = f"{training.folder.name}/{training.checkpoints.name}/{BEST}"
+    progress = Progress(events, training.objective, relative)
+    trainer = _trainer(training, logger, [progress, StopOnSignal(stop, training.checkpoints)])
+    events.write("training", resumed=training.resume_from is not None)
+    trainer.fit(model, datamodule=datamodule, ckpt_path=_text(training.resume_from), **_trusted(trainer.fit))
+    metrics = numbers(trainer.callback_metrics)
+    if config["task"] == "fit_test":
+        best = training.folder.parent / progress.best["checkpoint"] if progress.best else None
+        trainer.test(model, datamodule=datamodule, ckpt_path=_text(best), verbose=False, **_trusted(trainer.test))
+        metrics |= numbers(trainer.callback_metrics)
+    return {"metrics": metrics, "best": progress.best}
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return scalar metrics as floats; the rest, and what is not finite, is left to the spool."""
+    scalars = {k: float(v) for k, v in metrics.items() if getattr(v, "numel", lambda: 1)() == 1}
+    return {name: value for name, value in scalars.items() if value - value == 0}
+
+
+def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callback]) -> pl.Trainer:
+    node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
+    own = [*callbacks, _checkpoints(training)]
+    users = [callback for callback in build(training.config["trainer"].get("callbacks") or {}).values() if callback]
+    trainer: pl.Trainer = build(
+        node, callbacks=[*users, *own], logger=logger, plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(training.folder), **_devices(training.resources),
+    )  # fmt: skip
+    return trainer
+
+
+def _devices(resources: Resources) -> dict[str, Any]:
+    accelerator = "gpu" if resources.gpus_per_node and torch.cuda.is_available() else "cpu"
+    return {"accelerator": accelerator, "devices": resources.processes_per_node, "num_nodes": resources.nodes}
+
+
+def _checkpoints(training: Training) -> ModelCheckpoint:
+    objective = training.objective
+    return ModelCheckpoint(
+        dirpath=training.checkpoints, filename=BEST.removesuffix(".ckpt"), save_last=True,
+        monitor=objective.metric if objective else None, mode=objective.mode if objective else "min",
+        save_top_k=1, enable_version_counter=False, auto_insert_metric_name=False,
+    )  # fmt: skip
+
+
+def _trusted(method: Any) -> dict[str, bool]:
+    """Our own checkpoints may hold any object; newer versions of Lightning must be told to load it."""
+    import inspect
+
+    return {"weights_only": False} if "weights_only" in inspect.signature(method).parameters else {}
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path else None
