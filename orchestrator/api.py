@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import ledger
@@ -178,8 +179,8 @@ def _facts(
     from orchestrator import environment, snapshot
     from orchestrator.launch import Facts
 
-    roots = [project.folder]
-    roots += [root for root in environment.editable_roots() if not _within(project.folder, root) and root.is_dir()]
+    roots = [project.folder, *environment.editable_roots(), *_own_checkout()]
+    roots = [root for i, root in enumerate(roots) if not any(_within(root, other) for other in roots[:i])]
     code = tuple(
         stack.enter_context(snapshot.take(root, options, exclude=[project.runs.path]))
         for root in dict.fromkeys(roots)
@@ -187,7 +188,14 @@ def _facts(
     return Facts(code=code, environment=environment.current(), manifests=manifests)
 
 
-def _within(inner: Any, outer: Any) -> bool:
+def _own_checkout() -> list[Path]:
+    """Return the checkout that this package runs from, if it is not an installed one."""
+    import orchestrator
+
+    return [Path(folder) for folder in orchestrator.__path__[1:]]
+
+
+def _within(inner: Path, outer: Path) -> bool:
     return bool(inner == outer or outer in inner.parents)
 
 

@@ -284,7 +284,10 @@ def read(experiment: ExperimentPaths, cluster_of: Mapping[str, Cluster]) -> Ledg
 
 def _attempts(experiment: ExperimentPaths, run_id: RunId) -> tuple[Attempt, ...]:
     run = experiment.run(run_id)
-    return tuple(read_attempt(run, attempt) for attempt in run.attempts())
+    # An attempt that failed before it could claim its folder is known only by what its supervisor saw.
+    seen = {int(name[1:].split(".")[0]) for name in _names(run.observed)}
+    numbers = sorted(seen | {attempt.number for attempt in run.attempts()})
+    return tuple(read_attempt(run, run.attempt(number)) for number in numbers)
 
 
 def _observe(

@@ -812,6 +812,7 @@ def found(attempt, kind):
 
 
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The `srun` command is available")
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.")  # Lightning with torch 2.13
 def test_what_a_training_logs_reaches_mlflow(store, folder, attempt, writer, logger):
     data = DataLoader(TensorDataset(torch.ones(6, 1)), batch_size=1)
@@ -871,7 +872,8 @@ def test_images_are_saved_whatever_they_are(folder, attempt, logger, image):
     with Image.open(folder / "artifacts" / "images" / "white.png") as saved:
         assert saved.size == (4, 3)
         assert saved.convert("L").getextrema() == (255, 255)
-    assert found(attempt, ArtifactLine) == [ArtifactLine(path="../artifacts/images/white.png", folder="images")]
+    (line,) = found(attempt, ArtifactLine)
+    assert line == ArtifactLine(path="../artifacts/images/white.png", folder="images")
 
 
 def test_figures_and_files_are_saved_under_odd_names(folder, attempt, logger):

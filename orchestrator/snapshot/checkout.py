@@ -14,9 +14,6 @@ from pathlib import Path
 
 from orchestrator.snapshot.frozen import Pending, Snapshot
 from orchestrator.snapshot.repository import (
-    GITLINK,
-    LINK,
-    Entry,
     Repository,
     Status,
     copy_index,
@@ -27,6 +24,7 @@ from orchestrator.snapshot.repository import (
     update_index,
 )
 from orchestrator.snapshot.selection import Selection, is_credential, listed
+from orchestrator.snapshot.tree import GITLINK, LINK, Entry, tree_hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,16 +119,14 @@ def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pendi
     entries = _whole(parts)
     selection.refuse_leaving_links(entry.path for entry in entries if entry.mode == LINK)
     sizes = selection.sizes(entry.path for entry in entries if entry.mode != GITLINK)
-    env = _graft(parts, entries, scratch)
-    below = [f"--prefix={top.repo.prefix}"] if top.repo.prefix else []
     snapshot = Snapshot(
-        tree=top.repo.git("write-tree", *below, env=env).decode().strip(),
+        tree=tree_hash(entries, top.repo.algorithm),
         commit=top.status.commit, branch=top.status.branch, dirty=_dirty(parts),
         files=len(sizes), bytes=sum(sizes.values()), message="; ".join(_notes(parts, entries)),
     )  # fmt: skip
 
     def fill(tree: Path) -> None:
-        whole = tree.with_name("checkout")
+        env, whole = _graft(parts, entries, scratch), tree.with_name("checkout")
         top.repo.git("checkout-index", "--all", "--quiet", f"--prefix={whole}/", env=env)
         (whole / top.repo.prefix).mkdir(parents=True, exist_ok=True)
         (whole / top.repo.prefix).rename(tree)
@@ -156,7 +152,7 @@ def _whole(parts: Sequence[Part]) -> list[Entry]:
 
 
 def _graft(parts: Sequence[Part], entries: Sequence[Entry], scratch: Path) -> Mapping[str, str]:
-    """Return an environment whose index holds all parts, so that one tree hash names them all."""
+    """Return an environment whose index holds all parts, for one checkout of everything."""
     top, inner = parts[0], parts[1:]
     if not inner:
         return top.repo.env

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from orchestrator.errors import RequestError
 from orchestrator.snapshot.frozen import Pending, Snapshot
-from orchestrator.snapshot.repository import LINK
 from orchestrator.snapshot.selection import Selection
+from orchestrator.snapshot.tree import EXECUTABLE, FILE, LINK
 
 WALK_LIMIT_FILES = 200_000
 """Without git: more than this is no project, but a home folder or a disk."""
@@ -84,7 +84,7 @@ def _content(source: Path) -> tuple[str, bytes]:
     about = source.lstat()
     if stat.S_ISLNK(about.st_mode):
         return LINK, os.fsencode(source.readlink())
-    return "100755" if about.st_mode & 0o100 else "100644", source.read_bytes()
+    return EXECUTABLE if about.st_mode & 0o100 else FILE, source.read_bytes()
 
 
 def _put(target: Path, mode: str, content: bytes) -> None:
@@ -93,7 +93,7 @@ def _put(target: Path, mode: str, content: bytes) -> None:
         target.symlink_to(os.fsdecode(content))
         return
     target.write_bytes(content)
-    if mode == "100755":
+    if mode == EXECUTABLE:
         target.chmod(target.stat().st_mode | 0o111)
 
 

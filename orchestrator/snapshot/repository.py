@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from orchestrator.errors import RequestError
 from orchestrator.process import ProgramError, run
+from orchestrator.snapshot.tree import Entry, digest
 
 _SETTINGS = (
     "core.fsmonitor=false",  # a program of the user's
@@ -31,8 +31,6 @@ _INHERITED = (
 )  # fmt: skip
 """What git sets for its hooks: a launch from a hook would freeze another repository than its own."""
 
-LINK, GITLINK = "120000", "160000"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
@@ -43,9 +41,13 @@ class Repository:
 
     folder: Path
     prefix: str
-    no_object: str
+    algorithm: str
     objects: Path
     env: Mapping[str, str]
+
+    @property
+    def no_object(self) -> str:
+        return "0" * len(digest(self.algorithm, b"").hex())
 
     def git(self, *words: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
         try:
@@ -55,12 +57,6 @@ class Repository:
                 f"git {words[0]} failed in {self.folder}", why=error.stderr.strip(),
                 fix="make `git status` work there first",
             ) from error  # fmt: skip
-
-
-class Entry(NamedTuple):
-    mode: str
-    object: str
-    path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +92,10 @@ def find_repository(folder: Path, scratch: Path) -> Repository | None:
             return None
         raise _unusable(folder, error) from error
     about, index, objects = os.fsdecode(answer).removesuffix("\n").split("\n--next\n")  # echoed by rev-parse
-    kind, _, prefix = about.partition("\n")
+    algorithm, _, prefix = about.partition("\n")
     real = (folder / objects).resolve()
     return Repository(
-        folder=folder, prefix=prefix, objects=real, no_object="0" * (64 if kind == "sha256" else 40),
+        folder=folder, prefix=prefix, algorithm=algorithm, objects=real,
         env=redirect(copy_index(folder / index, scratch), scratch, [real]),
     )  # fmt: skip
 
@@ -170,13 +166,18 @@ def _parse_status(answer: str, prefix: str) -> Status:
 
 
 def update_index(repo: Repository, *, gone: Iterable[str], present: Iterable[str]) -> None:
-    """Bring the temporary index up to the working tree for these paths; their content is hashed here."""
+    """Bring the temporary index up to the working tree for these paths; their content is hashed here.
+
+    Git may not see the user's objects meanwhile: it would touch the time of each that it need not write.
+    """
+    env = {**repo.env, "GIT_ALTERNATE_OBJECT_DIRECTORIES": ""}
     removals = "".join(f"0 {repo.no_object}\t{repo.prefix}{path}\0" for path in gone)
     if removals:
-        repo.git("update-index", "-z", "--index-info", stdin=os.fsencode(removals))
+        repo.git("update-index", "-z", "--index-info", stdin=os.fsencode(removals), env=env)
     paths = "".join(f"{path}\0" for path in dict.fromkeys(present))
     if paths:
-        repo.git("update-index", "-z", "--add", "--remove", "--replace", "--stdin", stdin=os.fsencode(paths))
+        words = ("-z", "--add", "--remove", "--replace", "--stdin")
+        repo.git("update-index", *words, stdin=os.fsencode(paths), env=env)
 
 
 def read_entries(repo: Repository) -> list[Entry]:

@@ -25,7 +25,7 @@ SOURCE_SUFFIXES = frozenset({
 })  # fmt: skip
 """Untracked files with these suffixes are frozen; tracked ones always are."""
 
-SOURCE_NAMES = frozenset({"Makefile", "Dockerfile"})
+SOURCE_NAMES = frozenset({"Makefile", "Dockerfile", ".gitignore", ".gitattributes", ".gitmodules"})
 
 NEVER = frozenset({
     ".git", ".hg", ".svn", ".tox", ".nox", ".eggs", "__pycache__", "node_modules", "site-packages",
