@@ -104,6 +104,16 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 # Identity
 
 
+def test_any_order_of_names_gives_the_hash_that_git_gives(project):
+    for name in ("a.py", "a/x.py", "a-b/x.py", "a.b/x.py", "a0.py", "a/a/a.py", "Z/z.py", "é/ü.py", "a b/c"):
+        put_at(project / name, name)
+    put_at(project / "run.sh", "")
+    (project / "run.sh").chmod(0o755)
+    (project / "link").symlink_to("a")
+    commit(project)
+    assert name_of(project).tree == git(project, "rev-parse", "HEAD^{tree}")
+
+
 def test_a_clean_repository_is_named_by_its_own_tree_hash(project):
     snapshot, code = freeze(project)
     assert snapshot.tree == git(project, "rev-parse", "HEAD^{tree}") == git(project, "write-tree")
@@ -365,8 +375,10 @@ def test_the_total_is_limited_too_and_tracked_files_count(project):
     assert name_of(project, SnapshotOptions(max_total_mb=2)).files == 6
 
 
-SECRETS = [".env", ".env.local", "server.pem", "a.key", "id_rsa", "id_ed25519", "credentials.json", ".netrc",
-           "credentials-prod.json", ".aws/credentials", "CREDENTIALS.JSON", "secrets.yaml", ".pypirc"]  # fmt: skip
+SECRETS = [
+    ".env", ".env.local", "server.pem", "a.key", "id_rsa", "id_ed25519", "credentials.json", ".netrc",
+    "credentials-prod.json", ".aws/credentials", "CREDENTIALS.JSON", "secrets.yaml", ".pypirc",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -725,6 +737,49 @@ def test_a_tree_that_is_there_is_not_written_again(project):
     second, _ = freeze(project)
     assert first == second
     assert state_of(code.path.parent) == before
+
+
+def test_a_relative_destination_is_meant_from_here(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = state_of(project)
+    with take(Path(project.name), DEFAULT) as pending:
+        write(pending, CodePaths(Path("here") / "x"))
+    assert set(frozen_files(CodePaths(tmp_path / "here" / "x"))) == {"model.py", "train.py"}
+    assert state_of(project) == before
+
+
+def test_filters_run_as_in_git_add_and_checkout(project):
+    git(project, "config", "filter.rot.clean", "tr a-z b-za")
+    git(project, "config", "filter.rot.smudge", "tr b-za a-z")
+    put_at(project / ".gitattributes", "*.txt filter=rot\n")
+    put_at(project / "w.txt", "abc")
+    commit(project)
+    clean, code = freeze(project)
+    assert (code.tree / "w.txt").read_text() == "abc"
+    assert (clean.dirty, clean.tree) == (False, git(project, "rev-parse", "HEAD^{tree}"))
+    put_at(project / "w.txt", "xyz")
+    edited, code = freeze(project)
+    assert (code.tree / "w.txt").read_text() == "xyz"
+    git(project, "add", "--all")
+    assert edited.tree == git(project, "write-tree")
+
+
+def test_partial_and_sparse_clones_are_frozen_without_asking_the_network(project, tmp_path):
+    put_at(project / "deep" / "a.py", "1")
+    put_at(project / "other" / "b.py", "1")
+    commit(project)
+    git(project, "config", "uploadpack.allowFilter", "true")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--filter=blob:none", f"file://{project}", str(clone))
+    git(clone, "sparse-checkout", "set", "--sparse-index", "deep")
+    git(clone, "config", "remote.origin.url", "file:///nowhere")
+    assert name_of(clone).tree == git(clone, "rev-parse", "HEAD^{tree}")
+    put(clone, model="lr = 2\n")
+    put_at(clone / "deep" / "new.py", "2")
+    snapshot, code = freeze(clone)
+    expected = {"model.py": "lr = 2\n", "train.py": "import model\n", "deep/a.py": "1", "deep/new.py": "2"}
+    assert frozen_files(code) == expected
+    assert snapshot.dirty
 
 
 def test_an_incomplete_folder_is_reported_not_used(project):

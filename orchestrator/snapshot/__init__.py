@@ -62,8 +62,9 @@ def write(pending: Pending, destination: CodePaths) -> Snapshot:
     if destination.header.is_file():
         return pending.snapshot
     try:
-        destination.path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=destination.path.parent, prefix=".tmp-") as name:
+        parent = destination.path.parent.absolute()  # git runs in another folder
+        parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=parent, prefix=".tmp-") as name:
             draft = CodePaths(Path(name) / "draft")
             _draft(pending, draft)
             _publish(draft, destination)

@@ -128,7 +128,8 @@ def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pendi
     def fill(tree: Path) -> None:
         env, whole = _graft(parts, entries, scratch), tree.with_name("checkout")
         top.repo.git("checkout-index", "--all", "--quiet", f"--prefix={whole}/", env=env)
-        (whole / top.repo.prefix).mkdir(parents=True, exist_ok=True)
+        if not snapshot.files:
+            (whole / top.repo.prefix).mkdir(parents=True, exist_ok=True)
         (whole / top.repo.prefix).rename(tree)
         shutil.rmtree(whole, ignore_errors=True)
 
