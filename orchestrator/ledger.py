@@ -258,6 +258,9 @@ class Ledger:
     launches: tuple[Launch, ...]
     records: Mapping[RunId, Record]
 
+    def launch(self, number: int) -> Launch:
+        return next(launch for launch in self.launches if launch.number == number)
+
 
 def read(experiment: ExperimentPaths, cluster_of: Mapping[str, Cluster]) -> Ledger:
     """Return an experiment's launches and records. `cluster_of` maps a cluster's kind to one that can be asked."""

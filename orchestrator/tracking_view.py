@@ -40,11 +40,12 @@ def _run(paths: ExperimentPaths, launch: Launch, record: Record) -> TrackedRun:
     history = [paths.run(record.id).attempt(attempt.number) for attempt in record.history]
     last = record.last
     claim = last.claim if last else None
+    config = ledger.read_config(launch.paths, line)
     return TrackedRun(
         experiment=paths.name, run_id=record.id, name=_name(record),
         generation=claim.generation if claim else record.planned.generation,
         history=claim.history if claim else record.planned.history,
-        params=ledger.read_config(launch.paths, line), tags=_tags(launch, record, line),
+        params=config, tags=_tags(launch, record, line, config),
         state=_STATES.get(record.state, record.state.value),
         started_ms=_ms(record.started), ended_ms=_ms(record.ended),
         spools=tuple(attempt.metrics for attempt in history), artifacts=tuple(_artifacts(paths, record)),
@@ -56,11 +57,12 @@ def _name(record: Record) -> str:
     return f"{values or 'run'} {record.id[:6]}"
 
 
-def _tags(launch: Launch, record: Record, line: Mapping[str, Any]) -> dict[str, str]:
+def _tags(launch: Launch, record: Record, line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     code = launch.header["code"][0]
     point = " ".join(f"{key}={value}" for key, value in record.planned.point.items())
     tags = {
         "orch.launch": f"{launch.number:04d}", "orch.point": point, "orch.code": record.code,
+        "orch.seed": str(config["seed"]),
         "orch.git.tree": str(code["tree"]), "orch.data": str(line["data"] or ""),
         "orch.state": record.state.value, "orch.attempts": str(len(record.attempts)),
         "mlflow.user": str(launch.header["user"]), "mlflow.source.type": "LOCAL",

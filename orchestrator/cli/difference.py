@@ -17,7 +17,7 @@ _TEXT_LIMIT = 200_000
 
 def lines(book_a: Ledger, a: Record, book_b: Ledger, b: Record) -> list[str]:
     """Return the differences as text, section by section; sections without any say so."""
-    launch_a, launch_b = _launch(book_a, a), _launch(book_b, b)
+    launch_a, launch_b = book_a.launch(a.planned.launch), book_b.launch(b.planned.launch)
     sections = {
         "config": list(_config(launch_a, a, launch_b, b)),
         "data": list(_data(launch_a, a, launch_b, b)),
@@ -30,10 +30,6 @@ def lines(book_a: Ledger, a: Record, book_b: Ledger, b: Record) -> list[str]:
     for name, found in sections.items():
         told += [f"{name}:" if found else f"{name}: the same", *(f"  {line}" for line in found)]
     return told
-
-
-def _launch(book: Ledger, record: Record) -> Launch:
-    return next(launch for launch in book.launches if launch.number == record.planned.launch)
 
 
 def _line(launch: Launch, record: Record) -> dict[str, Any]:

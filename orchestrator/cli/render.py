@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from orchestrator import ledger
 from orchestrator.api import best_value, told
 from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Ledger
@@ -162,21 +163,40 @@ def record_json(record: Record) -> dict[str, Any]:
 # --- compare ----------------------------------------------------------------------------------------------
 
 
-def comparison(records: Sequence[Record], objective: Objective | None) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows: runs ranked by the objective, the keys in which they differ, their metrics."""
+def comparison(
+    book: Ledger, records: Sequence[Record], objective: Objective | None
+) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows: runs ranked by the objective, the keys that were swept, their metrics."""
     keys = list(dict.fromkeys(key for record in records for key in record.planned.point))
+    points = {record.id: point_of(book, record, keys) for record in records}
     names = sorted({name for record in records for name in record.metrics if not objective or name != objective.metric})
     target = [objective.metric] if objective else []
     ranked = sorted(records, key=lambda record: _rank(record, objective))
     rows = [
         [
-            record.id[:8], *(record.planned.point.get(key) for key in keys),
+            record.id[:8], *(points[record.id][key] for key in keys),
             *(best_value(record, name) for name in target), *(record.metrics.get(name) for name in names),
             record.state.value, duration(record),
         ]
         for record in ranked
     ]  # fmt: skip
     return ["run", *keys, *target, *names, "state", "time"], rows
+
+
+def point_of(book: Ledger, record: Record, keys: Sequence[str]) -> dict[str, Any]:
+    """Return a run's values of swept keys; one that its own launch did not sweep is looked up in its config."""
+    point = dict(record.planned.point)
+    if all(key in point for key in keys):
+        return point
+    launch = book.launch(record.planned.launch)
+    config = ledger.read_config(launch.paths, ledger.read_line(launch.paths, record.planned.index))
+    return {key: point.get(key, launch.header["choices"].get(key, _at(config, key))) for key in keys}
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config if not isinstance(config, dict) else None
 
 
 def _rank(record: Record, objective: Objective | None) -> tuple[bool, float]:

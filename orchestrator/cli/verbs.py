@@ -180,7 +180,7 @@ def show(arguments: Namespace) -> int:
     project = _project(arguments)
     name, book, records = _select(project, arguments.words)
     record = _one(records)
-    launch = next(launch for launch in book.launches if launch.number == record.planned.launch)
+    launch = book.launch(record.planned.launch)
     line = ledger.read_line(launch.paths, record.planned.index)
     document = {
         "experiment": name, **render.record_json(record),
@@ -282,7 +282,7 @@ def compare(arguments: Namespace) -> int:
     project = _project(arguments)
     name, book, records = _select(project, arguments.words)
     objective = _objective(arguments.metric, book, records)
-    header, rows = render.comparison(records, objective)
+    header, rows = render.comparison(book, records, objective)
     if arguments.json:
         _print_json([dict(zip(header, row, strict=True)) for row in rows])
     elif arguments.csv:

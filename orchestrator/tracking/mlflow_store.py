@@ -254,7 +254,7 @@ class _Target:
         `fixed` tags and `params` come from the run's record; what the run itself logs cannot overrule them.
         """
         report = sum((self.log_artifact(run, artifact) for artifact in batch.artifacts), Report())
-        own = flatten(batch.params)
+        own = {key: value for key, value in flatten(batch.params).items() if not _configured(key, value, params)}
         self.set_params(run, {_free_name(key, value, params): value for key, value in own.items()})
         free = [key for key in batch.tags if key not in fixed and not key.startswith(_OURS)]
         tags = {key: batch.tags[key] for key in free} | _cut_names(point.key for point in batch.points)
@@ -355,6 +355,11 @@ def _committed(child: Run) -> dict[str, int]:
 
 def _cut_names(names: Iterable[str]) -> dict[str, str]:
     return {key: value for name in names for key, value in cut_name(name).items()}
+
+
+def _configured(key: str, value: str, params: Mapping[str, str]) -> bool:
+    """Return whether a hyperparameter that Lightning saved only repeats an argument of the model or the data."""
+    return any(params.get(f"{section}.{key}") == value for section in ("model", "data"))
 
 
 def _free_name(key: str, value: str, taken: Mapping[str, str]) -> str:

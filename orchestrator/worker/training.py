@@ -115,6 +115,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     events.write("training", resumed=training.resume_from is not None)
     trainer.fit(model, datamodule=datamodule, ckpt_path=_text(training.resume_from), **_trusted(trainer.fit))
     metrics = numbers(trainer.callback_metrics)
+    if progress.best:  # MLflow's own tables know only a metric's last value
+        logger.log_metrics({f"best/{progress.best['metric']}": progress.best["value"]}, progress.best["step"])
     if config["task"] == "fit_test":
         best = training.folder.parent / progress.best["checkpoint"] if progress.best else None
         trainer.test(model, datamodule=datamodule, ckpt_path=_text(best), verbose=False, **_trusted(trainer.test))

@@ -316,11 +316,12 @@ class DevCluster:
         record = self._read()
         if record is None:
             return
-        for name in record.options.node_names:
-            if name in record.processes:
+        nodes = record.options.node_names
+        # slurmctld first: it waits for nodes that went before it. Then each still needs the next to end well.
+        for name in ("slurmctld", *nodes, "slurmdbd", "mariadbd"):
+            if name in record.processes and name in nodes:
                 daemons.crash(record.processes[name])
-        for name in ("slurmctld", "slurmdbd", "mariadbd"):  # each still needs the next one to end well
-            if name in record.processes:
+            elif name in record.processes:
                 daemons.stop(record.processes[name], patience_seconds=_STOP_SECONDS)
         self._write(replace(record, processes={}))
 
