@@ -23,6 +23,8 @@ from orchestrator.local.workstation import Workstation
 from orchestrator.plan import Rerun, Step, make_plan
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
+from orchestrator.slurm.cluster import SlurmCluster
+from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Experiment, Objective, Resources, Run, RunId, SnapshotOptions
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def prepare(project: Project, overrides: Sequence[str]) -> Iterator[Prepared]:
     from orchestrator.config import draft
 
     composed = draft(project.folder, overrides)
+    cluster_for(composed.cluster)  # checks its options
     check_targets(project, composed)
     manifests = _resolve_data(project, composed)
     experiment = _experiment(composed, manifests)
@@ -73,16 +76,17 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never") -> tup
 
 def launch(
     project: Project, prepared: Prepared, *, cluster: Cluster | None = None, message: str = "",
-    rerun: Rerun = "never", only: Callable[[Step], bool] = lambda step: True,
+    rerun: Rerun = "never", only: Callable[[Step], bool] = lambda step: True, worker: Sequence[str] | None = None,
 ) -> Launched:  # fmt: skip
     """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`."""
+    from orchestrator.launch import WORKER
     from orchestrator.launch import launch as act
 
     paths = project.runs.experiment(prepared.experiment.name)
     ignore_in_git(project)
     return act(
         prepared.experiment, prepared.facts, paths, cluster=cluster or cluster_for(prepared.experiment.cluster),
-        cluster_of=observers(), message=message, rerun=rerun, only=only,
+        cluster_of=observers(), message=message, rerun=rerun, only=only, worker=worker or WORKER,
     )  # fmt: skip
 
 
@@ -105,29 +109,18 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
 
 
 def check_targets(project: Project, composed: Draft) -> None:
-    """Check that every point's targets exist and take their arguments, without importing them."""
-    from orchestrator.identity import canonical
+    """Check that every point's targets exist and take their arguments and values, without importing them."""
     from orchestrator.targets import Targets
 
     targets = Targets([*project.import_path, *sys.path], cache_dir() / "signatures")
-    checked: set[str] = set()
     for point in composed.points:
-        for section, given in (("model", ()), ("data", ("version",)), ("trainer", ("callbacks",))):
-            node = {key: value for key, value in point.config[section].items() if key not in given}
-            shape = canonical({"section": section, "node": _shape(node)})
-            if node.get("_target_") and shape not in checked:
+        for section, apart in (("model", ()), ("data", ("version",)), ("trainer", ("callbacks",))):
+            node = {key: value for key, value in point.config[section].items() if key not in apart}
+            if node.get("_target_"):
                 targets.check(node, where=section)
-                checked.add(shape)
         for name, callback in (point.config["trainer"].get("callbacks") or {}).items():
             if callback:
                 targets.check(callback, where=f"trainer.callbacks.{name}")
-
-
-def _shape(node: Any) -> Any:
-    """Return what of a node decides whether its targets take it: the targets and the names, not the values."""
-    if isinstance(node, Mapping):
-        return {key: value if key.startswith("_") else _shape(value) for key, value in node.items()}
-    return [_shape(item) for item in node] if isinstance(node, list) else None
 
 
 def _resolve_data(project: Project, composed: Draft) -> dict[str, Manifest]:
@@ -240,6 +233,8 @@ def ignore_in_git(project: Project) -> None:
 def cluster_for(options: Mapping[str, Any]) -> Cluster:
     """Return the cluster that a `cluster:` section describes."""
     grace = float(options.get("grace_seconds") or 30)
+    if options["kind"] == "slurm":
+        return SlurmCluster(SlurmOptions.parse(options))
     if options["kind"] == "workstation":
         return Workstation(cpus=options.get("cpus"), grace_seconds=grace)
     return Inline(grace_seconds=grace)
@@ -247,7 +242,7 @@ def cluster_for(options: Mapping[str, Any]) -> Cluster:
 
 def observers() -> dict[str, Cluster]:
     """Return a cluster of each kind, to ask about launches."""
-    return {"inline": Inline(), "workstation": Workstation()}
+    return {"inline": Inline(), "workstation": Workstation(), "slurm": SlurmCluster(SlurmOptions())}
 
 
 # --- look -------------------------------------------------------------------------------------------------

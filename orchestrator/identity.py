@@ -42,7 +42,10 @@ TRAINER_NOT_IDENTITY = frozenset({"enable_progress_bar", "enable_model_summary"}
 
 
 def canonical(document: Mapping[str, Any]) -> str:
-    """Return canonical JSON: sorted keys, `repr` of floats, no NaN or infinity."""
+    """Return canonical JSON: sorted keys, `repr` of floats, no NaN or infinity.
+
+    Raises ConfigError for what JSON cannot say.
+    """
     try:
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except ValueError as error:
@@ -51,6 +54,11 @@ def canonical(document: Mapping[str, Any]) -> str:
             why="a run's identity must be comparable, and NaN differs from itself",
             fix="use null, or a large finite number",
         ) from error
+    except TypeError as error:
+        raise ConfigError(
+            "the configuration holds what is no plain value", why=str(error),
+            fix="use null, true, false, numbers, strings, lists, and mappings with strings as keys",
+        ) from error  # fmt: skip
 
 
 def document(config: Config, *, data_digest: str | None, world_size: int) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from orchestrator.snapshot import Pending, write
 from orchestrator.spec import Config, Experiment
 
 _TRIES = 100
+WORKER = ("-m", "orchestrator.worker")
+"""What Python is given on the node, before the launch and the task's index. The tests have one of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ def launch(
     message: str = "",
     rerun: Rerun = "never",
     only: Callable[[Step], bool] = lambda step: True,
+    worker: Sequence[str] = WORKER,
 ) -> Launched:
     """Launch what is missing of an experiment.
 
@@ -71,7 +74,7 @@ def launch(
         _freeze(facts, paths)
         bases, lines = _write_plan(acting)
         number = book.launches[-1].number + 1 if book.launches else 1
-        published = ledger.publish(paths, number, _header(experiment, facts, message), bases, lines)
+        published = ledger.publish(paths, number, _header(experiment, facts, message, worker), bases, lines)
         if published is not None:
             cluster.submit(published)
             published.complete.touch(mode=0o600)
@@ -93,13 +96,13 @@ def _freeze(facts: Facts, paths: ExperimentPaths) -> None:
             manifest.write(paths.manifest(digest))
 
 
-def _header(experiment: Experiment, facts: Facts, message: str) -> dict[str, Any]:
+def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence[str]) -> dict[str, Any]:
     return {
         "experiment": experiment.name, "message": message, "argv": sys.argv[1:],
         "overrides": list(experiment.overrides), "choices": dict(experiment.choices), "sweep": experiment.sweep,
         "objective": asdict(experiment.objective) if experiment.objective else None,
         "cluster": dict(experiment.cluster), "tracking": dict(experiment.tracking), "env": experiment.env,
-        "environment": facts.environment.to_json(), "python": sys.executable,
+        "environment": facts.environment.to_json(), "python": sys.executable, "worker": list(worker),
         "code": [pending.snapshot.to_json() for pending in facts.code],
         "data": {digest: dict(manifest.origin) for digest, manifest in facts.manifests.items()},
     }  # fmt: skip

@@ -46,6 +46,10 @@ class AttemptPaths:
     def events(self) -> Path:
         return self.path / "events.jsonl"
 
+    def rank_events(self, rank: int) -> Path:
+        """The failure of a rank other than 0; each rank writes its own."""
+        return self.path / f"events.rank{rank}.jsonl"
+
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
@@ -57,6 +61,9 @@ class AttemptPaths:
     @property
     def log(self) -> Path:
         return self.path / "log"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.path / f"log.rank{rank}" if rank else self.log
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -39,6 +40,8 @@ from orchestrator.spec import Resources, RunId
 
 FORMAT_VERSION = 1
 _OFFSET_WIDTH = 16
+_MARK = re.compile(r"([0-9a-f]+)\.a(\d{3,})\.([a-z]+)")
+_OBSERVED = re.compile(r"a(\d{3,})\.[0-9a-f]+\.jsonl")
 
 
 # --- launches ---------------------------------------------------------------------------------------------
@@ -98,10 +101,15 @@ def publish(
 def _swap(temporary: LaunchPaths, final: LaunchPaths, token: str) -> LaunchPaths | None:
     try:
         temporary.path.rename(final.path)
-    except OSError:
+    except OSError as error:
         # Over NFS an answer can be lost and the rename repeated: it then fails although it has succeeded.
         mine = final.header.exists() and read_launch(final).header["token"] == token
         shutil.rmtree(temporary.path, ignore_errors=True)
+        if not final.path.exists():
+            raise StateError(
+                f"cannot publish {final.path}", why=error.strerror or str(error),
+                fix="make room, or choose another folder for runs with --runs or $ORCH_RUNS",
+            ) from error  # fmt: skip
         return final if mine else None
     return final
 
@@ -164,13 +172,21 @@ def planned(line: Mapping[str, Any], launch: int) -> Planned:
 
 
 def claim_attempt(attempt: AttemptPaths, claim: Claim) -> bool:
-    """Take an attempt by making its folder; False if somebody has taken it. The claim is complete or absent."""
+    """Take an attempt by renaming a folder that holds the claim to it; False if somebody has taken it.
+
+    Nobody ever sees an attempt without its claim: who takes over from a dead supervisor must know whose it is.
+    """
     make_private(attempt.path.parent)
+    draft = AttemptPaths(attempt.path.with_name(f".tmp-{attempt.path.name}-{uuid.uuid4().hex}"))
+    make_private(draft.path)
+    _write(draft.claim, json.dumps(claim.to_json()))
     try:
-        attempt.path.mkdir(mode=0o700)
-    except FileExistsError:
-        return False
-    replace_text(attempt.claim, json.dumps(claim.to_json()))
+        draft.path.rename(attempt.path)
+    except OSError:
+        # As in publish: over NFS a rename may succeed and be reported as failed.
+        mine = read_claim(attempt) == claim
+        shutil.rmtree(draft.path, ignore_errors=True)
+        return mine
     return True
 
 
@@ -213,19 +229,20 @@ def mark(experiment: ExperimentPaths, run_id: str, attempt: int, state: str) -> 
 
 def counts(experiment: ExperimentPaths) -> dict[str, int]:
     """Return the number of runs by the state of their last attempt, from the index alone."""
-    last: dict[str, tuple[str, bool, str]] = {}
-    for name in sorted(os.listdir(experiment.index)) if experiment.index.is_dir() else []:
-        run_id, attempt, state = name.split(".", 2)
-        key = (attempt, state != "running", state)
+    last: dict[str, tuple[int, bool, bool, str]] = {}
+    for match in filter(None, map(_MARK.fullmatch, _names(experiment.index))):
+        run_id, attempt, state = match.groups()
+        key = (int(attempt), state != RunState.RUNNING, state == RunState.DONE, state)
         last[run_id] = max(last.get(run_id, key), key)
-    states = [state for _, _, state in last.values()]
+    states = [state for *_, state in last.values()]
     return {state: states.count(state) for state in sorted(set(states))}
 
 
 def read_attempt(run: RunPaths, attempt: AttemptPaths) -> Attempt:
     """Return the fold of one attempt's events and of what observers saw of it."""
     observed = [e for path in _observer_files(run, attempt.number) for e in read_events(path)]
-    return fold(attempt.number, read_claim(attempt), read_events(attempt.events), observed)
+    ranks = [e for path in sorted(attempt.path.glob("events.rank*.jsonl")) for e in read_events(path)]
+    return fold(attempt.number, read_claim(attempt), read_events(attempt.events), observed, ranks)
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -237,7 +254,7 @@ def read_events(path: Path) -> Iterator[Event]:
     for line in lines:
         try:
             event = parse_event(json.loads(line)) if line.strip(b"\0") else None
-        except (ValueError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             continue
         if event is not None:
             yield event
@@ -288,7 +305,7 @@ def read(experiment: ExperimentPaths, cluster_of: Mapping[str, Cluster]) -> Ledg
 def _attempts(experiment: ExperimentPaths, run_id: RunId) -> tuple[Attempt, ...]:
     run = experiment.run(run_id)
     # An attempt that failed before it could claim its folder is known only by what its supervisor saw.
-    seen = {int(name[1:].split(".")[0]) for name in _names(run.observed)}
+    seen = {int(match[1]) for match in map(_OBSERVED.fullmatch, _names(run.observed)) if match}
     numbers = sorted(seen | {attempt.number for attempt in run.attempts()})
     return tuple(read_attempt(run, run.attempt(number)) for number in numbers)
 

@@ -100,12 +100,13 @@ def _failed(run: Run, record: Record, code: str, rerun: Rerun) -> Step:
 def _stopped(run: Run, record: Record, code: str, rerun: Rerun) -> Step:
     """Go on from the last attempt, or start anew where none has begun."""
     reason = f"{record.state.value}: {record.reason}" if record.reason else record.state.value
-    last = record.last
-    if last is None or last.claim is None or last.number < record.planned.history:
+    # An attempt that died before its claim takes nothing away from those before it.
+    claims = [a.claim for a in record.attempts if a.claim and a.number >= record.planned.history]
+    if not claims:
         return _from_scratch(run, record, Action.SUBMIT, reason, code)
     return Step(
-        run=run, action=Action.RESUME, reason=reason, attempt=last.number + 1, history=last.claim.history,
-        generation=last.claim.generation, code=last.claim.code,
+        run=run, action=Action.RESUME, reason=reason, attempt=_next_attempt(record), history=claims[-1].history,
+        generation=claims[-1].generation, code=claims[-1].code,
     )  # fmt: skip
 
 

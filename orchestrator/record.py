@@ -83,7 +83,8 @@ def parse_event(line: Mapping[str, Any]) -> Event | None:
 class Claim:
     """Who took an attempt, for which launch, and what it starts from.
 
-    `history` is the attempt that began from scratch: resumed attempts carry on its metrics.
+    `history` is the attempt that began from scratch: resumed attempts carry on its metrics. `job` is the
+    scheduler's name of the job, `restart` how often that has been requeued, `address` where rank 0 listens.
     """
 
     launch: int
@@ -93,6 +94,9 @@ class Claim:
     history: int
     process: ProcessId
     time: float
+    job: str = ""
+    restart: int = 0
+    address: str = ""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Claim:
@@ -100,12 +104,14 @@ class Claim:
             launch=int(value["launch"]), index=int(value["index"]), code=str(value["code"]),
             generation=int(value["generation"]), history=int(value["history"]),
             process=ProcessId.from_json(value["process"]), time=float(value["time"]),
+            job=str(value.get("job", "")), restart=int(value.get("restart", 0)), address=str(value.get("address", "")),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return {
             "launch": self.launch, "index": self.index, "code": self.code, "generation": self.generation,
             "history": self.history, "process": self.process.to_json(), "time": self.time,
+            "job": self.job, "restart": self.restart, "address": self.address,
         }  # fmt: skip
 
 
@@ -143,11 +149,22 @@ class Attempt:
         return self.state is not RunState.RUNNING
 
 
-def fold(number: int, claim: Claim | None, events: Iterable[Event], observed: Iterable[Event] = ()) -> Attempt:
-    """Return what one attempt's own events say, and, where they end without a word, what observers saw."""
+def fold(
+    number: int, claim: Claim | None, events: Iterable[Event], observed: Iterable[Event] = (),
+    ranks: Iterable[Event] = (),
+) -> Attempt:  # fmt: skip
+    """Return what one attempt's own events say, and, where they end without a word, what observers saw.
+
+    The first final event counts; only a completion is stronger than what was said before it. `ranks` are the
+    failures of ranks other than 0: the scheduler stops rank 0 for them, which it takes for an interruption.
+    """
     attempt = Attempt(number=number, claim=claim)
     for event in sorted(events, key=lambda event: event.sequence):
-        attempt = _apply(attempt, event)
+        if not attempt.final or event.kind == "done":
+            attempt = _apply(attempt, event)
+    for event in ranks:
+        if attempt.state in {RunState.RUNNING, RunState.INTERRUPTED}:
+            attempt = _apply(attempt, event)
     for event in observed:
         if not attempt.final:
             attempt = _apply(attempt, event)
@@ -167,7 +184,8 @@ def _apply(attempt: Attempt, event: Event) -> Attempt:
             )
         case "done":
             return replace(
-                attempt, state=RunState.DONE, ended=event.time, stage="", best=data.get("best", {}),
+                attempt, state=RunState.DONE, ended=event.time, stage="", best=data.get("best", {}), reason="",
+                failure=None,
                 metrics={**attempt.metrics, **data.get("metrics", {})},
             )  # fmt: skip
         case "failed":

@@ -29,7 +29,7 @@ class Selection:
             and (not self.states or record.state in self.states)
             and (not self.launches or record.planned.launch in self.launches)
             and all(
-                any(_same(record.planned.point.get(key), value) for value in values)
+                key in record.planned.point and any(_same(record.planned.point[key], value) for value in values)
                 for key, values in self.point.items()
             )
         )

@@ -340,7 +340,7 @@ def test_a_file_that_became_a_folder_a_folder_a_file_and_a_folder_a_link(project
     assert frozen_files(code) == expected
 
 
-def test_line_endings_and_ignored_global_settings_do_not_change_the_bytes(project):
+def test_settings_of_the_user_change_neither_bytes_nor_diff(project):
     git(project, "config", "core.autocrlf", "false")
     (project / "dos.py").write_bytes(b"a\r\nb\r\n")
     git(project, "config", "core.safecrlf", "true")

@@ -102,24 +102,43 @@ class Composer:
         )  # fmt: skip
 
     def _unknown_key(self, key: str, text: str, overrides: Sequence[str]) -> ConfigError:
-        parent, _, leaf = key.rpartition(".")
         others = [o for o in overrides if o != text and o.lstrip("+").partition("=")[0] in self.groups]
-        node = OmegaConf.select(self.compose(others).config, parent) if parent else self.compose(others).config
-        known = sorted(str(name) for name in node) if isinstance(node, DictConfig) else []
-        at = parent or "the top level"
+        raw = OmegaConf.to_container(self.compose(others).config, resolve=False)
+        at, known = _deepest(raw, key.split("."))
+        missing = key.split(".")[len(at)] if len(at) < len(key.split(".")) else key
         return ConfigError(
-            f"override {text!r}: {key} is unknown{nearest(leaf, known)}",
-            why=f"{at} has {', '.join(known) or 'no keys'}", fix=f"use one of them, or add a new key with +{text}",
+            f"override {text!r}: {key} is unknown{nearest(missing, known)}",
+            why=f"{'.'.join(at) or 'the top level'} has {', '.join(known) or 'no keys'}",
+            fix=f"use one of them, or add a new key with +{text}",
         )  # fmt: skip
 
 
-def resolve(config: DictConfig, *, where: str) -> dict[str, Any]:
-    """Resolve all interpolations. Raises ConfigError for a missing value or a broken interpolation."""
+def resolve(config: DictConfig, *, where: str, only: str | None = None) -> Any:
+    """Resolve all interpolations, or those of one top-level key.
+
+    Raises ConfigError for a missing value or a broken interpolation.
+    """
     try:
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return plain(config if only is None else config[only])
     except OmegaConfBaseException as error:
         raise _resolution_error(error, where) from error
-    return {str(key): value for key, value in resolved.items()} if isinstance(resolved, dict) else {}
+
+
+def plain(value: Any) -> Any:
+    """Return a resolved value without OmegaConf's types. Raises OmegaConf's errors."""
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+    return value
+
+
+def _deepest(tree: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return how much of a path exists, and the keys that are known there."""
+    at: list[str] = []
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            break
+        tree, at = tree[key], [*at, key]
+    return at, sorted(map(str, tree)) if isinstance(tree, dict) else []
 
 
 def _resolution_error(error: OmegaConfBaseException, where: str) -> ConfigError:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from omegaconf import OmegaConf
+
 from orchestrator.config import overrides as command_line
 from orchestrator.config import schema, sweep
 from orchestrator.config.compose import Composer, resolve
@@ -64,13 +66,11 @@ def draft(project: Path, overrides: Sequence[str]) -> Draft:
 
 def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dict[str, Any], sweep.Sweep]:
     """Compose once without the axes, to read what holds for all points: the name, the sweep, the cluster."""
-    from omegaconf import OmegaConf
-
     fixed = [text for text in line.fixed if text != "sweep=none"]
     config = composer.compose(fixed).config
     raw = OmegaConf.to_container(config, resolve=False)
     schema.check_top_level(cast("Mapping[str, Any]", raw))
-    head = {key: _section(config, key) for key in _ONE_PER_LAUNCH - {"experiment"}}
+    head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment"})}
     written = {} if line.drop_sweep else _expand_text(head["sweep"])
     axes = {axis.key: axis.values for axis in line.axes}
     head["sweep"] = {key: value for key, value in written.items() if value}
@@ -78,12 +78,7 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
 
 
 def _section(config: Any, key: str) -> Any:
-    from omegaconf import OmegaConf
-
-    if OmegaConf.is_missing(config, key):
-        return resolve(config, where="the experiment")[key]  # raises, with the hint for this key
-    value = config[key]
-    return resolve(value, where=key) if OmegaConf.is_config(value) else value
+    return resolve(config, where="the experiment", only=key)
 
 
 def _expand_text(written: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +105,7 @@ def _check_group_values(composer: Composer, definition: sweep.Sweep) -> None:
     for block in definition.blocks:
         for key, value in ((k, v) for point in block for k, v in point.items() if k in composer.groups):
             options = composer.options(key)
-            if value not in options:
+            if str(value) not in options:
                 raise ConfigError(
                     f"sweep: {key}={value!r} is no option{nearest(str(value), options)}",
                     why=f"the options of {key} are {', '.join(options)}", fix=f"choose one of them for {key}",

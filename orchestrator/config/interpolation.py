@@ -12,10 +12,12 @@ from omegaconf.grammar_parser import parse
 
 Path = tuple[str, ...]
 
+_READ_ARGUMENTS_ONLY = frozenset({"view", "project", "now", "hydra", "oc.env", "oc.decode", "oc.create"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reads:
-    """What one leaf reads. `dynamic`: some key is itself computed, so it may read anything."""
+    """What one leaf reads. `dynamic`: a key is itself computed, or a resolver looks around: it may read anything."""
 
     keys: frozenset[Path]
     resolvers: frozenset[str]
@@ -34,7 +36,7 @@ def reads(text: str, at: Path) -> Reads:
             keys.add(_absolute(body, at))
         elif isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
             resolvers.add(node.getChild(1).getText())
-            dynamic |= resolvers & {"oc.select", "oc.dict.keys", "oc.dict.values"} != set()
+            dynamic |= not resolvers <= _READ_ARGUMENTS_ONLY
     return Reads(keys=frozenset(keys), resolvers=frozenset(resolvers), dynamic=dynamic)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, Transformer
+from hydra.core.override_parser.types import Override, Quote, QuotedString, Transformer
 from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError
@@ -99,7 +99,7 @@ def _quote(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+        return str(QuotedString(text=value, quote=Quote.single).with_quotes())
     if isinstance(value, list | tuple):
         return "[" + ",".join(_quote(item) for item in value) + "]"
     if isinstance(value, dict):

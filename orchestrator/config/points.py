@@ -1,7 +1,8 @@
 """One resolved config per point, fast where that is provably what Hydra would give.
 
-Hydra composes once per distinct choice of config groups. For each further point the swept leaves are set and
-only their transitive readers are resolved again; unchanged parts of the tree are shared between points.
+Hydra composes once per distinct choice of config groups and set of swept keys. For each further point the
+swept leaves are set and only their transitive readers are resolved again; unchanged parts of the tree are
+shared between points.
 Whatever is not plainly the same (added or deleted keys, lists and dicts as values, keys inside lists,
 computed interpolations, resolvers that are not pure) goes through Hydra.
 """
@@ -15,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.config.compose import Composer, resolve
+from orchestrator.config.compose import Composer, plain, resolve
 from orchestrator.config.interpolation import Path, Reads, leaves, overlap, reads
 from orchestrator.config.overrides import to_override
 from orchestrator.errors import ConfigError
@@ -23,6 +24,7 @@ from orchestrator.spec import Point
 
 _PURE = frozenset({"view", "project"})
 IDENTITY = ("model", "data", "trainer", "seed", "task")
+_PUNCTUATION = frozenset(".[]")  # in a key: a dotted path would not find it
 _REFUSED = frozenset({"now", "oc.env", "hydra", "oc.deprecated"})
 
 
@@ -38,15 +40,18 @@ class Resolved:
 def resolve_points(
     composer: Composer, fixed: Sequence[str], points: Sequence[Point], prefixes: Mapping[str, str]
 ) -> Iterator[Resolved]:
-    """Yield the resolved config of each point. `prefixes` holds the `+` or `++` of a swept key."""
-    bases: dict[tuple[str, ...], _Base] = {}
+    """Yield the resolved config of each point. `prefixes` holds the `+` or `++` of a swept key.
+
+    Points that set other keys (`sweep.list` allows that) have a base of their own: a value never stays behind.
+    """
+    bases: dict[tuple[tuple[str, ...], frozenset[str]], _Base] = {}
     for point in points:
         chosen = tuple(_overrides(composer, {k: v for k, v in point.items() if k in composer.groups}, prefixes))
         values = {key: value for key, value in point.items() if key not in composer.groups}
-        base = bases.get(chosen)
-        if base is None:
-            base = bases[chosen] = _Base(composer, (*fixed, *chosen))
-        yield base.resolve(point, values, prefixes)
+        key = chosen, frozenset(values)
+        if key not in bases:
+            bases[key] = _Base(composer, (*fixed, *chosen))
+        yield bases[key].resolve(point, values, prefixes)
 
 
 class _Base:
@@ -56,8 +61,8 @@ class _Base:
         self._composer, self._overrides = composer, overrides
         composition = composer.compose(overrides)
         self._config, self._choices = composition.config, composition.choices
-        self._raw = OmegaConf.to_container(self._config, resolve=False)
-        self._reads = {at: reads(text, at) for at, text in leaves(self._raw) if _interpolated(text)}
+        self._raw = _raw(self._config)
+        self._reads = _all_reads(self._raw)
         self._resolved: dict[str, Any] | None = None
         self._plans: dict[tuple[str, ...], list[Path] | None] = {}
 
@@ -70,14 +75,14 @@ class _Base:
         changed = {tuple(key.split(".")): value for key, value in values.items()}
         self._set(values)
         try:
-            changed |= {at: OmegaConf.select(self._config, ".".join(at)) for at in readers}
+            changed |= {at: _select(self._config, at) for at in readers}
         except OmegaConfBaseException:
             return self._through_hydra(point, values, prefixes)
         return Resolved(point=point, config=_assign(self._resolved, changed), choices=self._choices)
 
     def _first(self, point: Point, values: Mapping[str, Any]) -> Resolved:
         self._set(values)
-        self._refuse_impure()
+        _refuse({at: read for at, read in self._reads.items() if ".".join(at) not in values})
         self._resolved = resolve(self._config, where=_told(point))
         return Resolved(point=point, config=self._resolved, choices=self._choices)
 
@@ -93,12 +98,9 @@ class _Base:
             composition = self._composer.compose([*self._overrides, *extra])
         except ConfigError as error:
             raise ConfigError(f"point {_told(point)}: {error.what}", why=error.why, fix=error.fix) from error
-        _refuse_impure(composition.config)
+        _refuse(_all_reads(_raw(composition.config)))
         config = resolve(composition.config, where=_told(point))
         return Resolved(point=point, config=config, choices=composition.choices)
-
-    def _refuse_impure(self) -> None:
-        _refuse(self._reads)
 
     def _readers(self, keys: tuple[str, ...]) -> list[Path] | None:
         """Return the leaves to resolve again when `keys` change; None where that cannot be told."""
@@ -117,7 +119,7 @@ class _Base:
                 if at in affected or at in paths:
                     continue
                 if read.dynamic or any(overlap(key, target) for key in read.keys):
-                    if read.dynamic or not read.resolvers <= _PURE or _in_list(self._raw, at):
+                    if read.dynamic or not read.resolvers <= _PURE or not _is_plain_leaf(self._raw, at):
                         return None
                     affected.add(at)
                     frontier.append(at)
@@ -128,9 +130,34 @@ def _overrides(composer: Composer, values: Mapping[str, Any], prefixes: Mapping[
     return [to_override(prefixes.get(k, ""), k, v, group=k in composer.groups) for k, v in values.items()]
 
 
-def _refuse_impure(config: DictConfig) -> None:
+def _raw(config: DictConfig) -> Any:
+    """Return a composed config as written. Raises ConfigError for keys that a frozen config cannot keep."""
     raw = OmegaConf.to_container(config, resolve=False)
-    _refuse({at: reads(text, at) for at, text in leaves(raw) if _interpolated(text)})
+    _check_keys(raw, ())
+    return raw
+
+
+def _check_keys(tree: Any, at: tuple[Any, ...]) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if not isinstance(key, str):
+                raise ConfigError(
+                    f"{'.'.join(map(str, (*at, key)))}: the key {key!r} is no string",
+                    why="configs are frozen as JSON, where every key is one",
+                    fix=f"write it in quotes, or as a list: {'.'.join(map(str, at))}: {{'{key}': ...}}",
+                )
+            _check_keys(value, (*at, key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _check_keys(value, (*at, index))
+
+
+def _all_reads(raw: Any) -> dict[Path, Reads]:
+    return {at: reads(text, at) for at, text in leaves(raw) if _interpolated(text)}
+
+
+def _select(config: DictConfig, at: Path) -> Any:
+    return plain(OmegaConf.select(config, ".".join(at)))
 
 
 def _refuse(all_reads: Mapping[Path, Reads]) -> None:
@@ -173,22 +200,16 @@ def _assign(tree: Any, changes: Mapping[Path, Any]) -> Any:
 
 def _is_plain_leaf(tree: Any, path: Path) -> bool:
     for key in path:
-        if not isinstance(tree, dict) or key not in tree:
+        if not isinstance(tree, dict) or key not in tree or _PUNCTUATION & set(key):
             return False
         tree = tree[key]
     return not isinstance(tree, dict | list)
 
 
-def _in_list(tree: Any, path: Path) -> bool:
-    for key in path[:-1]:
-        if isinstance(tree, list):
-            return True
-        tree = tree[key]
-    return isinstance(tree, list)
-
-
 def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and "$" not in value)
+    if isinstance(value, str):
+        return "$" not in value and value != "???"  # to OmegaConf these are more than text
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _interpolated(value: Any) -> bool:

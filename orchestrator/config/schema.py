@@ -88,6 +88,8 @@ def snapshot(value: Mapping[str, Any]) -> SnapshotOptions:
 
 def cluster(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a cluster's checked options."""
+    if value.get("kind") == "slurm":
+        return dict(value)  # the Slurm package checks its own options
     entries = _kind("cluster", value, _CLUSTER_KEYS)
     if entries.get("scratch") is not None and not isinstance(entries["scratch"], str):
         raise ConfigError(
@@ -165,7 +167,7 @@ def _known(section: str, value: Mapping[str, Any], known: Collection[str], *, hi
 
 
 def _kind(section: str, value: Mapping[str, Any], kinds: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    kind = _choice(f"{section}.kind", value.get("kind"), tuple(kinds))
+    kind = _choice(f"{section}.kind", value.get("kind"), (*kinds, "slurm") if section == "cluster" else tuple(kinds))
     _known(section, value, sorted(kinds[kind]))
     return dict(value)
 

@@ -136,7 +136,7 @@ def _check_once(blocks: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         twice = seen & keys
         if twice:
             raise ConfigError(
-                f"{sorted(twice)[0]} is swept twice", why="a key has one place: grid, zip or list",
+                f"{min(twice)} is swept twice", why="a key has one place: grid, zip or list",
                 fix="remove it from one of them",
             )  # fmt: skip
         seen |= keys

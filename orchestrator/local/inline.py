@@ -8,7 +8,7 @@ from orchestrator import ledger
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.supervisor import Sidecars, Supervisor
-from orchestrator.local.tasks import observe, own_cpus
+from orchestrator.local.tasks import observe
 from orchestrator.record import Observation
 from orchestrator.spec import Resources
 
@@ -55,9 +55,4 @@ def check_one_process(shapes: Collection[Resources], cluster: str) -> None:
             raise RequestError(
                 f"resources ask for {shape.nodes} x {shape.processes_per_node} training processes",
                 why=f"cluster={cluster} starts one process per run", fix="resources.nodes=1 resources.gpus_per_node=1",
-            )  # fmt: skip
-        if shape.nodes == 1 and cluster == "workstation" and shape.cpus_per_node > own_cpus():
-            raise RequestError(
-                f"resources.cpus_per_node is {shape.cpus_per_node}", why=f"this machine has {own_cpus()}",
-                fix=f"resources.cpus_per_node={own_cpus()}",
             )  # fmt: skip

@@ -20,7 +20,7 @@ from typing import IO, Any
 from orchestrator import ledger
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.tasks import Child, Found, Handle, Task, runs_root, tasks_of
-from orchestrator.record import RunState
+from orchestrator.record import Attempt, RunState
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
@@ -49,12 +49,22 @@ class Supervisor:
         """Take over all tasks of a launch that have not ended; those already running are found."""
         self._headers[launch] = ledger.read_launch(launch).header
         for task in tasks_of(launch):
-            if not task.folder.path.exists():
+            if task.folder.path.exists():
+                self._adopt(task)
+            elif not _attempt(task).final:  # it may have failed before it could claim anything
                 self._queue.append(task)
-            elif (process := _process_of(task)) is not None and process.ended() is None:
-                self._running.append(_Running(task=task, handle=process, deadline=None))
-            else:
-                self._settle(task, status=0, reason="its process ended while no supervisor ran", output="")
+
+    def _adopt(self, task: Task) -> None:
+        """Watch a task that has begun; one whose attempt belongs to another launch is no business of ours."""
+        claim = ledger.read_claim(task.folder)
+        if claim is None or claim.launch != task.launch.number:
+            return
+        process = Found(claim.process)
+        if process.ended() is None:
+            deadline = _deadline(task, already=time.time() - claim.time)
+            self._running.append(_Running(task=task, handle=process, deadline=deadline))
+        else:
+            self._settle(task, status=0, reason="its process ended while no supervisor ran", output="")
 
     def busy(self, launch: LaunchPaths) -> bool:
         """Return whether tasks of a launch wait or run."""
@@ -85,7 +95,8 @@ class Supervisor:
             time.sleep(_POLL_SECONDS)
 
     def _fits(self, task: Task) -> bool:
-        return sum(running.task.cpus for running in self._running) + task.cpus <= self._cpus
+        """Return whether there are slots for a task; one that is wider than all of them runs alone."""
+        return not self._running or sum(running.task.cpus for running in self._running) + task.cpus <= self._cpus
 
     def _start(self, task: Task) -> None:
         header = self._headers[task.launch]
@@ -94,8 +105,7 @@ class Supervisor:
         except OSError as error:
             self._settle(task, status=1, reason=f"cannot start {header['python']}: {error.strerror}", output="")
             return
-        deadline = time.monotonic() + task.seconds if task.seconds else None
-        self._running.append(_Running(task=task, handle=handle, deadline=deadline))
+        self._running.append(_Running(task=task, handle=handle, deadline=_deadline(task)))
         self._notify(task)
 
     def _watch(self, running: _Running) -> None:
@@ -117,17 +127,16 @@ class Supervisor:
 
     def _reap(self, running: _Running, status: int) -> None:
         self._running.remove(running)
-        other = _process_of(running.task)
-        if other is not None and other.ended() is None:  # somebody else holds the claim: watch that process
-            self._running.append(_Running(task=running.task, handle=other, deadline=running.deadline))
-            return
         running.handle.signal(signal.SIGKILL)  # what the task left behind in its process group
-        self._settle(running.task, status, running.reason, running.handle.output())
+        output, claim = running.handle.close(), ledger.read_claim(running.task.folder)
+        if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive()):
+            self._adopt(running.task)  # somebody else has taken the attempt
+        else:
+            self._settle(running.task, status, running.reason, output)
 
     def _settle(self, task: Task, status: int, reason: str, output: str) -> None:
         """Write down how an attempt ended that could not say so itself."""
-        run = task.experiment.run(task.run_id)
-        attempt = ledger.read_attempt(run, task.folder)
+        run, attempt = task.experiment.run(task.run_id), _attempt(task)
         if attempt.final:
             return
         state = RunState.INTERRUPTED
@@ -182,6 +191,10 @@ class Sidecars:
         self._processes.clear()
 
 
-def _process_of(task: Task) -> Handle | None:
-    claim = ledger.read_claim(task.folder)
-    return Found(claim.process) if claim is not None and claim.launch == task.launch.number else None
+def _attempt(task: Task) -> Attempt:
+    return ledger.read_attempt(task.experiment.run(task.run_id), task.folder)
+
+
+def _deadline(task: Task, *, already: float = 0.0) -> float | None:
+    """Return when a task's time is up, given the seconds that it has run already."""
+    return time.monotonic() + max(0.0, task.seconds - already) if task.seconds else None

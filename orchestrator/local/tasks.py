@@ -15,8 +15,6 @@ from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths
 from orchestrator.process import ProcessId
 from orchestrator.record import Claim, JobState, Observation
 
-WORKER = ("-m", "orchestrator.worker")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -60,8 +58,8 @@ class Handle(Protocol):
     def signal(self, number: int) -> None:
         """Send a signal to the task's process group."""
 
-    def output(self) -> str:
-        """Return the end of what it printed before it had a log of its own."""
+    def close(self) -> str:
+        """Let go of an ended process, and return the end of what it printed before it had a log of its own."""
 
 
 class Child:
@@ -70,7 +68,7 @@ class Child:
     def __init__(self, task: Task, header: Mapping[str, Any]) -> None:
         self._output: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [header["python"], *WORKER, str(task.launch.path), str(task.index)],
+            [header["python"], *header["worker"], str(task.launch.path), str(task.index)],
             env=environment(task), stdin=subprocess.DEVNULL, stdout=self._output,
             stderr=subprocess.STDOUT, start_new_session=True, cwd=task.experiment.path,
         )  # fmt: skip
@@ -81,10 +79,11 @@ class Child:
     def signal(self, number: int) -> None:
         _signal_group(self._process.pid, number)
 
-    def output(self) -> str:
-        self._output.seek(0, os.SEEK_END)
-        self._output.seek(max(0, self._output.tell() - 4000))
-        return self._output.read().decode(errors="replace").strip()
+    def close(self) -> str:
+        with self._output as output:
+            output.seek(0, os.SEEK_END)
+            output.seek(max(0, output.tell() - 4000))
+            return output.read().decode(errors="replace").strip()
 
 
 class Found:
@@ -100,7 +99,7 @@ class Found:
         if self._process.alive():
             _signal_group(self._process.pid, number)
 
-    def output(self) -> str:
+    def close(self) -> str:
         return ""
 
 
@@ -124,6 +123,8 @@ def _observe_one(launch: LaunchPaths, index: int, *, supervised: bool | None, id
     claim = ledger.read_claim(task.folder) if task.folder.path.exists() else None
     if claim is not None:
         return _observe_claim(claim)
+    if task.cancelled:
+        return Observation(state=JobState.ENDED, reason="cancelled before it started")
     if supervised is None:
         return Observation(state=JobState.UNKNOWN, reason=idle)
     if supervised:

@@ -46,7 +46,7 @@ class Workstation:
         for shape in shapes:
             if shape.cpus_per_node > self._cpus:
                 raise RequestError(
-                    f"resources.cpus_per_node is {shape.cpus_per_node}", why=f"cluster.cpus is {self._cpus}",
+                    f"resources.cpus_per_node is {shape.cpus_per_node}", why=f"there are {self._cpus} CPU slots",
                     fix=f"resources.cpus_per_node={self._cpus}, or a larger cluster.cpus",
                 )  # fmt: skip
 

@@ -55,7 +55,7 @@ class Repository:
         except ProgramError as error:
             raise RequestError(
                 f"git {words[0]} failed in {self.folder}", why=error.stderr.strip(),
-                fix="make `git status` work there first",
+                fix="see what `git add --dry-run --all` says there",
             ) from error  # fmt: skip
 
 

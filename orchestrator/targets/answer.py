@@ -20,9 +20,10 @@ from typing import Any, Protocol
 
 from orchestrator import process
 from orchestrator.errors import ConfigError
-from orchestrator.targets.signature import AbsentError, Signature
+from orchestrator.targets.annotation import accepts_text
+from orchestrator.targets.signature import AbsentError, Parameter, Signature
 
-_VERSION = 1
+_VERSION = 2
 _TIMEOUT_S = 600.0  # Lightning on a cold network filesystem can take minutes
 _DISTRIBUTIONS = {".dist-info", ".egg-info"}
 _PROBE = Path(__file__).with_name("probe.py")
@@ -52,7 +53,7 @@ class Answers:
         if answer is None:
             answer = self._ask(target)
             _keep(file, answer)
-        return Signature.from_json(answer["signature"])
+        return _signature(answer["signature"])
 
     def _ask(self, target: str) -> dict[str, Any]:
         question = {
@@ -96,6 +97,22 @@ def _checked(target: str, answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def _signature(said: Mapping[str, Any]) -> Signature:
+    return Signature(
+        parameters=tuple(map(_parameter, said["parameters"])),
+        var_positional=bool(said["var_positional"]),
+        var_keyword=bool(said["var_keyword"]),
+    )
+
+
+def _parameter(said: Mapping[str, Any]) -> Parameter:
+    written = said["annotation"]
+    return Parameter(
+        name=said["name"], required=said["required"], kind=said["kind"],
+        accepts=accepts_text(written, said["default"]) if written is not None else None,
+    )  # fmt: skip
+
+
 def _import_fails(target: str, reason: str) -> ConfigError:
     return ConfigError(
         f"target {target!r} cannot be imported",
@@ -123,7 +140,7 @@ def _state(entry: str) -> list[Any]:
 def _kept(file: Path) -> dict[str, Any] | None:
     try:
         answer: dict[str, Any] = json.loads(file.read_bytes())
-        Signature.from_json(answer["signature"])
+        _signature(answer["signature"])
         unchanged = all(_sha256(path) == digest for path, digest in answer["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

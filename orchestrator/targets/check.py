@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator import process
 from orchestrator.errors import ConfigError, nearest
+from orchestrator.targets.annotation import Accepts
 from orchestrator.targets.answer import Answers, Run
 from orchestrator.targets.module import Modules
 from orchestrator.targets.signature import AbsentError, Parameter, Signature, UnsureError
@@ -18,7 +19,8 @@ class Targets:
     """Checks `_target_` nodes, as Hydra's `instantiate` reads them, without importing what they name.
 
     `search_path` are the project's roots, then `sys.path`; `run` starts the subprocess that is asked where
-    source cannot tell. Signatures are remembered: checking a thousand points of a sweep reads each once.
+    source cannot tell. Names are checked once for each call that looks the same, values every time: each
+    of the thousand points of a sweep then costs microseconds.
     """
 
     def __init__(self, search_path: Sequence[str], cache_dir: Path, *, run: Run = process.run) -> None:
@@ -26,6 +28,8 @@ class Targets:
         self._source = Source(self._modules)
         self._answers = Answers(search_path, cache_dir, run)
         self._signatures: dict[str, Signature] = {}
+        self._typed: dict[str, dict[str, Accepts]] = {}
+        self._right: set[tuple[Any, ...]] = set()
 
     def signature(self, target: str) -> Signature:
         """Return what the target takes; raises ConfigError if there is no such target."""
@@ -45,23 +49,46 @@ class Targets:
         if isinstance(value, Mapping) and "_target_" in value:
             self._check_node(value, where, given, template=template)
             template = template or value.get("_recursive_", True) is False
-        for path, child in _children(value, where):
-            self._walk(child, path, (), template=template)
+        named = isinstance(value, Mapping)
+        for key, child in value.items() if named else enumerate(value):
+            if isinstance(child, dict | list):
+                self._walk(child, f"{where}.{key}" if named else f"{where}[{key}]", (), template=template)
 
     def _check_node(
         self, node: Mapping[str, Any], where: str, given: Collection[str], *, template: bool
     ) -> None:
+        target, positional = node["_target_"], _positional(node, where)
+        exempt = template or node.get("_partial_") is True
+        call = (str(target), len(positional), exempt, tuple(given), tuple(node))
+        if call not in self._right:
+            self._check_names(node, where, given, exempt=exempt)
+            self._right.add(call)
+        typed = self._typed[target]
+        for name, value in node.items():
+            if name in typed and not typed[name].admits(value):
+                raise _wrong_value(f"{where}.{name}", value, target, typed[name])
+        if positional:
+            self._check_positional(target, positional, where)
+
+    def _check_names(
+        self, node: Mapping[str, Any], where: str, given: Collection[str], *, exempt: bool
+    ) -> None:
         target = node["_target_"]
         signature = self._located(target, where)
         arguments = {str(key): value for key, value in node.items() if not _is_hydras(str(key))}
-        positional = _positional(node, where)
         call = _Call(target=target, signature=signature, where=where)
-        taken = call.take_positional(positional)
+        taken = call.take_positional(_positional(node, where))
         for name, value in arguments.items():
             call.take_keyword(name, value, taken)
         call.take_given(given)
-        if not (template or node.get("_partial_") is True):
+        if not exempt:
             call.refuse_missing({*arguments, *given, *taken})
+        self._typed[target] = {p.name: p.accepts for p in signature.parameters if p.accepts is not None}
+
+    def _check_positional(self, target: str, values: Sequence[Any], where: str) -> None:
+        for index, (parameter, value) in enumerate(zip(self.signature(target).positional, values, strict=False)):
+            if parameter.accepts is not None and not parameter.accepts.admits(value):
+                raise _wrong_value(f"{where}._args_[{index}]", value, target, parameter.accepts)
 
     def _located(self, target: Any, where: str) -> Signature:
         if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
@@ -158,12 +185,10 @@ class _Call:
         return f"it takes {_listed(keywords)}" if keywords else "it takes no arguments by name"
 
 
-def _children(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    match value:
-        case Mapping():
-            yield from ((f"{where}.{key}", child) for key, child in value.items())
-        case list() | tuple():
-            yield from ((f"{where}[{index}]", child) for index, child in enumerate(value))
+def _wrong_value(key: str, value: Any, target: str, accepts: Accepts) -> ConfigError:
+    return ConfigError(
+        f"{key} is {_shown(value)}", why=f"{target} takes {accepts}", fix=f"give {key} {accepts}, or remove it"
+    )
 
 
 def _is_hydras(key: str) -> bool:
@@ -189,7 +214,7 @@ def _how_to_give(missing: Sequence[Parameter], where: str) -> str:
     return ", and ".join(ways)
 
 
-def _listed(names: Iterator[str] | Sequence[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "nothing"
 
 

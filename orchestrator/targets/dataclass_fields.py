@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
+from orchestrator.targets.annotation import Qualified, accepts
 from orchestrator.targets.signature import Kind, Parameter, Signature, UnsureError
 
 DECORATOR = "dataclasses.dataclass"
 
-Qualified = Callable[[ast.expr], str]
-"""Gives the full name of an expression as the module's imports spell it."""
 
+def read(node: ast.ClassDef, qualified: Qualified, typed: Qualified) -> dict[str, Parameter | None]:
+    """Return the fields of one class statement by name, in order; None for one with `init=False`.
 
-def read(node: ast.ClassDef, qualified: Qualified) -> dict[str, Parameter | None]:
-    """Return the fields of one class statement by name, in order; None for one with `init=False`."""
+    `typed` names annotations, and nothing that is not certain to be a builtin one.
+    """
     options = _options(next(n for n in node.decorator_list if qualified(n) == DECORATOR))
     if options.get("init", True) is not True:
         raise UnsureError(f"{node.name} has no generated __init__")
@@ -29,7 +31,8 @@ def read(node: ast.ClassDef, qualified: Qualified) -> dict[str, Parameter | None
             keyword_only = True
         elif not annotation.endswith("ClassVar"):
             name = statement.target.id
-            fields[name] = _field(name, statement.value, keyword_only, qualified)
+            field = _field(name, statement.value, keyword_only, qualified)
+            fields[name] = field and replace(field, accepts=accepts(statement.annotation, typed, statement.value))
     return fields
 
 

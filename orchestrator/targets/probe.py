@@ -58,10 +58,22 @@ def _signature(found: Any) -> dict[str, Any]:
     named = [p for p in parameters if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     return {
         "parameters": [
-            {"name": p.name, "kind": p.kind.name.lower(), "required": p.default is p.empty} for p in named
+            {"name": p.name, "kind": p.kind.name.lower(), "required": p.default is p.empty, **_written(p)}
+            for p in named
         ],
         "var_positional": inspect.Parameter.VAR_POSITIONAL in kinds,
         "var_keyword": inspect.Parameter.VAR_KEYWORD in kinds,
+    }
+
+
+def _written(parameter: inspect.Parameter) -> dict[str, Any]:
+    """Return a parameter's annotation and default as text; None where there is none."""
+    annotation, default = parameter.annotation, parameter.default
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    plain = isinstance(default, (bool, int, float, str, type(None)))
+    return {
+        "annotation": None if annotation is parameter.empty else text,
+        "default": repr(default) if plain else None,
     }
 
 

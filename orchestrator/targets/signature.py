@@ -1,10 +1,11 @@
-"""What a callable takes: names, kinds and which are required. No annotations, no default values."""
+"""What a callable takes: names, kinds, which are required, and which plain values they allow. No defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.targets.annotation import Accepts
 
 Kind = Literal["positional_only", "positional_or_keyword", "keyword_only"]
 
@@ -23,11 +24,12 @@ class AbsentError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """One named parameter."""
+    """One named parameter. `accepts` is None where any value may be right."""
 
     name: str
     required: bool
     kind: Kind = "positional_or_keyword"
+    accepts: Accepts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +56,3 @@ class Signature:
             var_positional=self.var_positional,
             var_keyword=self.var_keyword,
         )
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(
-            parameters=tuple(Parameter(**parameter) for parameter in value["parameters"]),
-            var_positional=bool(value["var_positional"]),
-            var_keyword=bool(value["var_keyword"]),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)

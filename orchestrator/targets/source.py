@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from orchestrator.targets import dataclass_fields
+from orchestrator.targets.annotation import Qualified, accepts
 from orchestrator.targets.module import Module, Modules
 from orchestrator.targets.scope import Binding, Bound, Function, ImportedModule, ImportedName, Scope, scan
 from orchestrator.targets.signature import AbsentError, Kind, Parameter, Signature, UnsureError
@@ -184,6 +185,11 @@ class Source:
             case _:
                 return "?"
 
+    def _plain_name(self, module: Module, node: ast.expr) -> str:
+        """Return the full name of an annotation; a star import may bring any name, a builtin's too."""
+        name = self._qualified(module, node)
+        return "?" if name.startswith("builtins.") and module.scope.stars else name
+
     # --- signatures --------------------------------------------------------------------------------
 
     def _of_function(self, function: Routine) -> Signature:
@@ -191,7 +197,7 @@ class Source:
         kinds = decorators & {"builtins.classmethod", "builtins.staticmethod"}
         if decorators - kinds - _HARMLESS_DECORATORS:
             raise UnsureError(f"{function.node.name} is decorated")
-        signature = _from_arguments(function.node.args)
+        signature = _from_arguments(function.node.args, partial(self._plain_name, function.module))
         return signature.bound() if "builtins.classmethod" in kinds else signature
 
     def _of_class(self, cls: Class) -> Signature:
@@ -261,7 +267,9 @@ class Source:
         fields: dict[str, Parameter | None] = {}
         for holder in reversed(self._mro(cls)):
             if self._is_dataclass(holder):
-                fields |= dataclass_fields.read(holder.node, partial(self._qualified, holder.module))
+                fields |= dataclass_fields.read(
+                    holder.node, partial(self._qualified, holder.module), partial(self._plain_name, holder.module)
+                )
         return dataclass_fields.signature(fields)
 
 
@@ -303,20 +311,20 @@ def _exports(module: Module) -> set[str] | None:
     return {str(node.value) for node in bindings[0].bound.elts if isinstance(node, ast.Constant)}
 
 
-def _from_arguments(arguments: ast.arguments) -> Signature:
+def _from_arguments(arguments: ast.arguments, qualified: Qualified) -> Signature:
     kinds: list[tuple[Kind, ast.arg]] = [("positional_only", node) for node in arguments.posonlyargs]
     kinds += [("positional_or_keyword", node) for node in arguments.args]
-    first_default = len(kinds) - len(arguments.defaults)
-    parameters = [
-        Parameter(name=node.arg, kind=kind, required=index < first_default)
-        for index, (kind, node) in enumerate(kinds)
-    ]
-    parameters += [
-        Parameter(name=node.arg, kind="keyword_only", required=default is None)
-        for node, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    ]
+    kinds += [("keyword_only", node) for node in arguments.kwonlyargs]
+    without = len(kinds) - len(arguments.defaults) - len(arguments.kw_defaults)
+    defaults = [*[None] * without, *arguments.defaults, *arguments.kw_defaults]
     return Signature(
-        parameters=tuple(parameters),
+        parameters=tuple(
+            Parameter(
+                name=node.arg, kind=kind, required=default is None,
+                accepts=accepts(node.annotation, qualified, default),
+            )
+            for (kind, node), default in zip(kinds, defaults, strict=True)
+        ),
         var_positional=arguments.vararg is not None,
         var_keyword=arguments.kwarg is not None,
     )

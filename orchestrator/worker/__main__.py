@@ -9,14 +9,18 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.worker.signals import StopSignal
+
+if TYPE_CHECKING:
+    from orchestrator.worker.attempt import Work
 
 stop = StopSignal()
 stop.install()
 
 
-def main(folder: str, index: str) -> int:
+def main(folder: str, index: str, work: Work | None = None) -> int:
     """Claim the task's attempt, send all output to its log, and run it."""
     from orchestrator import ledger
     from orchestrator.errors import OrchError
@@ -33,7 +37,7 @@ def main(folder: str, index: str) -> int:
         sys.stdout.write(f"{assignment.attempt.path} has been taken: nothing to do\n")
         return 0
     _log_to(assignment.attempt.log)
-    return run(assignment, stop)
+    return run(assignment, stop, work)
 
 
 def _log_to(path: Path) -> None:

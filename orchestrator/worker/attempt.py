@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,25 @@ class Assignment:
         )  # fmt: skip
 
 
-def run(assignment: Assignment, stop: StopSignal) -> int:
+Work = Callable[[Assignment, dict[str, Any], ledger.EventWriter, StopSignal], dict[str, Any]]
+"""What a run does once its data is staged: takes the config with this node's folders, returns the `done` data."""
+
+
+def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> int:
     """Run a claimed attempt to its last event and return the exit status: 0 done, 1 failed, 143 interrupted."""
     attempt = assignment.attempt
     events = ledger.EventWriter(attempt.events)
     events.write("started", launch=assignment.wish.launch, attempt=attempt.number)
     _mark(assignment, RunState.RUNNING)
     try:
-        result = _work(assignment, events, stop)
+        _check_environment(assignment)
+        config = _place(assignment, events)
+        if stop.received:
+            raise InterruptedByInfrastructureError(stop.received)
+        result = (work or _train)(assignment, config, events, stop)
     except InterruptedByInfrastructureError as error:
         _log.warning("stopped by %s", error)
-        events.write("interrupted", reason=f"stopped by {error}")
+        events.write("interrupted", reason=_why(assignment, error))
         _mark(assignment, RunState.INTERRUPTED)
         return 143
     except BaseException as error:  # noqa: BLE001 - whatever ended the run is its failure
@@ -94,12 +102,9 @@ def run(assignment: Assignment, stop: StopSignal) -> int:
     return 0
 
 
-def _work(assignment: Assignment, events: ledger.EventWriter, stop: StopSignal) -> dict[str, Any]:
-    _check_environment(assignment)
-    config = _place(assignment, events)
-    if stop.received:
-        raise InterruptedByInfrastructureError(stop.received)
-
+def _train(
+    assignment: Assignment, config: dict[str, Any], events: ledger.EventWriter, stop: StopSignal
+) -> dict[str, Any]:
     from orchestrator.tracking.logger import SpoolLogger
     from orchestrator.worker import checkpoints, training
 
@@ -113,6 +118,16 @@ def _work(assignment: Assignment, events: ledger.EventWriter, stop: StopSignal) 
     with SpoolWriter(assignment.attempt.metrics) as spool:
         logger = SpoolLogger(spool, assignment.run.artifacts)
         return training.train(work, logger=logger, events=events, stop=stop)
+
+
+def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str:
+    """Return why a run was asked to stop, as far as that can be known from here."""
+    claim, hours = ledger.read_claim(assignment.attempt), assignment.wish.resources.hours
+    if (assignment.launch.cancelled / assignment.wish.run).exists():
+        return f"cancelled, stopped by {error}"
+    if hours and claim and time.time() - claim.time >= hours * 3600:
+        return f"time limit of {hours:g} h, stopped by {error}"
+    return f"stopped by {error}"
 
 
 def _check_environment(assignment: Assignment) -> None:

@@ -73,6 +73,11 @@ class NodeState:
         """Return whether the node answers and takes jobs, or would if it had none."""
         return _READY.fullmatch(self.state) is not None
 
+    @property
+    def has_jobs(self) -> bool:
+        """Return whether Slurm believes that jobs run on the node or are being cleared off it."""
+        return re.search(r"MIXED|ALLOCATED|COMPLETING", self.state) is not None
+
     @classmethod
     def parse(cls, line: str) -> Self:
         """Read one line of `scontrol --oneliner show nodes`, with times in seconds (SLURM_TIME_FORMAT=%s)."""
@@ -170,9 +175,11 @@ class DevCluster:
         """Bring a crashed node or daemon back, and return when it takes jobs. A drained node is resumed."""
         with self._locked():
             self._process(name)
-            record = self._existing()
-            self._launch(record, self._daemon(record, name))
-            self._await(self._existing(), name)
+            if name in self._existing().options.node_names:
+                self._launch_node(name)
+            else:
+                self._launch(name)
+            self._await(name)
 
     def status(self) -> dict[str, str]:
         """Return every daemon's state: `running` or `stopped`, and of a running node what Slurm says of it."""
@@ -243,10 +250,11 @@ class DevCluster:
     def _configure(self, record: _Record) -> None:
         options, ports, paths = record.options, record.ports, self._paths
         folders = [paths.slurm_conf.parent, paths.controller_state, paths.log("").parent]
-        for folder in [*folders, *(each for node in options.node_names for each in (paths.spool(node), paths.tmp(node)))]:
+        folders += [each for node in options.node_names for each in (paths.spool(node), paths.tmp(node))]
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        host = socket.gethostname().partition(".")[0]
-        paths.slurm_conf.write_text(render.slurm_conf(options, ports, paths, host=host))
+        for file, inner in ((paths.slurm_conf, _host_is_loopback()), (paths.node_conf, True)):
+            file.write_text(render.slurm_conf(options, ports, paths, loopback_only=inner))
         paths.gres_conf.write_text(render.gres_conf(options, paths))
         paths.hosts.write_text(render.hosts(options, Path("/etc/hosts").read_text()))
         paths.slurmdbd_conf.touch(mode=0o600)
@@ -258,19 +266,19 @@ class DevCluster:
 
     def _start(self, record: _Record) -> None:
         if record.options.accounting:
-            self._start_accounting(record)
-        self._launch(record, daemons.slurmctld(self._paths))
-        self._await(self._existing(), "slurmctld")
+            self._start_accounting()
+        self._launch("slurmctld")
+        self._await("slurmctld")
         for name in record.options.node_names:
-            self._launch(self._existing(), self._daemon(record, name))
+            self._launch_node(name)
         for name in record.options.node_names:
-            self._await(self._existing(), name)
+            self._await(name)
 
-    def _start_accounting(self, record: _Record) -> None:
+    def _start_accounting(self) -> None:
         _install_database(self._paths.database)
         for name in ("mariadbd", "slurmdbd"):
-            self._launch(self._existing(), self._daemon(record, name))
-            self._await(self._existing(), name)
+            self._launch(name)
+            self._await(name)
         if not self._ask("sacctmgr", "-nP", "show", "cluster", render.CLUSTER_NAME).strip():
             self._ask("sacctmgr", "-i", "add", "cluster", render.CLUSTER_NAME)
 
@@ -280,17 +288,31 @@ class DevCluster:
             return makers[name](self._paths)
         return daemons.slurmd(name, record.options, self._paths, record.shares)
 
-    def _launch(self, record: _Record, daemon: Daemon) -> None:
+    def _launch(self, name: str) -> None:
         """Start a daemon that does not run, and record it before anything else is done."""
-        if not _alive(record, daemon.name):
-            process = daemons.start(daemon, self._paths)
-            self._write(replace(record, processes={**record.processes, daemon.name: process}))
+        record = self._existing()
+        if not _alive(record, name):
+            process = daemons.start(self._daemon(record, name), self._paths)
+            self._write(replace(record, processes={**record.processes, name: process}))
 
-    def _await(self, record: _Record, name: str) -> None:
+    def _launch_node(self, name: str) -> None:
+        """Start a node, and before that let Slurm know that what ran on it is lost.
+
+        A node that is back before Slurm missed it would keep its dead jobs as RUNNING: Slurm compares the
+        jobs with the node's boot only where they are older than BatchStartTimeout + MessageTimeout.
+        """
+        if not _alive(self._existing(), name):
+            held = [each for each in self.nodes() if each.name == name and each.has_jobs]
+            if held:
+                self._ask("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=crashed")
+            self._launch(name)
+
+    def _await(self, name: str) -> None:
         """Wait until a daemon serves."""
+        record = self._existing()
         process = record.processes[name]
         checks = {
-            "mariadbd": lambda: self._paths.database_socket.exists(),
+            "mariadbd": self._paths.database_socket.exists,
             "slurmdbd": lambda: daemons.listening(record.ports.slurmdbd),
             "slurmctld": lambda: daemons.listening(record.ports.slurmctld),
         }
@@ -405,6 +427,13 @@ def _ports(count: int, remembered: list[int]) -> list[int]:
         if len(found) == count:
             return found
     raise ClusterError(f"no {count} free ports", why=f"looked at {_PORTS.start} to {_PORTS.stop}")
+
+
+def _host_is_loopback() -> bool:
+    try:
+        return socket.gethostbyname(socket.gethostname()).startswith("127.")
+    except OSError:
+        return False
 
 
 def _free(port: int) -> bool:

@@ -6,11 +6,13 @@ later process with the same number is never taken for it.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,12 +39,26 @@ class Daemon:
 
 
 def slurmctld(paths: ClusterPaths) -> Daemon:
-    return Daemon(name="slurmctld", argv=("slurmctld", "-D"), output=paths.output("slurmctld"))
+    return Daemon(
+        name="slurmctld", argv=_under_its_name("slurmctld", ("slurmctld", "-D"), paths),
+        output=paths.output("slurmctld"),
+    )  # fmt: skip
 
 
 def slurmdbd(paths: ClusterPaths) -> Daemon:
-    socket = {"MYSQL_UNIX_PORT": str(paths.database_socket)}  # slurmdbd.conf cannot name a socket
-    return Daemon(name="slurmdbd", argv=("slurmdbd", "-D"), output=paths.output("slurmdbd"), env=socket)
+    return Daemon(
+        name="slurmdbd", argv=_under_its_name("slurmdbd", ("slurmdbd", "-D"), paths), output=paths.output("slurmdbd"),
+        env={"MYSQL_UNIX_PORT": str(paths.database_socket)},  # slurmdbd.conf cannot name a socket
+    )  # fmt: skip
+
+
+def _under_its_name(name: str, command: tuple[str, ...], paths: ClusterPaths) -> tuple[str, ...]:
+    """Run a daemon on a host of its own name: it listens where that resolves to, which is the loopback."""
+    return tuple(node.argv(node.Node(name=name, files=_files(paths), command=command)))
+
+
+def _files(paths: ClusterPaths) -> tuple[tuple[str, str], ...]:
+    return (str(paths.hosts), "/etc/hosts"), (str(paths.node_conf), str(paths.slurm_conf))
 
 
 def mariadbd(paths: ClusterPaths) -> Daemon:
@@ -57,8 +73,8 @@ def mariadbd(paths: ClusterPaths) -> Daemon:
 
 def slurmd(name: str, options: Options, paths: ClusterPaths, shares: tuple[str, ...]) -> Daemon:
     first = node.Node(
-        name=name, tmp=str(paths.tmp(name)), tmp_mb=options.tmp_mb, hosts=str(paths.hosts), shares=shares,
-        slurmd=("slurmd", "-D", "-N", name),
+        name=name, files=_files(paths), command=("slurmd", "-D", "-b", "-N", name),
+        tmp=str(paths.tmp(name)), tmp_mb=options.tmp_mb, shares=shares,
     )  # fmt: skip
     return Daemon(name=name, argv=tuple(node.argv(first)), output=paths.output(name))
 
@@ -92,17 +108,10 @@ def start(daemon: Daemon, paths: ClusterPaths) -> ProcessId:
 
 def stop(process: ProcessId, *, patience_seconds: float) -> None:
     """Ask a daemon to end, and kill it when it has not within the time given. Returns when it is gone."""
-    if not process.alive():
-        return
-    found = psutil.Process(process.pid)
-    try:
-        found.send_signal(signal.SIGTERM)
-        found.wait(patience_seconds)
-    except psutil.TimeoutExpired:
-        found.kill()
-        found.wait()
-    except psutil.NoSuchProcess:
-        pass
+    if process.alive():
+        _signal(process, signal.SIGTERM)
+    if not _gone(process, seconds=patience_seconds):
+        crash(process)
 
 
 def crash(process: ProcessId) -> None:
@@ -111,16 +120,37 @@ def crash(process: ProcessId) -> None:
     What is recorded of a node is `unshare`; its one child is the first process of the node's namespace, and
     the kernel lets that end only after all others in the namespace have.
     """
-    if not process.alive():
-        return
-    found = psutil.Process(process.pid)
-    doomed = [*found.children(), found] if found.name() == "unshare" else [found]
-    for each in doomed:
-        try:
-            each.kill()
-            each.wait()
-        except psutil.NoSuchProcess:
-            continue
+    for each in (*_namespace(process), process):
+        if each.alive():
+            _signal(each, signal.SIGKILL)
+        _gone(each, seconds=math.inf)
+
+
+def _namespace(process: ProcessId) -> list[ProcessId]:
+    try:
+        found = psutil.Process(process.pid)
+        if process.alive() and found.name() == "unshare":
+            return [ProcessId.of(child.pid) for child in found.children()]
+    except psutil.NoSuchProcess:
+        pass
+    return []
+
+
+def _signal(process: ProcessId, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)
+
+
+def _gone(process: ProcessId, *, seconds: float) -> bool:
+    """Wait until a process has ended. Whether its parent has taken note, which can take seconds, is not awaited."""
+    deadline = time.monotonic() + seconds
+    while process.alive():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS / 5)
+    with suppress(ChildProcessError):  # a child of ours if this process called `up`
+        os.waitpid(process.pid, os.WNOHANG)
+    return True
 
 
 def listening(port: int) -> bool:
@@ -130,7 +160,7 @@ def listening(port: int) -> bool:
 
 
 def wait_until(done: Callable[[], bool], *, seconds: float, daemon: Daemon, process: ProcessId, what: str) -> None:
-    """Wait until `done`; a daemon that ends before, or a wait that is too long, is an error with what it printed last."""
+    """Wait until `done`. Raises ClusterError with what the daemon printed if it ends before, or it takes too long."""
     deadline = time.monotonic() + seconds
     while not done():
         if not process.alive():

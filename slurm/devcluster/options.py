@@ -114,6 +114,11 @@ class ClusterPaths:
         return self.root / "etc" / "slurm.conf"
 
     @property
+    def node_conf(self) -> Path:
+        """What the nodes see as slurm.conf."""
+        return self.root / "etc" / "node.conf"
+
+    @property
     def gres_conf(self) -> Path:
         return self.root / "etc" / "gres.conf"
 

@@ -13,10 +13,15 @@ CLUSTER_NAME = "devcluster"
 LOOPBACK = "127.0.0.1"
 
 
-def slurm_conf(options: Options, ports: Ports, paths: ClusterPaths, *, host: str) -> str:
-    """Return slurm.conf. `host` is this machine's short name: slurmctld refuses to run under another."""
+def slurm_conf(options: Options, ports: Ports, paths: ClusterPaths, *, loopback_only: bool) -> str:
+    """Return slurm.conf.
+
+    Without `loopback_only` srun listens on every address while it runs. On a host whose own name resolves to
+    another address than the loopback's it has to: the only one it would take is not where nodes answer to.
+    """
     settings = {
-        **_identity(ports, paths, host=host),
+        **_identity(ports, paths),
+        "CommunicationParameters": "NoCtldInAddrAny" + (",NoInAddrAny" if loopback_only else ""),
         **_processes(options),
         **_timing(options),
         **_queue(options),
@@ -39,9 +44,10 @@ def slurmdbd_conf(ports: Ports, paths: ClusterPaths) -> str:
     """Return slurmdbd.conf. The database is reached through its socket as root: there is no password."""
     return _lines({
         "AuthType": "auth/none",
-        "DbdHost": "localhost",
+        "DbdHost": "slurmdbd",
         "DbdAddr": LOOPBACK,
         "DbdPort": ports.slurmdbd,
+        "CommunicationParameters": "NoInAddrAny",
         "SlurmUser": "root",
         "StorageType": "accounting_storage/mysql",
         "StorageHost": "localhost",
@@ -53,24 +59,25 @@ def slurmdbd_conf(ports: Ports, paths: ClusterPaths) -> str:
 
 
 def hosts(options: Options, present: str) -> str:
-    """Return the nodes' /etc/hosts: the host's own, and every node on the loopback address."""
-    return present.rstrip("\n") + "\n" + "".join(f"{LOOPBACK} {node}\n" for node in options.node_names)
+    """Return the /etc/hosts of all daemons: the host's own, and every name of ours on the loopback address."""
+    names = ("slurmctld", "slurmdbd", *options.node_names)
+    return "".join(f"{LOOPBACK} {name}\n" for name in names) + present
 
 
 def _lines(settings: Mapping[str, object]) -> str:
     return "".join(f"{key}={value}\n" for key, value in settings.items())
 
 
-def _identity(ports: Ports, paths: ClusterPaths, *, host: str) -> dict[str, object]:
+def _identity(ports: Ports, paths: ClusterPaths) -> dict[str, object]:
     return {
         "ClusterName": CLUSTER_NAME,
-        "SlurmctldHost": f"{host}({LOOPBACK})",
+        "SlurmctldHost": f"slurmctld({LOOPBACK})",
         "SlurmctldPort": ports.slurmctld,
         "SlurmUser": "root",
         "SlurmdUser": "root",
         "AuthType": "auth/none",
         "CredType": "cred/none",
-        "CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny",  # or anybody on the network is root here
+        "DebugFlags": "NO_CONF_HASH",  # the nodes' file may differ from slurmctld's
         "StateSaveLocation": paths.controller_state,
         "SlurmdSpoolDir": paths.root / "nodes" / "%n" / "spool",
         "SlurmctldPidFile": paths.root / "slurmctld.pid",

@@ -1,0 +1,11 @@
+"""The budgets of the design, each measured next to a peer: `python -m bench [NAME...] [--json]`.
+
+    measure.py        timings, taken in turns: ours, the peer's, ours, ...
+    table.py          rows -> the table at the end
+    sandbox.py        a temporary folder, and commands that run in it
+    configuration.py  the project that launches are measured on
+    records.py        an experiment with records of any number of runs
+
+Every other module is one benchmark and has a function `rows`. Nothing here asserts a time: the machine may
+be shared. A budget that was not kept is printed as `over`.
+"""

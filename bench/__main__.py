@@ -1,0 +1,39 @@
+"""`python -m bench [NAME...] [--json]`: measure, then print one table on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+
+from bench import table
+from bench.measure import Row, say
+from bench.sandbox import sandbox
+
+# What loads torch or MLflow into this process comes last.
+BENCHMARKS = ("startup", "status", "launch", "stage", "job_start", "metric")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the budgets, next to their peers.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="as JSON: all samples, in seconds")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(BENCHMARKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    logging.disable(logging.WARNING)  # what libraries say about themselves
+    rows = [row for name in BENCHMARKS if name in (arguments.names or BENCHMARKS) for row in _rows(name)]
+    print(json.dumps([table.to_json(row) for row in rows], indent=1) if arguments.json else "\n".join(table.lines(rows)))
+    return 0
+
+
+def _rows(name: str) -> list[Row]:
+    say(f"{name} ...")
+    with sandbox() as box:
+        found: list[Row] = importlib.import_module(f"bench.{name}").rows(box)
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

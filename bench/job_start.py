@@ -1,0 +1,77 @@
+"""A tiny fit as a run of ours, next to a bare Lightning script that does the same: whole processes."""
+
+from __future__ import annotations
+
+import itertools
+
+from bench.measure import Row, Seconds, in_turns, say
+from bench.sandbox import PYTHON, Sandbox
+from orchestrator.layout import LaunchPaths, RunsRoot
+from orchestrator.local.tasks import WORKER, Task, environment, tasks_of
+from orchestrator.process import run
+
+_ROUNDS = 5
+_EXPERIMENT = """\
+# @package _global_
+defaults:
+  - override /cluster: workstation
+  - override /tracking: none
+name: boring
+model: {_target_: pytorch_lightning.demos.boring_classes.BoringModel}
+trainer: {max_epochs: 1, limit_train_batches: 4, limit_val_batches: 2}
+"""
+_BARE = """
+import pytorch_lightning as pl
+from pytorch_lightning.demos.boring_classes import BoringModel
+pl.seed_everything(0, workers=True, verbose=False)
+trainer = pl.Trainer(
+    max_epochs=1, limit_train_batches=4, limit_val_batches=2, accelerator="cpu", devices=1, logger=False,
+    enable_progress_bar=False, enable_model_summary=False,
+)
+trainer.fit(BoringModel())
+"""
+
+
+def rows(box: Sandbox) -> list[Row]:
+    tasks = iter(_tasks(box))
+    folders = (box.folder / f"bare-{i}" for i in itertools.count())
+
+    def ours() -> Seconds:
+        return _worker(box, next(tasks))
+
+    def bare() -> Seconds:
+        folder = next(folders)
+        folder.mkdir()
+        return box.seconds([PYTHON, "-c", _BARE], cwd=folder)
+
+    found = in_turns("job start", _ROUNDS, {"ours": ours, "peer": bare})
+    added = [mine - other for mine, other in zip(found["ours"], found["peer"], strict=True)]
+    peer = "the bare Lightning script"
+    return [
+        Row(what="a run of 4 steps, as a process", measured=found["ours"], peer=peer, peer_measured=found["peer"]),
+        Row(what="... what it takes beyond its peer", measured=added, budget=0.5),
+    ]
+
+
+def _tasks(box: Sandbox) -> list[Task]:
+    """Launch a run for each round, and start none."""
+    say("job_start: launching the runs")
+    project = box.folder / "project"
+    (project / "conf" / "experiment").mkdir(parents=True)
+    (project / "conf" / "experiment" / "boring.yaml").write_text(_EXPERIMENT)
+    with box.idle_workstation():
+        box.run(box.orch("launch", "experiment=boring", f"seed=range(0,{_ROUNDS + 1})"), cwd=project)
+    launch: LaunchPaths = RunsRoot(project / "runs").experiment("boring").launch(1)
+    return list(tasks_of(launch))
+
+
+def _worker(box: Sandbox, task: Task) -> Seconds:
+    argv = [PYTHON, *WORKER, str(task.launch.path), str(task.index)]
+    from_snapshot = {key: environment(task)[key] for key in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED")}
+    return box_seconds(box, argv, from_snapshot)
+
+
+def box_seconds(box: Sandbox, argv: list[str], env: dict[str, str]) -> Seconds:
+    from bench.measure import timed
+
+    return timed(lambda: run(argv, cwd=box.folder, env={**box.environment, **env}))

@@ -1,0 +1,70 @@
+"""`orch launch` and `orch plan` on the budget configuration, next to Hydra composing the same points.
+
+A launch ends when its runs are in the workstation's queue; the queue starts none of them. Each launch is the
+first of its experiment, so it also writes the snapshot.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from bench.configuration import make_project, sweep_of
+from bench.measure import Row, Seconds, in_turns, say
+from bench.sandbox import PYTHON, Sandbox
+
+_ROUNDS = 5
+_COMPOSED = 20
+_COMPOSE = """
+import sys, time
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+OmegaConf.register_new_resolver("view", lambda: "view")
+conf, count = sys.argv[1], int(sys.argv[2])
+where = [f"hydra.searchpath=[file://{conf}]", "experiment=budget"]
+with initialize_config_module("orchestrator.conf", version_base=None):
+    compose("config", overrides=where)
+    began = time.perf_counter()
+    for i in range(count):
+        point = [f"model={('small', 'large')[i % 2]}", f"model.lr={i / 1000}", f"seed={i}"]
+        OmegaConf.to_container(compose("config", overrides=[*where, *point]), resolve=True)
+    print((time.perf_counter() - began) / count)
+"""
+
+
+def rows(box: Sandbox) -> list[Row]:
+    say("launch: making the budget configuration")
+    project = make_project(box)
+    box.settle()
+    fresh = (box.folder / f"runs-{i}" for i in itertools.count())
+
+    def orch(verb: str, points: int) -> Seconds:
+        return box.seconds(box.orch(verb, *sweep_of(points), "--runs", str(next(fresh))), cwd=project)
+
+    with box.idle_workstation():
+        found = in_turns(
+            "launch", _ROUNDS,
+            {
+                "launch 1,000": lambda: orch("launch", 1_000), "plan 1,000": lambda: orch("plan", 1_000),
+                "plan 10,000": lambda: orch("plan", 10_000), "compose": lambda: _compose(box, project),
+            },
+        )  # fmt: skip
+        large = in_turns("launch of 10,000", 2, {"ours": lambda: orch("launch", 10_000)}, warm_up=False)
+    return [
+        _row("orch launch (1,000 runs)", found["launch 1,000"], 1.5, 1_000, found["compose"]),
+        _row("orch launch (10,000 runs)", large["ours"], 8.0, 10_000, found["compose"]),
+        _row("orch plan (1,000 points)", found["plan 1,000"], None, 1_000, found["compose"]),
+        _row("orch plan (10,000 points)", found["plan 10,000"], None, 10_000, found["compose"]),
+    ]
+
+
+def _row(what: str, measured: list[Seconds], budget: Seconds | None, points: int, per_point: list[Seconds]) -> Row:
+    peer = f"Hydra's compose, {_COMPOSED} points x {points // _COMPOSED:,} (extrapolated)"
+    return Row(
+        what=what, measured=measured, budget=budget, peer=peer, peer_measured=[points * each for each in per_point]
+    )
+
+
+def _compose(box: Sandbox, project: Path) -> Seconds:
+    """Return what one point costs."""
+    return float(box.run([PYTHON, "-c", _COMPOSE, str(project / "conf"), str(_COMPOSED)]))

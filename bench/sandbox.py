@@ -1,0 +1,66 @@
+"""A temporary folder with caches and state of its own, and commands that run with them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.measure import Seconds, timed
+from orchestrator.local.workstation import Queue
+from orchestrator.process import run
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """Where one benchmark keeps its files. `environment` is added to that of the commands."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PYTHONPATH": str(CHECKOUT), "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "XDG_STATE_HOME": str(self.folder / "state"), "DVC_SITE_CACHE_DIR": str(self.folder / "dvc"),
+            "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, "NO_COLOR": "1",
+        }  # fmt: skip
+
+    def seconds(self, argv: Sequence[str], *, cwd: Path | None = None) -> Seconds:
+        """Return how long a command takes, from before its start until after its end."""
+        return timed(lambda: self.run(argv, cwd=cwd))
+
+    def run(self, argv: Sequence[str], *, cwd: Path | None = None) -> bytes:
+        return run(argv, cwd=cwd or self.folder, env=self.environment)
+
+    def orch(self, *words: str) -> list[str]:
+        """Return the argv of an `orch` command."""
+        return [PYTHON, "-m", "orchestrator", *words]
+
+    @contextmanager
+    def idle_workstation(self) -> Iterator[None]:
+        """Have the workstation's queue start nothing: we hold the lock that its supervisor would need."""
+        with Queue(self.folder / "state" / "orchestrator" / "workstation" / socket.gethostname()).lock():
+            yield
+
+    def settle(self) -> None:
+        """Have the disk catch up, so that what was prepared is not written during the measurement."""
+        subprocess.run(["sync", "-f", str(self.folder)], check=False)
+
+
+@contextmanager
+def sandbox() -> Iterator[Sandbox]:
+    folder = Path(tempfile.mkdtemp(prefix="orch-bench-"))
+    try:
+        yield Sandbox(folder=folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""Rows -> text and JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from bench.measure import Row
+
+HEADER = ("WHAT", "MEDIAN (MIN..MAX)", "BUDGET", "", "PEER", "ITS MEDIAN (MIN..MAX)", "PEER/OURS")
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """Return the table as aligned lines."""
+    cells = [HEADER, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def to_json(row: Row) -> dict[str, Any]:
+    return {
+        "what": row.what, "seconds": list(row.measured), "budget_seconds": row.budget, "over": row.over,
+        "peer": row.peer or None, "peer_seconds": list(row.peer_measured), "ratio": row.ratio,
+    }  # fmt: skip
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    verdict = "" if row.budget is None else "over" if row.over else "kept"
+    return (
+        row.what, _spread(row.measured), "" if row.budget is None else _time(row.budget), verdict,
+        row.peer, _spread(row.peer_measured), "" if row.ratio is None else f"{row.ratio:.3g}x",
+    )  # fmt: skip
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    return f"{_time(median(seconds))} ({_time(min(seconds))}..{_time(max(seconds))})" if seconds else ""
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"

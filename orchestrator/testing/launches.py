@@ -1,0 +1,105 @@
+"""Experiments of scripted runs, launched without composing a configuration or freezing a project."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orchestrator
+from orchestrator import environment, ledger
+from orchestrator.cluster import Cluster
+from orchestrator.identity import canonical
+from orchestrator.launch import Facts, Launched, launch
+from orchestrator.layout import ExperimentPaths
+from orchestrator.plan import Rerun
+from orchestrator.record import Record
+from orchestrator.snapshot import Pending, Snapshot
+from orchestrator.spec import Experiment, Resources, Run, RunId
+
+WORKER = ("-m", "orchestrator.testing.worker")
+_TREE = "the-package-itself"
+
+
+def scripted(script: Mapping[str, Any] | None = None, *, seed: int = 0, **resources: Any) -> Run:
+    """Return a run that does what a Script with these arguments does; runs differ by their seeds."""
+    config = {
+        "model": {"_target_": "orchestrator.testing.script.Script", **(script or {})},
+        "data": {"_target_": None, "version": None}, "trainer": {}, "seed": seed, "task": "fit",
+    }  # fmt: skip
+    return Run(
+        id=RunId(hashlib.sha256(canonical(config).encode()).hexdigest()[:12]), point={"seed": seed}, config=config,
+        resources=Resources(**resources), data_digest=None,
+    )  # fmt: skip
+
+
+def experiment(name: str, runs: Sequence[Run], *, kind: str) -> Experiment:
+    """Return an experiment of such runs, for a cluster of a kind, without tracking."""
+    return Experiment(
+        name=name, runs=tuple(runs), objective=None, cluster={"kind": kind, "scratch": None}, tracking={"kind": "none"}
+    )
+
+
+def facts() -> Facts:
+    """Return what a launch freezes: instead of code, a link to this package."""
+    snapshot = Snapshot(tree=_TREE, commit=None, branch=None, dirty=False, files=0, bytes=0)
+    pending = Pending(snapshot=snapshot, fill=_link_package, diff=lambda: b"")
+    return Facts(code=(pending,), environment=environment.current(), manifests={})
+
+
+def _link_package(tree: Path) -> None:
+    tree.mkdir()
+    package = Path(orchestrator.__path__[0]).resolve()
+    (tree / package.name).symlink_to(package)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One experiment of scripted runs on one cluster, and what became of it."""
+
+    paths: ExperimentPaths
+    kind: str
+    cluster: Cluster
+
+    def launch(self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER) -> Launched:
+        """Launch what is missing of these runs."""
+        return launch(
+            experiment(self.paths.name, runs, kind=self.kind), facts(), self.paths, cluster=self.cluster,
+            cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
+        )  # fmt: skip
+
+    def records(self) -> Mapping[RunId, Record]:
+        return ledger.read(self.paths, {self.kind: self.cluster}).records
+
+    def cancel(self, run: Run) -> None:
+        """Cancel a run, as the api does: the mark first, then the cluster is told."""
+        wish = self.records()[run.id].planned
+        launch = self.paths.launch(wish.launch)
+        ledger.make_private(launch.cancelled)
+        (launch.cancelled / run.id).touch()
+        self.cluster.cancel(launch, [wish.index])
+
+    def played(self) -> list[Played]:
+        """Return every time that a run was really run, in the order in which they began."""
+        names = sorted(path.name for path in (self.paths.path / "played").glob("*"))
+        return sorted((Played.parse(name) for name in names), key=lambda played: played.began)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """One time that a run was run: by which attempt and process, from when to when (ns; None: it died)."""
+
+    run: RunId
+    attempt: int
+    pid: int
+    began: int
+    ended: int | None
+
+    @classmethod
+    def parse(cls, name: str) -> Played:
+        run, attempt, pid, began, *ended = name.split(".")
+        return cls(
+            run=RunId(run), attempt=int(attempt), pid=int(pid), began=int(began), ended=int(ended[0]) if ended else None
+        )

@@ -1,0 +1,50 @@
+"""What a scripted run does. Serves as `model._target_`; a subclass in a project comes from its frozen code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_POLL_SECONDS = 0.02
+
+
+class Script:
+    """Takes `steps` steps, from the one after the last checkpoint on, and then ends as it was told to.
+
+    Each step logs `value()` and lasts until `seconds` have gone by and the file `until` is there. `ends` holds
+    one of done, raise, kill (by itself, with SIGKILL) and exit (with status 3) per attempt; the last one
+    counts for all further attempts. A `deaf` script does not hear SIGTERM.
+    """
+
+    def __init__(
+        self, *, steps: int = 1, seconds: float = 0.0, until: str | None = None, ends: Sequence[str] = ("done",),
+        deaf: bool = False, reads: str | None = None,
+    ) -> None:  # fmt: skip
+        self.steps, self._seconds, self._ends = steps, seconds, ends
+        self._until = Path(until) if until else None
+        self._reads = Path(reads) if reads else None
+        if deaf:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def value(self) -> float:
+        """Return what a step logs."""
+        return float(len(sorted(self._reads.rglob("*")))) if self._reads else 1.0
+
+    def step(self, stopped: Callable[[], object]) -> None:
+        """Wait for the end of one step, or until asked to stop."""
+        due = time.monotonic() + self._seconds
+        while not stopped() and not (time.monotonic() >= due and (self._until is None or self._until.exists())):
+            time.sleep(_POLL_SECONDS)
+
+    def end(self, attempt: int) -> None:
+        """End attempt number `attempt` (from 1) as the script says."""
+        match self._ends[min(attempt, len(self._ends)) - 1]:
+            case "raise":
+                raise ArithmeticError("this run was to fail")
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exit":
+                os._exit(3)

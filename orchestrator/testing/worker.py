@@ -1,0 +1,71 @@
+"""`python -m orchestrator.testing.worker LAUNCH INDEX`: the real worker, but for the training.
+
+Each time it begins to work it leaves a file in the experiment's folder `played/`, and renames it when it ends:
+a proof of how often a run was really run, and of what ran at the same time, that does not rest on the records.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator import ledger
+from orchestrator.testing.script import Script
+from orchestrator.tracking import SpoolWriter
+from orchestrator.worker.__main__ import main
+from orchestrator.worker.attempt import Assignment
+from orchestrator.worker.build import build
+from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
+
+
+def play(
+    assignment: Assignment, config: dict[str, Any], events: ledger.EventWriter, stop: StopSignal
+) -> dict[str, Any]:
+    """Play the script that the config's model is, and return the `done` event's data."""
+    script = build(config["model"])
+    with _played(assignment), SpoolWriter(assignment.attempt.metrics) as spool:
+        events.write("training")
+        for step in range(_last_step(assignment) + 1, script.steps + 1):
+            _step(script, step, assignment, spool, stop)
+            events.write("progress", progress={"step": step, "steps": script.steps}, metrics={"step": step})
+        script.end(assignment.wish.attempt)
+    return {"metrics": {"step": script.steps}, "best": {}}
+
+
+def _step(script: Script, step: int, assignment: Assignment, spool: SpoolWriter, stop: StopSignal) -> None:
+    script.step(lambda: stop.received)
+    if stop.received:
+        raise InterruptedByInfrastructureError(stop.received)
+    sys.stdout.write(f"step {step}\n")
+    spool.metrics({"value": script.value(), "step": step}, step)
+    spool.flush()
+    ledger.make_private(assignment.attempt.checkpoints)
+    ledger.replace_text(assignment.attempt.checkpoints / "step", str(step))
+
+
+def _last_step(assignment: Assignment) -> int:
+    numbers = range(assignment.wish.history, assignment.wish.attempt)
+    files = [assignment.run.attempt(number).checkpoints / "step" for number in numbers]
+    return max((int(file.read_text()) for file in files if file.exists()), default=0)
+
+
+@contextmanager
+def _played(assignment: Assignment) -> Iterator[None]:
+    wish, folder = assignment.wish, assignment.experiment.path / "played"
+    ledger.make_private(folder)
+    name = f"{wish.run}.{wish.attempt}.{os.getpid()}.{time.monotonic_ns()}"
+    (folder / name).touch()
+    try:
+        yield
+    finally:
+        (folder / name).rename(folder / f"{name}.{time.monotonic_ns()}")
+
+
+if __name__ == "__main__":
+    status = main(*sys.argv[1:], work=play)
+    sys.stdout.flush()
+    os._exit(status)

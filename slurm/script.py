@@ -1,0 +1,108 @@
+"""A launch -> the arrays to submit and the script of each. Pure: what is printed is what is submitted."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from orchestrator.slurm.options import TEXTS, SlurmOptions
+from orchestrator.spec import Resources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What tasks of one array have in common: resources, and the folders that they import from."""
+
+    resources: Resources
+    python_path: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Array:
+    """Tasks of one shape. Slurm's index of a task is its index in the plan less `offset` (MaxArraySize)."""
+
+    shape: Shape
+    offset: int
+    indices: tuple[int, ...]
+
+    @property
+    def spec(self) -> str:
+        return ranges([index - self.offset for index in self.indices])
+
+
+def arrays(shapes: Mapping[int, Shape], *, max_array_size: int) -> list[Array]:
+    """Return the arrays for tasks by index: one per shape and per stretch of `max_array_size` indices."""
+    found: dict[tuple[Shape, int], list[int]] = {}
+    for index, shape in sorted(shapes.items()):
+        found.setdefault((shape, index // max_array_size), []).append(index)
+    return [
+        Array(shape=shape, offset=chunk * max_array_size, indices=tuple(indices))
+        for (shape, chunk), indices in found.items()
+    ]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return sorted numbers as Slurm writes them: `0-4,7`."""
+    parts = []
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        stretch = [number for _, number in run]
+        parts.append(str(stretch[0]) if len(stretch) == 1 else f"{stretch[0]}-{stretch[-1]}")
+    return ",".join(parts)
+
+
+def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, folder: Path) -> dict[str, Any]:
+    """Return submitit's parameters for an array. Its defaults that we do not want are overridden (FACTS 15)."""
+    need = array.shape.resources
+    throttle = f"%{options.throttle}" if options.throttle else ""
+    fixed: dict[str, Any] = {
+        "job_name": name, "nodes": need.nodes, "ntasks_per_node": need.processes_per_node,
+        "cpus_per_task": max(1, need.cpus_per_node // need.processes_per_node),
+        "signal_delay_s": options.signal_seconds, "stderr_to_stdout": True,
+        "setup": setup(array.shape, options, folder), "srun_args": ["--output", f"{folder}/%A_%a_%t.out"],
+    }  # fmt: skip
+    fixed |= {"gpus_per_node": need.gpus_per_node} if need.gpus_per_node else {}
+    fixed |= {"mem": f"{math.ceil(need.mem_gb_per_node * 1024)}MB"} if need.mem_gb_per_node else {}
+    texts = {key: value for key in TEXTS if (value := getattr(options, key)) is not None}
+    told = f"{comment} {options.comment}" if options.comment else comment
+    more = {
+        **{key.replace("_", "-"): value for key, value in options.extra.items()},
+        **{key: value for key, value in texts.items() if key == "reservation"},
+        "array": f"{array.spec}{throttle}", "output": f"{folder}/%A_%a.out", "requeue": True,
+        "time": math.ceil(need.hours * 60) if need.hours else None, "wckey": None, "comment": told,
+    }  # fmt: skip
+    native = {key: value for key, value in texts.items() if key not in {"reservation", "comment"}}
+    return {**fixed, **native, "additional_parameters": more}
+
+
+def setup(shape: Shape, options: SlurmOptions, folder: Path) -> list[str]:
+    """Return the shell lines before the job's program. Our own quote every path; the site's are its own."""
+    pickle = f'{shlex.quote(str(folder))}/"$SLURM_ARRAY_JOB_ID'
+    own = {
+        "PYTHONPATH": ":".join(shape.python_path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
+        "SLURM_KILL_BAD_EXIT": "1", "OMP_NUM_THREADS": str(_cpus_per_process(shape.resources)),
+    }  # fmt: skip
+    return [
+        *options.setup,
+        *(f"export {key}={shlex.quote(value)}" for key, value in own.items()),
+        'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
+        f'ln -sf {pickle}"_submitted.pkl {pickle}"_"$SLURM_ARRAY_TASK_ID"_submitted.pkl',
+    ]
+
+
+def without_none(text: str) -> str:
+    """Return a script without the options that were set to None to get rid of submitit's default."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.rstrip().endswith("=None"))
+
+
+def _cpus_per_process(resources: Resources) -> int:
+    return max(1, resources.cpus_per_node // resources.processes_per_node)
+
+
+def total(items: Iterable[Array]) -> int:
+    """Return the number of tasks in all arrays."""
+    return sum(len(array.indices) for array in items)

@@ -1,0 +1,76 @@
+"""Slurm's words -> observations. Total: every state has a meaning, an unknown one stays UNKNOWN.
+
+States as in squeue(1) and sacct(1), section JOB STATE CODES.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from orchestrator.record import JobState, Observation
+
+STATES: Mapping[str, JobState] = {
+    **dict.fromkeys(
+        ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+        JobState.PENDING,
+    ),
+    **dict.fromkeys(
+        ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"), JobState.RUNNING
+    ),
+    **dict.fromkeys(
+        (
+            "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL",
+            "DEADLINE", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL",
+        ),  # fmt: skip
+        JobState.ENDED,
+    ),
+}
+_REASONS: Mapping[str, str] = {
+    "OUT_OF_MEMORY": "out of memory: killed by Slurm",
+    "TIMEOUT": "time limit",
+    "NODE_FAIL": "its node failed",
+    "PREEMPTED": "preempted",
+    "BOOT_FAIL": "its node did not boot",
+    "DEADLINE": "deadline",
+    "CANCELLED": "cancelled in Slurm",
+    "COMPLETED": "ended without a word",
+    "FAILED": "failed in Slurm",
+}
+SQUEUE = ("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N")
+SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State,Reason,NodeList,ExitCode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One task as Slurm tells of it: `<array job>_<index>`, or `<job>` where there is no array."""
+
+    job: str
+    observation: Observation
+
+
+def parse(text: str) -> Iterator[Seen]:
+    """Yield the tasks in the output of SQUEUE or SACCT."""
+    for line in text.splitlines():
+        parts = line.split("|")
+        if len(parts) >= 4:
+            job, word, reason, node = parts[:4]
+            exit_code = parts[4] if len(parts) > 4 else ""
+            yield Seen(job=job, observation=observation(job, word, reason, node, exit_code))
+
+
+def observation(job: str, word: str, reason: str, node: str, exit_code: str = "") -> Observation:
+    """Return what a state means. `CANCELLED by 1000` and `PENDING+` are read by their first word."""
+    found = re.match(r"[A-Z_]+", word)
+    name = found.group() if found else word
+    state = STATES.get(name, JobState.UNKNOWN)
+    told = "" if reason in {"None", "(null)", ""} else reason
+    if state is JobState.ENDED:
+        told = _REASONS.get(name, name.lower().replace("_", " "))
+        told += f" (exit {exit_code})" if name == "FAILED" and exit_code else ""
+    elif state is JobState.UNKNOWN:
+        told = f"Slurm says {word!r}, which is not known here"
+    elif name in {"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"}:
+        told = name.lower()
+    return Observation(state=state, reason=told, job=job, node="" if node in {"(null)", "None assigned"} else node)

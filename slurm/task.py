@@ -1,0 +1,27 @@
+"""What the pickle in a submitit folder calls on a node: it becomes our worker, and submitit is gone.
+
+submitit's handlers would requeue behind our back (FACTS 11), and its exit codes hide failures (FACTS 12).
+Between its handlers and ours, signals are ignored; then `execve` replaces the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StartWorker:
+    """Becomes `python -m orchestrator.worker LAUNCH INDEX` with the array task's index, counted from `offset`."""
+
+    launch: str
+    offset: int
+
+    def __call__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
+            signal.signal(number, signal.SIG_IGN)
+        index = self.offset + int(os.environ["SLURM_ARRAY_TASK_ID"])
+        argv = [sys.executable, "-m", "orchestrator.worker", self.launch, str(index)]
+        os.execve(sys.executable, argv, dict(os.environ))  # noqa: S606 - an argv list, no shell

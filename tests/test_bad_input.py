@@ -1,0 +1,352 @@
+"""Bad input of every kind is refused with what, why and a fix, the right exit status, and no traces.
+
+Each case is one command of the real command line in a project of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import api, ledger
+from orchestrator.cli import main
+from orchestrator.process import ProcessId
+from orchestrator.project import find_project
+from orchestrator.record import Claim
+
+GLOBAL = "# @package _global_\n"
+DEFAULTS = "defaults:\n  - override /model: net\n"
+PROJECT = {
+    "conf/trainer/default.yaml": "_target_: mine.trainers.Trainer\nmax_epochs: 1\ncallbacks: {}\n",
+    "conf/model/net.yaml": "_target_: mine.nets.Net\nwidth: 8\nlr: 0.1\n",
+    "conf/model/deep.yaml": "_target_: mine.nets.Net\nwidth: 16\nlr: 0.1\n",
+    "conf/experiment/base.yaml": f"{GLOBAL}{DEFAULTS}name: base\n",
+    "mine/nets.py": (
+        "class Net:\n"
+        "    def __init__(self, width: int, lr: float = 0.1, name: str = 'net', deep: bool = False, mode=None): ...\n"
+        "SIZE = 3\n"
+    ),
+    "mine/trainers.py": "class Trainer:\n    def __init__(self, max_epochs: int = 1, **rest): ...\n",
+    "mine/callbacks.py": "class Stop:\n    def __init__(self, patience: int): ...\n",
+}
+
+Files = Mapping[str, str | bytes | Callable[[Path], None]]
+
+
+def write(folder: Path, files: Files) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if callable(content):
+            content(path)
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content)
+
+
+def tree(folder: Path) -> dict[str, Any]:
+    """Return everything below a folder: kinds, modes, bytes, where links lead, and when folders changed."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if path.is_symlink():
+            content: Any = os.readlink(path)
+        else:
+            content = path.read_bytes() if path.is_file() else path.lstat().st_mtime_ns
+        found[str(path.relative_to(folder))] = (mode, content)
+    return found
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("ORCH_RUNS", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = tmp_path / "here" / "project"
+    write(folder, PROJECT)
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """What a refused command wrote to standard error."""
+
+    said: str
+
+    def names(self, *texts: str) -> None:
+        for text in texts:
+            assert text in self.said
+
+
+@pytest.fixture
+def refused(project, capsys):
+    """Run a command that is to be refused; everything in and beside the project must stay as it is."""
+
+    def run(*argv: str, status: int = 2) -> Refusal:
+        before = tree(project.parent)
+        try:
+            found = main([argv[0], "--project", str(project), *argv[1:]])
+        except SystemExit as ended:  # argparse ends so
+            found = ended.code
+        out, said = capsys.readouterr()
+        print(said)
+        assert found == status
+        assert out == ""
+        assert "Traceback" not in said
+        assert said.startswith("error: ")
+        assert said.count("\nfix: ") == 1, said
+        assert said.split("\nfix: ")[1].strip()
+        assert tree(project.parent) == before
+        assert not (project.parent.parent / "state").exists()
+        return Refusal(said=said)
+
+    return run
+
+
+def experiment(text: str) -> Files:
+    return {"conf/experiment/bad.yaml": text}
+
+
+def case(name: str, *says: str, files: Files | None = None, argv: tuple[str, ...] = ("experiment=bad",)) -> Any:
+    return pytest.param(files or {}, argv, says, id=name)
+
+
+def yaml(name: str, text: str, *says: str) -> Any:
+    return case(name, *says, files=experiment(f"{GLOBAL}{text}"))
+
+
+def words(name: str, *argv_and_says: Any) -> Any:
+    *argv, says = argv_and_says
+    return case(name, *says, argv=("experiment=base", *argv))
+
+
+# --- YAML files -------------------------------------------------------------------------------------------
+
+YAML = [
+    yaml("syntax error", "name: [a\ntask: fit\n", "bad.yaml", "line"),
+    yaml("tab", "name: a\n\ttask: fit\n", "bad.yaml", "line 3"),
+    yaml("duplicate key", f"{DEFAULTS}name: a\nseed: 1\nseed: 2\n", "bad.yaml", "seed"),
+    yaml("value with a colon", f"{DEFAULTS}name: a: b\n", "bad.yaml", "line 4"),
+    yaml("top level is a list", "- name: a\n", "bad.yaml"),
+    yaml("top level is text", "just text\n", "bad.yaml"),
+    yaml("unknown anchor", f"{DEFAULTS}name: a\nvars: {{x: *nowhere}}\n", "bad.yaml", "nowhere"),
+    yaml("merge of what is no mapping", f"{DEFAULTS}name: a\nvars: {{x: &l [1], <<: *l}}\n", "bad.yaml"),
+    yaml("a Python object", f"{DEFAULTS}name: !!python/object/apply:os.getcwd []\n", "bad.yaml"),
+    case("not UTF-8", "bad.yaml", files={"conf/experiment/bad.yaml": b"name: caf\xe9\n"}),
+    case("NUL bytes", "bad.yaml", files={"conf/experiment/bad.yaml": b"name: a\0b\n"}),
+    case("a folder named like a file", "bad", files={"conf/experiment/bad.yaml/inside": ""}),
+    case("a dangling link", "bad", files={"conf/experiment/bad.yaml": lambda p: p.symlink_to("nowhere.yaml")}),
+    yaml("defaults is no list", "defaults: {model: net}\nname: a\n", "bad.yaml", "defaults"),
+    yaml("unknown group", "defaults:\n  - override /modle: net\nname: a\n", "modle"),
+    yaml("unknown option in defaults", "defaults:\n  - override /model: nett\nname: a\n", "model/nett", "did you mean 'net'"),
+    yaml("includes itself", "defaults:\n  - /experiment/bad\nname: a\n", "bad"),
+    yaml("missing value", f"{DEFAULTS}task: fit\n", "name", "???", "name=my-experiment"),
+    yaml("missing model", "name: a\n", "model._target_", "model=mlp"),
+    yaml("unknown top-level key", f"{DEFAULTS}name: a\nrecources: {{nodes: 1}}\n", "recources", "did you mean 'resources'", "vars:"),
+    yaml("a key that is no text", f"{DEFAULTS}name: a\n1: 2\n", "1 is unknown"),
+    yaml("unknown resource", f"{DEFAULTS}name: a\nresources: {{gpus: 1}}\n", "resources.gpus", "gpus_per_node"),
+    yaml("sweep kind", f"{DEFAULTS}name: a\nsweep: {{gird: {{seed: [1, 2]}}}}\n", "sweep.gird", "did you mean 'grid'"),
+    yaml("sweep is a list", f"{DEFAULTS}name: a\nsweep: [1, 2]\n", "sweep", "mapping"),
+    yaml("model is a list", "name: a\nmodel: [1]\n", "model"),
+    yaml("resources is a number", f"{DEFAULTS}name: a\nresources: 4\n", "resources", "4"),
+    case("config.yaml of the project is broken", "config.yaml, line", files={"conf/config.yaml": "a: [\n"}, argv=("experiment=base",)),
+    case("a group's file is broken", "net.yaml, line", files={"conf/model/net.yaml": "a: [\n"}, argv=("experiment=base",)),
+]  # fmt: skip
+
+# --- values of built-in keys ------------------------------------------------------------------------------
+
+VALUES = [
+    words(f"{override}", override, [key, *more])
+    for override, key, *more in [
+        ("resources.nodes=0", "resources.nodes is 0", "at least 1"),
+        ("resources.nodes=1.5", "resources.nodes is 1.5", "whole number"),
+        ("resources.nodes=null", "resources.nodes is None"),
+        ("resources.gpus_per_node=-1", "resources.gpus_per_node is -1", "at least 0"),
+        ("resources.gpus_per_node=two", "resources.gpus_per_node is 'two'"),
+        ("resources.cpus_per_node=true", "resources.cpus_per_node is True"),
+        ("resources.cpus_per_node=[4]", "resources.cpus_per_node is [4]"),
+        ("resources.mem_gb_per_node=0", "resources.mem_gb_per_node is 0", "positive"),
+        ("resources.mem_gb_per_node=32GB", "resources.mem_gb_per_node is '32GB'"),
+        ("resources.hours=-1", "resources.hours is -1"),
+        ("resources.hours=inf", "resources.hours is inf"),
+        ("resources.hours=nan", "resources.hours is nan"),
+        ("seed=-1", "seed is -1", "at least 0"),
+        ("seed=4294967296", "seed is 4294967296", "2**32"),
+        ("seed=1.5", "seed is 1.5"),
+        ("seed=true", "seed is True"),
+        ("seed=one", "seed is 'one'"),
+        ("seed=null", "seed is None"),
+        ("task=fit_tset", "task is 'fit_tset'", "did you mean 'fit_test'"),
+        ("task=3", "task is 3"),
+        ("env=strict", "env is 'strict'", "refuse, warn"),
+        ("objective=acc", "objective is 'acc'", "mapping"),
+        ("objective={metric: 3, mode: max}", "objective.metric is 3"),
+        ("objective={metric: acc}", "objective.mode is None"),
+        ("objective={metric: acc, mode: best}", "objective.mode is 'best'", "min or max"),
+        ("objective={metric: acc, mode: max, mood: 1}", "objective.mood is unknown"),
+        ("snapshot.include=assets", "snapshot.include is 'assets'", "list of globs"),
+        ("snapshot.include=[3]", "snapshot.include is [3]"),
+        ("snapshot.include=[/etc/*]", "'/etc/*'", "inside the project"),
+        ("snapshot.include=[../*]", "'../*'", "inside the project"),
+        ("snapshot.include=[no/such/*]", "'no/such/*'", "names no file"),
+        ("snapshot.max_file_mb=0", "snapshot.max_file_mb is 0"),
+        ("snapshot.max_total_mb=lots", "snapshot.max_total_mb is 'lots'"),
+        ("cluster.kind=slrum", "cluster.kind is 'slrum'"),
+        ("cluster.scratch=3", "cluster.scratch is 3"),
+        ("cluster.grace_seconds=-5", "cluster.grace_seconds is -5"),
+        ("cluster.grace_seconds=soon", "cluster.grace_seconds is 'soon'"),
+        ("+cluster.cpus=2", "cluster.cpus is unknown"),
+        ("cluster=5", "cluster=5", "inline"),
+        ("tracking.kind=wandb", "tracking.kind is 'wandb'", "embedded"),
+        ("+tracking.uri=http://x", "tracking.uri is unknown"),
+        ("+trainer.devices=4", "trainer.devices is 4", "resources.gpus_per_node"),
+        ("+trainer.strategy=ddp", "trainer.strategy is 'ddp'", "resources"),
+        ("+trainer.logger=false", "trainer.logger is False", "tracking"),
+        ("+trainer.default_root_dir=out", "trainer.default_root_dir is 'out'"),
+        ("+trainer.enable_progress_bar=3", "trainer.enable_progress_bar is 3", "true or false"),
+        ("trainer.callbacks=[1]", "trainer.callbacks is [1]", "mapping"),
+        ("+trainer.callbacks.stop=3", "trainer.callbacks.stop is 3"),
+        ("+trainer.callbacks.stop={patience: 3}", "trainer.callbacks.stop", "_target_"),
+        ("trainer._target_=null", "trainer._target_ is None"),
+        ("trainer=null", "trainer"),
+        ("model.width=nan", "NaN"),
+        ("model.lr=inf", "infinity"),
+    ]
+]  # fmt: skip
+VALUES += [
+    words("workstation cpus", "cluster=workstation", "cluster.cpus=0", ["cluster.cpus is 0", "at least 1"]),
+    words("workstation cpus as text", "cluster=workstation", "cluster.cpus=many", ["cluster.cpus is 'many'"]),
+]
+
+# --- targets ----------------------------------------------------------------------------------------------
+
+TARGETS = [
+    words("missing package", "model._target_=mien.nets.Net", ["mien.nets.Net", "no module 'mien'"]),
+    words("missing module", "model._target_=mine.net.Net", ["mine.net.Net", "did you mean 'nets'"]),
+    words("missing attribute", "model._target_=mine.nets.Nat", ["mine.nets.Nat", "did you mean 'Net'"]),
+    words("not callable", "model._target_=mine.nets.SIZE", ["mine.nets.SIZE", "cannot be called"]),
+    words("not a dotted name", "model._target_='mine nets'", ["model._target_ is 'mine nets'", "dotted name"]),
+    words("a number as target", "model._target_=3", ["model._target_ is 3"]),
+    words("target null", "model._target_=null", ["model._target_ is None"]),
+    words("data without target", "+data.batch_size=3", ["data.batch_size", "data._target_"]),
+    words("unknown argument", "+model.widht=3", ["model.widht=3", "did you mean 'width'"]),
+    words("missing argument", "~model.width", ["model: mine.nets.Net needs width"]),
+    words("unknown argument of a callback", "+trainer.callbacks.stop={_target_: mine.callbacks.Stop, patiense: 3}",
+          ["trainer.callbacks.stop.patiense", "did you mean 'patience'"]),
+    words("missing argument of a callback", "+trainer.callbacks.stop={_target_: mine.callbacks.Stop}", ["trainer.callbacks.stop", "needs patience"]),
+    words("text for an int", "model.width=abc", ["model.width is 'abc'", "mine.nets.Net takes an int"]),
+    words("text for a float", "model.lr='1e-3'", ["model.lr is '1e-3'", "takes a float"]),
+    words("float for an int", "model.width=8.5", ["model.width is 8.5", "takes an int"]),
+    words("bool for an int", "model.width=true", ["model.width is True", "takes an int"]),
+    words("number for a bool", "+model.deep=1", ["model.deep is 1", "true or false"]),
+    words("number for text", "+model.name=3", ["model.name is 3", "takes text"]),
+    words("list for a float", "model.lr='[0.1, 0.2]'", ["model.lr is"]),
+    words("one wrong value in a sweep", "model.lr=0.1,0.2,fast", ["model.lr is 'fast'", "takes a float"]),
+    words("value of a nested node", "+model.mode={_target_: mine.callbacks.Stop, patience: long}", ["model.mode.patience is 'long'"]),
+    words("text for the trainer", "trainer.max_epochs=ten", ["trainer.max_epochs is 'ten'"]),
+    case("a module with a syntax error", "mine.broken.Net", "broken.py", files={"mine/broken.py": "class Net(:\n"},
+         argv=("experiment=base", "model._target_=mine.broken.Net")),
+]  # fmt: skip
+
+# --- interpolations ---------------------------------------------------------------------------------------
+
+INTERPOLATIONS = [
+    words("missing key", "model.lr=${vars.nowhere}", ["model.lr", "vars.nowhere"]),
+    words("cycle", "+vars.a=${vars.b}", "+vars.b=${vars.a}", "model.lr=${vars.a}", ["cannot be resolved"]),
+    words("itself", "model.lr=${model.lr}", ["model.lr", "cannot be resolved"]),
+    words("unclosed", "model.lr='${vars.x'", ["${vars.x"]),
+    words("unknown resolver", "model.lr=${nowhere:1}", ["model.lr", "nowhere"]),
+    words("time", "+model.name=${now:%H}", ["model.name", "${now:...}", "another id"]),
+    words("environment", "+model.name=${oc.env:HOME}", ["model.name", "${oc.env:...}"]),
+    words("hydra", "+model.name=${hydra:runtime.cwd}", ["model.name", "${hydra:...}"]),
+    words("time through another key", "+vars.t=${now:%H}", "+vars.u=${vars.t}", "+model.name=x-${vars.u}", ["model.name", "${now:...}"]),
+    words("time at one point of a sweep", "+vars.t=${now:%H}", "model.mode=1,${vars.t}", ["model.mode"]),
+    words("interpolation to the wrong type", "seed=${name}", ["seed is 'base'"]),
+]  # fmt: skip
+
+# --- sweeps -----------------------------------------------------------------------------------------------
+
+
+def sweep(name: str, text: str, *says: str) -> Any:
+    return yaml(name, f"{DEFAULTS}name: a\nsweep: {text}\n", *says)
+
+
+SWEEPS = [
+    sweep("empty axis", "{grid: {seed: []}}", "seed has no values", "sweep"),
+    sweep("an axis that is no list", "{grid: {seed: 3}}", "seed is 3", "list of values"),
+    sweep("grid is a list", "{grid: [1]}", "sweep.grid"),
+    sweep("unequal zip", "{zip: {seed: [1, 2], model.lr: [0.1]}}", "seed has 2, model.lr has 1"),
+    sweep("swept twice", "{grid: {seed: [1, 2]}, zip: {seed: [3, 4]}}", "seed is swept twice"),
+    sweep("everything excluded", "{grid: {seed: [1, 2]}, exclude: [{seed: 1}, {seed: 2}]}", "all 2 are excluded"),
+    sweep("duplicate points", "{grid: {seed: [1, 1]}}", "seed=1", "the same run"),
+    sweep("points that come to the same", "{list: [{model.width: 8}, {model.lr: 0.1}]}", "the same run"),
+    sweep("a swept name", "{grid: {name: [a, b]}}", "name is swept", "a launch has one"),
+    sweep("a swept cluster", "{grid: {cluster: [inline, workstation]}}", "cluster is swept"),
+    sweep("a swept key below one per launch", "{grid: {tracking.kind: [none, embedded]}}", "tracking.kind is swept"),
+    sweep("an option that does not exist", "{grid: {model: [net, dep]}}", "model='dep'", "did you mean 'deep'"),
+    sweep("an unknown swept key", "{grid: {model.widht: [1, 2]}}", "model.widht", "did you mean 'width'"),
+    sweep("an axis without a name", "{grid: {'': [1, 2]}}", "''"),
+    sweep("a range that cannot be expanded", "{grid: {seed: 'range(0,5,0)'}}", "range(0,5,0)"),
+    sweep("an entry of list that is no point", "{list: [3]}", "sweep.list", "3"),
+    sweep("a rule without set", "{resources: [{when: {seed: 1}}]}", "sweep.resources", "`when` and `set`"),
+    sweep("a rule that sets nonsense", "{grid: {seed: [1]}, resources: [{when: {seed: 1}, set: {gpus: 2}}]}", "resources.gpus", "seed=1"),
+    sweep("one bad seed", "{grid: {seed: [1, two]}}", "seed is 'two'"),
+    words("a sweep on the command line that cannot be expanded", "seed=range(0,5,0)", ["seed=range(0,5,0)"]),
+    words("a swept name on the command line", "name=a,b", ["name is swept"]),
+    words("an option on the command line that does not exist", "model=net,dep", ["dep", "did you mean 'deep'"]),
+    words("a swept experiment", "experiment=base,base", ["experiment is swept"]),
+]  # fmt: skip
+
+# --- overrides --------------------------------------------------------------------------------------------
+
+OVERRIDES = [
+    words("no equals sign", "model.lr", ["'model.lr'", "no '='"]),
+    words("unbalanced quote", "model.lr='0.1", ["model.lr='0.1", "cannot be read"]),
+    words("unbalanced brace", "objective={metric: a", ["objective={metric: a", "cannot be read"]),
+    words("unbalanced bracket", "model.lr=[1", ["model.lr=[1", "cannot be read"]),
+    words("empty key", "=3", ["'=3'", "cannot be read"]),
+    words("empty word", "", ["''", "no '='"]),
+    words("key with a space", "model lr=3", ["'model lr=3'"]),
+    words("unknown key", "model.widht=3", ["model.widht", "did you mean 'width'"]),
+    words("unknown key below a value", "model.width.x=3", ["model.width.x"]),
+    words("unknown top-level key", "modell.width=3", ["modell.width"]),
+    words("deletion of a missing key", "~model.nowhere", ["~model.nowhere"]),
+    words("deletion of another value", "~model.width=9", ["~model.width=9"]),
+    words("deletion of a needed section", "~resources", ["resources"]),
+    words("deletion of the seed", "~seed", ["seed"]),
+    words("an unknown option", "model=nett", ["model=nett", "did you mean 'net'", "deep, net"]),
+    words("an unknown group", "modle=net", ["modle", "did you mean 'model'"]),
+    words("hydra's own options", "hydra.run.dir=/tmp/x", ["hydra"]),
+    case("unknown experiment", "experiment=bsae", "did you mean 'base'", argv=("experiment=bsae",)),
+    case("experiment of another folder", "experiment=../model/net", argv=("experiment=../model/net",)),
+    case("experiment with a suffix", "experiment=base.yaml", "'base'", argv=("experiment=base.yaml",)),
+    case("no experiment", "name has no value", argv=()),
+]  # fmt: skip
+
+# --- names ------------------------------------------------------------------------------------------------
+
+NAMES = [
+    case(f"name {name!r}", f"name is {name!r}", argv=("experiment=base", f"name={json.dumps(name)}"))
+    for name in ("a b", "it's", 'say "x"', "a\nb", "-a", ".a", "a/b", "..", "a" * 101, "größe", "名前", "", " a", "a*")
+]
+NAMES += [words("a number as name", "name=3", ["name is 3"]), words("no name", "name=null", ["name is None"])]
+
+
+@pytest.mark.parametrize(
+    ("files", "argv", "says"), [*YAML, *VALUES, *TARGETS, *INTERPOLATIONS, *SWEEPS, *OVERRIDES, *NAMES]
+)
+def test_a_wrong_configuration_is_refused(project, refused, files, argv, says):
+    write(project, files)
+    refused("plan", *argv).names(*says)

@@ -1,0 +1,237 @@
+"""The truth about a run: done only by its own word, unknown where nobody answers, ordered without a clock."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.process import ProcessId
+from orchestrator.record import (
+    Attempt,
+    Claim,
+    Event,
+    JobState,
+    Observation,
+    Planned,
+    RunState,
+    fold,
+    parse_event,
+    reconcile,
+)
+from orchestrator.spec import Resources, RunId
+
+FINAL = (RunState.DONE, RunState.FAILED, RunState.INTERRUPTED)
+
+
+def event(sequence, kind, time=0.0, **data):
+    return Event(sequence=sequence, kind=kind, time=time, data=data)
+
+
+def claim(**changes):
+    values = {
+        "launch": 1, "index": 0, "code": "c0de", "generation": 1, "history": 1, "time": 5.0,
+        "process": ProcessId(host="node7", pid=42, started=1.0),
+    }  # fmt: skip
+    return Claim(**{**values, **changes})
+
+
+def planned(**changes):
+    values = {
+        "run": RunId("0123456789ab"), "launch": 1, "index": 0, "action": "submit", "attempt": 1, "generation": 1,
+        "history": 1, "code": "c0de", "point": {}, "resources": Resources(),
+    }  # fmt: skip
+    return Planned(**{**values, **changes})
+
+
+# --- the fold ---------------------------------------------------------------------------------------------
+
+
+def test_a_whole_life_is_folded():
+    attempt = fold(
+        1, claim(),
+        [
+            event(0, "started"), event(1, "staged", digest="abc", files=3), event(2, "training"),
+            event(3, "progress", progress={"epoch": 1}, metrics={"loss": 2.0, "acc": 0.5}),
+            event(4, "progress", progress={"epoch": 2}, metrics={"loss": 1.0}),
+            event(5, "done", time=99.0, best={"metric": "acc", "value": 0.5}, metrics={"test": 3.0}),
+        ],
+    )  # fmt: skip
+    assert (attempt.state, attempt.ended, attempt.final) == (RunState.DONE, 99.0, True)
+    assert attempt.metrics == {"loss": 1.0, "acc": 0.5, "test": 3.0}
+    assert (attempt.progress, attempt.data["files"], attempt.best["value"]) == ({"epoch": 2}, 3, 0.5)
+
+
+def test_the_order_is_the_sequence_whatever_the_clock_and_the_file_say():
+    events = [
+        event(2, "progress", time=1.0, metrics={"loss": 3.0}),
+        event(0, "started", time=50.0),
+        event(1, "progress", time=99.0, metrics={"loss": 8.0}),
+    ]
+    assert all(fold(1, None, order).metrics == {"loss": 3.0} for order in itertools.permutations(events))
+
+
+@pytest.mark.parametrize("kind", ["started", "staged", "training", "progress", "resumed in 2031"])
+def test_only_a_done_event_makes_it_done(kind):
+    attempt = fold(1, claim(), [event(0, kind), event(1, kind, exit_status=0, state="done")])
+    assert attempt.state is RunState.RUNNING
+    assert not attempt.final
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(FINAL, 2)))
+def test_the_first_last_word_counts_and_only_a_completion_is_stronger(first, second):
+    attempt = fold(1, claim(), [event(0, first.value), event(1, second.value), event(2, "progress")])
+    assert attempt.state is (RunState.DONE if RunState.DONE in {first, second} else first)
+    assert (attempt.failure is not None) == (attempt.state is RunState.FAILED)
+
+
+def test_a_failure_keeps_what_the_exception_said():
+    attempt = fold(1, None, [event(0, "failed", signature="KeyError at m.py:4", message="'x'", traceback="T")])
+    assert (attempt.reason, attempt.failure.message, attempt.failure.traceback) == ("KeyError at m.py:4", "'x'", "T")
+    assert fold(1, None, [event(0, "failed")]).failure.signature == "unknown"
+
+
+@pytest.mark.parametrize("own", FINAL)
+@pytest.mark.parametrize("seen", FINAL)
+def test_an_observer_only_counts_where_the_attempt_has_no_last_word(own, seen):
+    observed = [event(0, seen.value, reason="saw it", signature="saw it")]
+    assert fold(1, None, [event(0, own.value)], observed).state is own
+    silent = fold(1, None, [event(0, "training")], observed)
+    assert (silent.state, silent.stage) == (seen, "" if seen is RunState.DONE else "training")
+
+
+def test_of_two_observers_the_first_counts():
+    observed = [event(0, "interrupted", reason="killed"), event(0, "failed", signature="x")]
+    assert fold(1, None, [], observed).reason == "killed"
+
+
+names = st.text(max_size=5)
+payloads = st.fixed_dictionaries(
+    {},
+    optional={
+        "progress": st.dictionaries(names, st.integers(), max_size=2),
+        "metrics": st.dictionaries(names, st.floats(allow_nan=False), max_size=2),
+        "reason": names, "signature": names, "best": st.dictionaries(names, st.floats(), max_size=2),
+    },
+)  # fmt: skip
+kinds = st.sampled_from(["started", "staged", "training", "progress", "done", "failed", "interrupted", "new"])
+histories = st.lists(st.tuples(kinds, st.floats(), payloads), max_size=12).map(
+    lambda rows: [Event(sequence=i, kind=k, time=t, data=d) for i, (k, t, d) in enumerate(rows)]
+)
+
+
+@given(histories, histories, st.data())
+def test_any_prefix_folds_and_a_last_done_is_done(events, observed, data):
+    prefix = events[: data.draw(st.integers(0, len(events)))]
+    attempt = fold(3, None, data.draw(st.permutations(prefix)), observed)
+    assert attempt.number == 3
+    kinds_seen = {e.kind for e in prefix}
+    if not kinds_seen & set(FINAL) and not {e.kind for e in observed} & set(FINAL):
+        assert attempt.state is RunState.RUNNING
+    closed = fold(3, None, [*prefix, event(len(prefix), "done")], observed)
+    assert closed.state is RunState.DONE
+    assert closed.failure is None
+
+
+@given(histories)
+def test_a_final_state_stays_whatever_follows(events):
+    states = [fold(1, None, events[:n]).state for n in range(len(events) + 1)]
+    for before, after in itertools.pairwise(states):
+        assert before is RunState.RUNNING or after is before or after is RunState.DONE
+
+
+def test_an_event_survives_its_line():
+    written = event(3, "progress", time=1.5, metrics={"loss": 1.0})
+    assert parse_event(written.to_json()) == written
+
+
+@pytest.mark.parametrize(
+    "line", [{}, {"v": 2, "seq": 0, "kind": "done"}, {"v": 1, "kind": "done"}, {"v": 1, "seq": "0", "kind": "done"}]
+)
+def test_a_line_of_another_version_is_no_event(line):
+    assert parse_event(line) is None
+
+
+def test_a_claim_survives_its_file():
+    assert Claim.from_json(claim().to_json()) == claim()
+
+
+# --- the reconciliation -----------------------------------------------------------------------------------
+
+R = RunState
+# The attempt that the latest plan asks for has begun; per state of it: what each word of the scheduler makes.
+BEGUN = {
+    R.RUNNING: {
+        None: R.INTERRUPTED, JobState.ENDED: R.INTERRUPTED, JobState.UNKNOWN: R.UNKNOWN,
+        JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
+    },
+    R.DONE: dict.fromkeys([None, *JobState], R.DONE),
+    R.FAILED: dict.fromkeys([None, *JobState], R.FAILED),
+    R.INTERRUPTED: {**dict.fromkeys([None, *JobState], R.INTERRUPTED), JobState.PENDING: R.QUEUED},
+}  # fmt: skip
+# It has not begun: what earlier attempts came to says nothing about it.
+NOT_BEGUN = {
+    None: R.WAITING, JobState.ENDED: R.INTERRUPTED, JobState.UNKNOWN: R.UNKNOWN,
+    JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
+}  # fmt: skip
+TABLE = [
+    (state, job, begun, cancelled, (BEGUN[state][job] if begun else NOT_BEGUN[job]))
+    for state in BEGUN
+    for job in (None, *JobState)
+    for begun in (True, False)
+    for cancelled in (True, False)
+]
+
+
+@pytest.mark.parametrize(("state", "job", "begun", "cancelled", "expected"), TABLE)
+def test_every_combination_has_one_answer(state, job, begun, cancelled, expected):
+    if cancelled and expected in {R.INTERRUPTED, R.WAITING}:
+        expected = R.CANCELLED
+    attempt = Attempt(number=1, claim=claim(), state=state, reason="why")
+    seen = Observation(state=job, reason="said so", job="77_0", node="n3") if job else None
+    record = reconcile(planned(attempt=1 if begun else 2), [attempt], observation=seen, cancelled=cancelled)
+    assert record.state is expected
+    assert record.begun is begun
+    assert (record.job, record.failure) == ("77_0" if job else "", None)
+    if job is JobState.UNKNOWN and (not begun or state is R.RUNNING):
+        assert (record.state, record.reason) == (R.UNKNOWN, "said so")
+
+
+@pytest.mark.parametrize("job", [None, *JobState])
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_run_without_any_attempt(job, cancelled):
+    seen = Observation(state=job) if job else None
+    expected = NOT_BEGUN[job]
+    if cancelled and expected in {R.INTERRUPTED, R.WAITING}:
+        expected = R.CANCELLED
+    record = reconcile(planned(), [], observation=seen, cancelled=cancelled)
+    assert (record.state, record.last, record.started, record.ended) == (expected, None, None, None)
+    assert record.code == "c0de"
+
+
+def test_unknown_is_active_so_that_nobody_starts_it_twice():
+    assert {state for state in RunState if state.active} == {R.RUNNING, R.QUEUED, R.UNKNOWN}
+
+
+def test_attempts_are_ordered_by_number_and_the_last_counts():
+    attempts = [Attempt(number=10, claim=claim(), state=R.DONE), Attempt(number=9, claim=claim(), state=R.FAILED)]
+    record = reconcile(planned(attempt=10), attempts, observation=None, cancelled=False)
+    assert [attempt.number for attempt in record.attempts] == [9, 10]
+    assert record.state is R.DONE
+
+
+def test_the_metrics_are_those_since_the_last_start_from_scratch():
+    attempts = [
+        Attempt(number=1, claim=claim(time=1.0), state=R.FAILED, metrics={"loss": 9.0, "old": 1.0}),
+        Attempt(number=2, claim=claim(history=2, time=2.0), state=R.INTERRUPTED, metrics={"loss": 5.0, "acc": 0.1}),
+        Attempt(number=3, claim=claim(history=2, time=3.0), state=R.DONE, metrics={"loss": 4.0}, ended=8.0),
+    ]
+    record = reconcile(planned(attempt=3, history=2), attempts, observation=None, cancelled=False)
+    assert record.metrics == {"loss": 4.0, "acc": 0.1}
+    assert (record.started, record.ended) == (2.0, 8.0)
+
+
+def test_a_retry_that_has_not_begun_will_run_the_planned_code():
+    failed = Attempt(number=1, claim=claim(code="old"), state=R.FAILED)
+    record = reconcile(planned(attempt=2, history=2, code="new"), [failed], observation=None, cancelled=False)
+    assert (record.code, record.history) == ("new", (failed,))

@@ -1,0 +1,194 @@
+"""A sweep's definition gives the points it says, in order, and is refused where it contradicts itself."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.config.sweep import define, expand, matches
+from orchestrator.errors import ConfigError
+
+
+def points(raw, *, axes=None, replaced=()):
+    found, notes = expand(define(raw, axes=axes or {}, replaced=replaced))
+    assert notes == ()
+    return list(found)
+
+
+def refused(raw, *, axes=None):
+    with pytest.raises(ConfigError) as caught:
+        expand(define(raw, axes=axes or {}))
+    assert caught.value.why
+    assert caught.value.fix
+    return str(caught.value)
+
+
+def test_no_sweep_is_one_point_without_coordinates():
+    assert points({}) == [{}]
+    assert points({"grid": {}, "zip": {}, "list": [], "exclude": [], "resources": []}) == [{}]
+    assert points({"grid": None, "zip": None, "list": None, "exclude": None, "resources": None}) == [{}]
+
+
+def test_a_grid_is_a_product_whose_last_axis_varies_fastest():
+    assert points({"grid": {"a": [1, 2], "b": ["x", None, True]}}) == [
+        {"a": a, "b": b} for a in (1, 2) for b in ("x", None, True)
+    ]
+
+
+def test_zipped_keys_go_together():
+    assert points({"zip": {"w": [1, 2], "b": [20, 10]}}) == [{"w": 1, "b": 20}, {"w": 2, "b": 10}]
+
+
+def test_several_zips_multiply():
+    raw = {"zip": [{"a": [1, 2], "b": [3, 4]}, {"c": [5, 6], "d": [7, 8]}]}
+    assert points(raw) == [
+        {"a": a, "b": b, "c": c, "d": d} for a, b in ((1, 3), (2, 4)) for c, d in ((5, 7), (6, 8))
+    ]
+
+
+def test_listed_points_may_have_different_keys():
+    assert points({"list": [{"a": 1}, {"b": 2, "a": 3}]}) == [{"a": 1}, {"b": 2, "a": 3}]
+
+
+def test_all_kinds_multiply_and_the_command_line_comes_last():
+    raw = {"grid": {"g": [1, 2]}, "zip": {"z": [3, 4]}, "list": [{"l": 5}, {"l": 6}]}
+    assert points(raw, axes={"c": (7, 8)}) == [
+        {"g": g, "z": z, "l": n, "c": c} for g in (1, 2) for z in (3, 4) for n in (5, 6) for c in (7, 8)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"grid": {"a": [1, 2], "b": [3]}}, [{"b": 3, "a": 9}]),
+        ({"zip": {"a": [1, 2], "b": [3, 4]}}, [{"b": 3, "a": 9}, {"b": 4, "a": 9}]),
+        ({"zip": {"a": [1, 2]}}, [{"a": 9}]),
+        ({"list": [{"a": 1, "b": 3}, {"a": 2}]}, [{"b": 3, "a": 9}, {"a": 9}]),
+        ({"list": [{"a": 1}, {"a": 2}]}, [{"a": 9}]),
+    ],
+)
+def test_an_axis_of_the_command_line_replaces_the_one_written(raw, expected):
+    assert points(raw, axes={"a": (9,)}, replaced=["a"]) == expected
+
+
+def test_a_fixed_value_of_the_command_line_drops_the_axis():
+    assert points({"grid": {"a": [1, 2], "b": [3]}}, replaced=["a"]) == [{"b": 3}]
+
+
+def test_exclusions_drop_the_points_that_have_all_their_values():
+    raw = {"grid": {"a": [1, 2], "b": [3, 4]}, "exclude": [{"a": 1, "b": 4}, {"b": 3, "a": 2}]}
+    assert points(raw) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+
+
+def test_an_exclusion_that_matches_nothing_is_noted():
+    raw = {"grid": {"a": [1]}, "exclude": [{"a": 2}, {"typo": 1}]}
+    assert expand(define(raw, axes={}))[1] == (
+        "sweep.exclude: {'a': 2} matches no point", "sweep.exclude: {'typo': 1} matches no point"
+    )  # fmt: skip
+
+
+def test_resource_rules_are_kept_in_their_order():
+    rules = [{"when": {"a": 1}, "set": {"hours": 2}}, {"when": {}, "set": {"nodes": 2}}]
+    assert define({"resources": rules}, axes={}).resources == (({"a": 1}, {"hours": 2}), ({}, {"nodes": 2}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "point", "expected"),
+    [
+        ({}, {}, True), ({}, {"a": 1}, True), ({"a": 1}, {}, False), ({"a": None}, {}, False),
+        ({"a": None}, {"a": None}, True), ({"a": 1e-2}, {"a": 0.01, "b": 1}, True), ({"a": 1, "b": 2}, {"a": 1}, False),
+    ],
+)  # fmt: skip
+def test_a_rule_matches_what_has_all_its_values(rule, point, expected):
+    assert matches(rule, point) is expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ({"gird": {}}, "sweep.gird is unknown (did you mean 'grid'?)"),
+        ({"model.lr": [1, 2]}, "grid: {model.lr: [...]}"),
+        ({"grid": {"a": []}}, "sweep.grid: a has no values"),
+        ({"grid": {"a": 1}}, "a: [1]"),
+        ({"grid": {"a": None}}, "a swept key needs a list"),
+        ({"grid": {"a": "x"}}, "a swept key needs a list"),
+        ({"grid": [1]}, "sweep.grid is [1]"),
+        ({"zip": {"a": [1, 2], "b": [1, 2, 3]}}, "a has 2, b has 3 values"),
+        ({"zip": {"a": [], "b": []}}, "sweep.zip: a has no values"),
+        ({"zip": [{"a": [1]}, 3]}, "is a list of such mappings"),
+        ({"zip": "a"}, "is a list of such mappings"),
+        ({"list": [{"a": 1}, 5]}, "sweep.list: 5 is no point"),
+        ({"list": [{}]}, "sweep.list: {} is no point"),
+        ({"list": {"a": 1}}, "it is a list of mappings"),
+        ({"exclude": [{}]}, "sweep.exclude: {} is no point"),
+        ({"exclude": "a"}, "it is a list of mappings"),
+        ({"grid": {"a": [1]}, "zip": {"a": [2]}}, "a is swept twice"),
+        ({"grid": {"a": [1]}, "list": [{"b": 1}, {"a": 2}]}, "a is swept twice"),
+        ({"zip": [{"a": [1]}, {"a": [2]}]}, "a is swept twice"),
+        ({"grid": {"a": [1, 2]}, "exclude": [{"a": 1}, {"a": 2}]}, "all 2 are excluded"),
+        ({"resources": [{"when": {"a": 1}}]}, "each rule has `when` and `set`"),
+        ({"resources": [{"when": 1, "set": {}}]}, "each rule has `when` and `set`"),
+        ({"resources": [{"when": {}, "set": {}, "if": {}}]}, "each rule has `when` and `set`"),
+        ({"resources": ["x"]}, "each rule has `when` and `set`"),
+        ({"resources": {"when": {}, "set": {}}}, "it is a list of mappings"),
+    ],
+)
+def test_a_definition_that_makes_no_sense_is_refused(raw, told):
+    assert told in refused(raw)
+
+
+def test_a_key_swept_on_the_command_line_and_not_replaced_is_swept_twice():
+    assert "a is swept twice" in refused({"grid": {"a": [1]}}, axes={"a": (2,)})
+
+
+def test_an_empty_axis_of_the_command_line_is_refused():
+    assert "the command line: a has no values" in refused({}, axes={"a": ()})
+
+
+keys = st.text(min_size=1, max_size=4)
+values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=4))
+
+
+@st.composite
+def definitions(draw):
+    """A grid and some zips over distinct keys, and how many partial points each of their blocks has."""
+    names = draw(st.lists(keys, unique=True, min_size=1, max_size=7))
+    cut = draw(st.integers(0, len(names)))
+    grid = {name: draw(st.lists(values, min_size=1, max_size=3)) for name in names[:cut]}
+    zips, rest, lengths = [], names[cut:], [len(axis) for axis in grid.values()]
+    while rest:
+        size, length = draw(st.integers(1, len(rest))), draw(st.integers(1, 3))
+        zips.append({name: draw(st.lists(values, min_size=length, max_size=length)) for name in rest[:size]})
+        lengths.append(length)
+        rest = rest[size:]
+    return {"grid": grid, "zip": zips}, names, lengths
+
+
+@given(definitions())
+def test_the_points_are_the_product_of_the_blocks_and_each_has_every_key(definition):
+    raw, names, lengths = definition
+    found = points(raw)
+    assert len(found) == math.prod(lengths)
+    assert all(set(point) == set(names) for point in found)
+    assert found == points(raw)
+    columns = {**raw["grid"], **{key: column for group in raw["zip"] for key, column in group.items()}}
+    assert all(any(v is value for v in columns[key]) for point in found for key, value in point.items())
+
+
+@given(definitions(), st.data())
+def test_exclusions_and_what_they_leave_are_all_points(definition, data):
+    raw, _, _ = definition
+    every = points(raw)
+    rule = data.draw(st.sampled_from(every))
+    left = [point for point in every if not matches(rule, point)]
+    if left:
+        assert points({**raw, "exclude": [rule]}) == left
+    else:
+        assert f"all {len(every)} are excluded" in refused({**raw, "exclude": [rule]})
+
+
+def test_a_big_sweep_is_what_itertools_says():
+    grid = {f"k{i}": list(range(n)) for i, n in enumerate((7, 11, 13))}
+    assert [tuple(point.values()) for point in points({"grid": grid})] == list(itertools.product(*grid.values()))
