@@ -8,7 +8,6 @@ from bench.measure import Row, Seconds, in_turns, say
 from bench.sandbox import PYTHON, Sandbox
 from orchestrator.layout import LaunchPaths, RunsRoot
 from orchestrator.local.tasks import WORKER, Task, environment, tasks_of
-from orchestrator.process import run
 
 _ROUNDS = 5
 _EXPERIMENT = """\
@@ -68,10 +67,4 @@ def _tasks(box: Sandbox) -> list[Task]:
 def _worker(box: Sandbox, task: Task) -> Seconds:
     argv = [PYTHON, *WORKER, str(task.launch.path), str(task.index)]
     from_snapshot = {key: environment(task)[key] for key in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED")}
-    return box_seconds(box, argv, from_snapshot)
-
-
-def box_seconds(box: Sandbox, argv: list[str], env: dict[str, str]) -> Seconds:
-    from bench.measure import timed
-
-    return timed(lambda: run(argv, cwd=box.folder, env={**box.environment, **env}))
+    return box.seconds(argv, env=from_snapshot)

@@ -19,7 +19,6 @@ _CALLS = {"writer": 5_000, "logger": 5_000, "peer": 100}
 
 
 def rows(box: Sandbox) -> list[Row]:
-    box.environment  # noqa: B018
     with SpoolWriter(box.folder / "metrics.jsonl") as writer:
         logger = SpoolLogger(writer, box.folder / "artifacts")
         mlflow = MLFlowLogger(tracking_uri=f"sqlite:///{box.folder / 'mlflow.db'}")

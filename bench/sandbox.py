@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +35,14 @@ class Sandbox:
             "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, "NO_COLOR": "1",
         }  # fmt: skip
 
-    def seconds(self, argv: Sequence[str], *, cwd: Path | None = None) -> Seconds:
+    def seconds(
+        self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Seconds:
         """Return how long a command takes, from before its start until after its end."""
-        return timed(lambda: self.run(argv, cwd=cwd))
+        return timed(lambda: self.run(argv, cwd=cwd, env=env))
 
-    def run(self, argv: Sequence[str], *, cwd: Path | None = None) -> bytes:
-        return run(argv, cwd=cwd or self.folder, env=self.environment)
+    def run(self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> bytes:
+        return run(argv, cwd=cwd or self.folder, env={**self.environment, **(env or {})})
 
     def orch(self, *words: str) -> list[str]:
         """Return the argv of an `orch` command."""

@@ -6,8 +6,9 @@ from bench.measure import Row, in_turns
 from bench.records import make_experiment
 from bench.sandbox import PYTHON, Sandbox
 
-_ROUNDS = 9
-_HEAVY_ROUNDS = 3
+_ROUNDS = 7
+_BARE = "python -c pass"
+_SCALE = ("python -c 'import hydra'", "python -c 'import mlflow'")
 
 
 def rows(box: Sandbox) -> list[Row]:
@@ -19,17 +20,11 @@ def rows(box: Sandbox) -> list[Row]:
         "orch show RUN": box.orch("show", "small", run_id),
         "orch logs RUN": box.orch("logs", "small", run_id),
     }
-    bare, hydra, mlflow = ([PYTHON, "-c", code] for code in ("pass", "import hydra", "import mlflow"))
-    commands = {**verbs, "bare": bare}
+    scale = {name: [PYTHON, "-c", name.partition("'")[2].rstrip("'")] for name in _SCALE}
+    commands = {**verbs, _BARE: [PYTHON, "-c", "pass"], **scale}
     found = in_turns("startup", _ROUNDS, {name: lambda a=argv: box.seconds(a) for name, argv in commands.items()})
-    heavy = in_turns("imports", _HEAVY_ROUNDS, {"hydra": lambda: box.seconds(hydra), "mlflow": lambda: box.seconds(mlflow)})
     budgets = {"orch status (20 runs)": 0.15}
     return [
-        Row(what=name, measured=found[name], budget=budgets.get(name), peer=peer, peer_measured=times)
-        for name, peer, times in zip(
-            verbs,
-            ("python -c pass", "python -c pass", "python -c 'import hydra'", "python -c 'import mlflow'"),
-            (found["bare"], found["bare"], heavy["hydra"], heavy["mlflow"]),
-            strict=True,
-        )
+        Row(what=name, measured=found[name], budget=budgets.get(name), peer=_BARE, peer_measured=found[_BARE])
+        for name in (*verbs, *scale)
     ]

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import orchestrator
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -18,7 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.config.explain import explain
+from orchestrator.config.place import in_files, in_overrides, named_in
+from orchestrator.errors import ConfigError
 from orchestrator.spec import PROJECT, VIEW
 
 _ROOT = "config"
@@ -36,7 +39,7 @@ class Composer:
     """Composes configs of one project: `conf/` in its folder first, the built-in conf second."""
 
     def __init__(self, project: Path) -> None:
-        self._project = project
+        self.folder = project / "conf"
         OmegaConf.register_new_resolver("view", lambda: VIEW, replace=True)
         OmegaConf.register_new_resolver("project", lambda: PROJECT, replace=True)
 
@@ -45,8 +48,8 @@ class Composer:
         Plugins.instance()  # registers the file:// and pkg:// sources
         path = ConfigSearchPathImpl()
         path.append("hydra", "pkg://hydra.conf")
-        if (self._project / "conf").is_dir():
-            path.append("project", f"file://{self._project / 'conf'}")
+        if self.folder.is_dir():
+            path.append("project", f"file://{self.folder}")
         path.append("orchestrator", "pkg://orchestrator.conf")
         path.append("schema", "structured://")
         return ConfigLoaderImpl(path)
@@ -66,14 +69,22 @@ class Composer:
             config = self._loader.load_configuration(
                 config_name=_ROOT, overrides=list(overrides), run_mode=RunMode.RUN, from_shell=False
             )
-        except yaml.YAMLError as error:
-            raise _yaml_error(error) from error
-        except (HydraException, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-            raise self._explain(error, overrides) from error
+        except (yaml.YAMLError, HydraException, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+            raise explain(self, error, overrides) from error
         choices = {k: v for k, v in config.hydra.runtime.choices.items() if "hydra" not in k and v}
         with open_dict(config):
             del config["hydra"]
         return Composition(config=config, choices=choices)
+
+    def place_of(self, message: str, overrides: Sequence[str]) -> str:
+        """Return where the value that a message complains about was written; empty if that cannot be told."""
+        values = [text for text in overrides if text.lstrip("+").partition("=")[0] not in self.groups]
+        folders = [self.folder, *(Path(folder) / "conf" for folder in orchestrator.__path__)]
+        try:
+            choices = self.compose([text for text in overrides if text not in values]).choices
+        except ConfigError:
+            choices = {}
+        return named_in(message, [*in_overrides(values), *in_files(folders, choices)])
 
     def _groups_under(self, parent: str) -> Iterable[str]:
         for name in self._loader.list_groups(parent):
@@ -81,36 +92,6 @@ class Composer:
             if group.split("/")[0] not in {"hydra", "__pycache__"}:
                 yield group
                 yield from self._groups_under(group)
-
-    def _explain(self, error: Exception, overrides: Sequence[str]) -> ConfigError:
-        for text in overrides:
-            key, _, value = text.lstrip("+").partition("=")
-            if key in self.groups and value not in (options := self.options(key)) and f"'{key}/{value}'" in str(error):
-                return ConfigError(
-                    f"{key}={value}: there is no conf/{key}/{value}.yaml{nearest(value, options)}",
-                    why=f"the options of {key} are {', '.join(options)}",
-                    fix=f"choose one of them, or write conf/{key}/{value}.yaml",
-                )
-        for text in overrides:
-            key = text.lstrip("+").partition("=")[0]
-            if f"'{key}'" in str(error) and "struct" in f"{error}{error.__cause__}":
-                return self._unknown_key(key, text, overrides)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return ConfigError(
-            f"the configuration does not compose: {lines[0] if lines else type(error).__name__}",
-            why=" ".join(lines[1:4]), fix=f"see the files under {self._project / 'conf'} and the overrides given",
-        )  # fmt: skip
-
-    def _unknown_key(self, key: str, text: str, overrides: Sequence[str]) -> ConfigError:
-        others = [o for o in overrides if o != text and o.lstrip("+").partition("=")[0] in self.groups]
-        raw = OmegaConf.to_container(self.compose(others).config, resolve=False)
-        at, known = _deepest(raw, key.split("."))
-        missing = key.split(".")[len(at)] if len(at) < len(key.split(".")) else key
-        return ConfigError(
-            f"override {text!r}: {key} is unknown{nearest(missing, known)}",
-            why=f"{'.'.join(at) or 'the top level'} has {', '.join(known) or 'no keys'}",
-            fix=f"use one of them, or add a new key with +{text}",
-        )  # fmt: skip
 
 
 def resolve(config: DictConfig, *, where: str, only: str | None = None) -> Any:
@@ -131,16 +112,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _deepest(tree: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return how much of a path exists, and the keys that are known there."""
-    at: list[str] = []
-    for key in path:
-        if not isinstance(tree, dict) or key not in tree:
-            break
-        tree, at = tree[key], [*at, key]
-    return at, sorted(map(str, tree)) if isinstance(tree, dict) else []
-
-
 def _resolution_error(error: OmegaConfBaseException, where: str) -> ConfigError:
     key = str(getattr(error, "full_key", "") or "")
     if "Missing mandatory value" in str(error):
@@ -152,13 +123,4 @@ def _resolution_error(error: OmegaConfBaseException, where: str) -> ConfigError:
     return ConfigError(
         f"{key or 'a value'} cannot be resolved ({where})", why=str(error).splitlines()[0],
         fix="correct the ${...} in it, or give the value it reads",
-    )  # fmt: skip
-
-
-def _yaml_error(error: yaml.YAMLError) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
-    place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a YAML file"
-    return ConfigError(
-        f"{place}: this is not YAML", why=str(getattr(error, "problem", None) or error).splitlines()[0],
-        fix="correct the line; values with ':' or '#' need quotes",
     )  # fmt: skip

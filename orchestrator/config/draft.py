@@ -6,7 +6,8 @@ not looked at, so its points have no ids yet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -62,6 +63,19 @@ def draft(project: Path, overrides: Sequence[str]) -> Draft:
     fixed = [text for text in line.fixed if text != "sweep=none"]
     resolved = list(resolve_points(composer, fixed, points, prefixes))
     return _assemble(head, resolved, definition, tuple(overrides), notes)
+
+
+@contextmanager
+def placing(project: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Have the ConfigErrors of a block say where the value was written: the override, or the file and line."""
+    try:
+        yield
+    except ConfigError as error:
+        fixed = [text for text in overrides if text != "sweep=none"]
+        place = Composer(project).place_of(error.what, fixed)
+        if not place or place in error.what:
+            raise
+        raise ConfigError(f"{error.what} ({place})", why=error.why, fix=error.fix) from error
 
 
 def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dict[str, Any], sweep.Sweep]:

@@ -17,7 +17,7 @@ from orchestrator import ledger
 from orchestrator.testing.script import Script
 from orchestrator.tracking import SpoolWriter
 from orchestrator.worker.__main__ import main
-from orchestrator.worker.attempt import Assignment
+from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.build import build
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 

@@ -24,20 +24,21 @@ def main(folder: str, index: str, work: Work | None = None) -> int:
     """Claim the task's attempt, send all output to its log, and run it."""
     from orchestrator import ledger
     from orchestrator.errors import OrchError
-    from orchestrator.worker.attempt import Assignment, run
+    from orchestrator.worker.assignment import Assignment
+    from orchestrator.worker.attempt import run
 
     try:
         assignment = Assignment.read(Path(folder), int(index))
         ledger.check_private(assignment.experiment.path)
-        claimed = assignment.claim()
+        taken = assignment.take()
     except OrchError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if not claimed:
+    if taken is None:
         sys.stdout.write(f"{assignment.attempt.path} has been taken: nothing to do\n")
         return 0
-    _log_to(assignment.attempt.log)
-    return run(assignment, stop, work)
+    _log_to(taken.attempt.rank_log(taken.place.rank))
+    return run(taken, stop, work)
 
 
 def _log_to(path: Path) -> None:

@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +16,14 @@ import yaml
 from orchestrator import environment, ledger
 from orchestrator.data import Manifest, Store, scratch_dir
 from orchestrator.errors import OrchError
-from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
-from orchestrator.process import ProcessId
-from orchestrator.record import Claim, Planned, RunState
+from orchestrator.record import RunState
 from orchestrator.spec import PROJECT, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
+from orchestrator.worker import requeue
+from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """What a launch's plan tells this process to do."""
-
-    launch: LaunchPaths
-    header: Mapping[str, Any]
-    line: Mapping[str, Any]
-    wish: Planned
-
-    @classmethod
-    def read(cls, folder: Path, index: int) -> Assignment:
-        launch = LaunchPaths(folder)
-        line = ledger.read_line(launch, index)
-        header = ledger.read_launch(launch).header
-        return cls(launch=launch, header=header, line=line, wish=ledger.planned(line, launch.number))
-
-    @property
-    def experiment(self) -> ExperimentPaths:
-        return ExperimentPaths(self.launch.path.parent.parent)
-
-    @property
-    def run(self) -> RunPaths:
-        return self.experiment.run(self.wish.run)
-
-    @property
-    def attempt(self) -> AttemptPaths:
-        return self.run.attempt(self.wish.attempt)
-
-    @property
-    def code(self) -> list[str]:
-        """The folders that this process imports the project from."""
-        return self.experiment.python_path(self.wish.code)
-
-    def claim(self) -> bool:
-        """Take the attempt; False if somebody else has taken it."""
-        wish = self.wish
-        return ledger.claim_attempt(
-            self.attempt,
-            Claim(
-                launch=wish.launch, index=wish.index, code=wish.code, generation=wish.generation,
-                history=wish.history, process=ProcessId.current(), time=time.time(),
-            ),
-        )  # fmt: skip
 
 
 Work = Callable[[Assignment, dict[str, Any], ledger.EventWriter, StopSignal], dict[str, Any]]
@@ -79,7 +33,7 @@ Work = Callable[[Assignment, dict[str, Any], ledger.EventWriter, StopSignal], di
 def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> int:
     """Run a claimed attempt to its last event and return the exit status: 0 done, 1 failed, 143 interrupted."""
     attempt = assignment.attempt
-    events = ledger.EventWriter(attempt.events)
+    events = ledger.EventWriter(attempt.events if assignment.leads else Path(os.devnull))
     events.write("started", launch=assignment.wish.launch, attempt=attempt.number)
     _mark(assignment, RunState.RUNNING)
     try:
@@ -92,6 +46,7 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
         _log.warning("stopped by %s", error)
         events.write("interrupted", reason=_why(assignment, error))
         _mark(assignment, RunState.INTERRUPTED)
+        requeue.after_interruption(assignment, str(error))
         return 143
     except BaseException as error:  # noqa: BLE001 - whatever ended the run is its failure
         _fail(assignment, events, error)
@@ -113,9 +68,9 @@ def _train(
     work = training.Training(
         config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
         folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
-        resume_from=checkpoints.latest(earlier),
+        resume_from=checkpoints.latest(earlier), place=assignment.place,
     )  # fmt: skip
-    with SpoolWriter(assignment.attempt.metrics) as spool:
+    with SpoolWriter(assignment.attempt.metrics if assignment.leads else Path(os.devnull)) as spool:
         logger = SpoolLogger(spool, assignment.run.artifacts)
         return training.train(work, logger=logger, events=events, stop=stop)
 
@@ -158,7 +113,7 @@ def _place(assignment: Assignment, events: ledger.EventWriter) -> dict[str, Any]
             "staged", digest=digest, view=view, files=staged.files, bytes=staged.bytes, hit=staged.hit,
             copied_bytes=staged.copied_bytes, seconds=round(staged.seconds, 3),
         )  # fmt: skip
-    if not assignment.run.config.exists():
+    if assignment.leads and not assignment.run.config.exists():
         ledger.replace_text(assignment.run.config, yaml.safe_dump(config, sort_keys=False))
     data = {key: value for key, value in config["data"].items() if key != "version"}
     placed: dict[str, Any] = _substitute({**config, "data": data}, {VIEW: view, PROJECT: assignment.code[0]})
@@ -180,6 +135,8 @@ def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
 def _fail(assignment: Assignment, events: ledger.EventWriter, error: BaseException) -> None:
     traceback.print_exception(error, file=sys.stderr)
     text = "".join(traceback.format_exception(error))
+    if not assignment.leads:
+        events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank))
     events.write(
         "failed", signature=signature(error, assignment.code), message=str(error), traceback=text
     )
@@ -199,4 +156,5 @@ def signature(error: BaseException, roots: list[str]) -> str:
 
 
 def _mark(assignment: Assignment, state: RunState) -> None:
-    ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, state.value)
+    if assignment.leads:
+        ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, state.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2: the time limit is near (Slurm)
 
 
 class InterruptedByInfrastructureError(BaseException):
@@ -22,6 +22,7 @@ class StopSignal:
         """Take the handlers; called again once Lightning has replaced them (it does so when fitting begins)."""
         for number in _STOPPING:
             signal.signal(number, self._remember)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # comes with SIGTERM at a preemption, and says nothing more
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name

@@ -11,15 +11,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 
 from orchestrator.ledger import EventWriter
 from orchestrator.spec import Objective, Resources
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.build import build
 from orchestrator.worker.checkpoints import BEST, LAST, AtomicCheckpointIO
+from orchestrator.worker.place import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 _REPORT_SECONDS = 1.0
+_AGREE_SECONDS = 1.0
+_SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,7 @@ class Training:
     folder: Path
     checkpoints: Path
     resume_from: Path | None
+    place: Place
 
 
 class Progress(Callback):
@@ -85,22 +90,47 @@ class Progress(Callback):
 
 
 class StopOnSignal(Callback):
-    """Saves a checkpoint at the end of the step during which a signal came, and ends the training."""
+    """Saves a checkpoint at the end of the step during which a signal came, and ends the training.
+
+    Several ranks agree on the step, about once a second, over a group on the CPU: a signal may reach them at
+    different steps, or only one of them.
+    """
 
     def __init__(self, stop: StopSignal, checkpoints: Path) -> None:
         self._stop, self._checkpoints = stop, checkpoints
+        self._group: Any = None
+        self._every, self._count, self._since = 1, 0, time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.install()  # Lightning replaces the handlers when fitting begins (FACTS 16)
+        if trainer.world_size > 1 and self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        if self._stop.received:
+        reason = self._agreed()
+        if reason:
+            self._stop.received = self._stop.received or reason
             trainer.save_checkpoint(self._checkpoints / LAST)
             raise InterruptedByInfrastructureError(self._stop.received)
 
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        if self._stop.received:
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if self._stop.received and self._group is None:
             raise InterruptedByInfrastructureError(self._stop.received)
+
+    def _agreed(self) -> str | None:
+        """Return the signal that any rank has received, on all ranks at the same step."""
+        if self._group is None:
+            return self._stop.received
+        self._count += 1
+        if self._count < self._every:
+            return None
+        mine = float(_SIGNALS.index(self._stop.received)) if self._stop.received in _SIGNALS else 0.0
+        state = torch.tensor([mine, time.monotonic() - self._since], dtype=torch.float64)
+        torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        received, elapsed = state.tolist()
+        self._every = max(1, min(1000, round(self._count * _AGREE_SECONDS / max(elapsed, 1e-6))))
+        self._count, self._since = 0, time.monotonic()
+        return _SIGNALS[int(received)] or None
 
 
 def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop: StopSignal) -> dict[str, Any]:
@@ -135,7 +165,7 @@ def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callba
     own = [*callbacks, _checkpoints(training)]
     users = [callback for callback in build(training.config["trainer"].get("callbacks") or {}).values() if callback]
     trainer: pl.Trainer = build(
-        node, callbacks=[*users, *own], logger=logger, plugins=[AtomicCheckpointIO()],
+        node, callbacks=[*users, *own], logger=logger, plugins=[AtomicCheckpointIO(), _environment(training)],
         default_root_dir=str(training.folder), **_devices(training.resources),
     )  # fmt: skip
     return trainer
@@ -144,6 +174,11 @@ def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callba
 def _devices(resources: Resources) -> dict[str, Any]:
     accelerator = "gpu" if resources.gpus_per_node and torch.cuda.is_available() else "cpu"
     return {"accelerator": accelerator, "devices": resources.processes_per_node, "num_nodes": resources.nodes}
+
+
+def _environment(training: Training) -> ClusterEnvironment:
+    """Return who starts the processes: srun, or nobody. Never Lightning's own guess, which may requeue (FACTS 16)."""
+    return SLURMEnvironment(auto_requeue=False) if training.place.job else LightningEnvironment()
 
 
 def _checkpoints(training: Training) -> ModelCheckpoint:

@@ -1,0 +1,159 @@
+"""What Hydra, OmegaConf and YAML say when a composition fails -> what a user can act on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from orchestrator.config.compose import Composer
+
+_NOT_FOUND = re.compile(r"Could not find '([^']+)'")
+_IN_FILE = re.compile(r"In '([^']+)'")
+
+
+def explain(composer: Composer, error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Return the error that names the override or the file, and the fix."""
+    if isinstance(error, yaml.YAMLError):
+        return _not_yaml(error)
+    for text in overrides:
+        found = _override(composer, error, text, overrides)
+        if found is not None:
+            return found
+    if isinstance(error, UnicodeDecodeError):
+        return _not_text(composer.folder, error)
+    if isinstance(error, RecursionError):
+        return ConfigError(
+            "the configuration does not compose", why="the defaults list of a file leads back to the file itself",
+            fix=f"see the `defaults:` of the files under {composer.folder}",
+        )  # fmt: skip
+    if missing := _NOT_FOUND.search(str(error)):
+        return unknown_option(composer, *_split(missing[1]))
+    return _not_mergeable(composer, error, overrides) or _unspecific(composer.folder, error)
+
+
+def unknown_option(composer: Composer, group: str, option: str) -> ConfigError:
+    """Return the error for an option that a config group does not have."""
+    options = composer.options(group)
+    return ConfigError(
+        f"{group}={option}: there is no conf/{group}/{option}.yaml{nearest(option, options)}",
+        why=f"the options of {group} are {', '.join(options) or 'none'}",
+        fix=f"choose one of them, or write conf/{group}/{option}.yaml",
+    )  # fmt: skip
+
+
+def _split(path: str) -> tuple[str, str]:
+    group, _, option = path.rpartition("/")
+    return group, option
+
+
+def _override(composer: Composer, error: Exception, text: str, overrides: Sequence[str]) -> ConfigError | None:
+    """Return the error if it is this override's."""
+    key, _, value = text.lstrip("+~").partition("=")
+    said = str(error)
+    if text.startswith("~") and "Could not delete" in said and f"'{key}'" in said:
+        return ConfigError(
+            f"override {text!r} deletes nothing", why=said.splitlines()[0], fix="correct the key, or leave it out"
+        )
+    if key in composer.groups and "Config group override must be" in said and value not in composer.options(key):
+        return unknown_option(composer, key, value)
+    if f"'{key}'" in said and "struct" in f"{said}{error.__cause__}":
+        return _unknown_key(composer, key, text, overrides)
+    if "Error merging override" in said and text in said:
+        return ConfigError(
+            f"override {text!r} does not fit what it overrides", why=str(error.__cause__ or said).splitlines()[0],
+            fix="give a mapping for a mapping, and a value for a value",
+        )  # fmt: skip
+    return None
+
+
+def _unknown_key(composer: Composer, key: str, text: str, overrides: Sequence[str]) -> ConfigError:
+    others = [o for o in overrides if o != text and o.lstrip("+").partition("=")[0] in composer.groups]
+    raw = OmegaConf.to_container(composer.compose(others).config, resolve=False)
+    path = key.split(".")
+    at, known = _deepest(raw, path)
+    missing = path[len(at)] if len(at) < len(path) else key
+    return ConfigError(
+        f"override {text!r}: {key} is unknown{nearest(missing, known)}",
+        why=f"{'.'.join(at) or 'the top level'} has {', '.join(known) or 'no keys'}",
+        fix=f"use one of them, or add a new key with +{text}",
+    )  # fmt: skip
+
+
+def _deepest(tree: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return how much of a path exists, and the keys that are known there."""
+    at: list[str] = []
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            break
+        tree, at = tree[key], [*at, key]
+    return at, sorted(map(str, tree)) if isinstance(tree, dict) else []
+
+
+def _not_mergeable(composer: Composer, error: Exception, overrides: Sequence[str]) -> ConfigError | None:
+    """Return the error for a file with a list where a mapping is needed."""
+    named = _IN_FILE.search(str(error))
+    file = composer.folder / f"{named[1]}.yaml" if named else None
+    if file is None or "ListConfig" not in str(error) or not file.is_file():
+        return None
+    written = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    without = [text for text in overrides if text.partition("=")[0] != "experiment"]
+    try:
+        base = OmegaConf.to_container(composer.compose(without).config, resolve=False)
+    except (ConfigError, OmegaConfBaseException):
+        base = {}
+    key, value = _misplaced(base, written) or ("its top level", written)
+    return ConfigError(
+        f"{file}: {key} is {value!r}", why="a mapping of keys to values is needed", fix="write {key: value} there"
+    )
+
+
+def _misplaced(base: Any, written: Any, at: str = "") -> tuple[str, Any] | None:
+    """Return the first key, and its value, that is a list where the base has a mapping."""
+    for key, value in written.items() if isinstance(written, Mapping) else ():
+        known = base.get(key) if isinstance(base, Mapping) else None
+        if isinstance(known, Mapping) and isinstance(value, list):
+            return f"{at}{key}", value
+        if found := _misplaced(known, value, f"{at}{key}."):
+            return found
+    return None
+
+
+def _not_text(conf: Path, error: UnicodeDecodeError) -> ConfigError:
+    broken = (file for file in sorted(conf.rglob("*.yaml")) if file.is_file() and not _decodes(file))
+    return ConfigError(
+        f"{next(broken, conf)}: this is not UTF-8", why=f"{error.reason} at byte {error.start}", fix="save it as UTF-8"
+    )
+
+
+def _decodes(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unspecific(conf: Path, error: Exception) -> ConfigError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ConfigError(
+        f"the configuration does not compose: {lines[0] if lines else type(error).__name__}",
+        why=" ".join(lines[1:4]), fix=f"see the files under {conf} and the overrides given",
+    )  # fmt: skip
+
+
+def _not_yaml(error: yaml.YAMLError) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else getattr(error, "name", "a file")
+    return ConfigError(
+        f"{place}: this is not YAML", why=str(getattr(error, "problem", None) or error).splitlines()[0],
+        fix="correct the line; values with ':' or '#' need quotes",
+    )  # fmt: skip
