@@ -54,13 +54,14 @@ def prepare(project: Project, overrides: Sequence[str]) -> Iterator[Prepared]:
 
     Raises ConfigError or RequestError for everything that can be known to be wrong before a run starts.
     """
-    from orchestrator.config import draft
+    from orchestrator.config import draft, placing
 
-    composed = draft(project.folder, overrides)
-    cluster_for(composed.cluster)  # checks its options
-    check_targets(project, composed)
-    manifests = _resolve_data(project, composed)
-    experiment = _experiment(composed, manifests)
+    with placing(project.folder, overrides):
+        composed = draft(project.folder, overrides)
+        cluster_for(composed.cluster)  # checks its options
+        check_targets(project, composed)
+        manifests = _resolve_data(project, composed)
+        experiment = _experiment(composed, manifests)
     with ExitStack() as stack:
         facts = _facts(project, experiment.snapshot, {m.digest: m for m in manifests.values()}, stack)
         yield Prepared(experiment=experiment, facts=facts, notes=_notes(experiment, facts))

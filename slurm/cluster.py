@@ -56,12 +56,10 @@ class SlurmCluster:
 
     def submit(self, launch: LaunchPaths) -> None:
         header = ledger.read_launch(launch).header
-        done = [entry["offset_and_spec"] for entry in jobs_of(launch)]
-        entries = jobs_of(launch)
+        entries = []
         for array in self.arrays(launch):
-            if [array.offset, array.spec] not in done:
-                entries.append(self._submit_array(array, launch, header))
-                ledger.replace_text(launch.jobs, json.dumps(entries))
+            entries.append(self._submit_array(array, launch, header))
+            ledger.replace_text(launch.jobs, json.dumps(entries))
 
     def arrays(self, launch: LaunchPaths) -> list[script.Array]:
         """Return the arrays that a launch's plan makes."""
@@ -76,11 +74,11 @@ class SlurmCluster:
 
     def _submit_array(self, array: script.Array, launch: LaunchPaths, header: Mapping[str, Any]) -> dict[str, Any]:
         executor = self._executor(array, launch, header)
+        start = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
         with _clean_environment():
-            job = _patiently(lambda: executor.submit(StartWorker(str(launch.path), array.offset)))
+            job = _patiently(lambda: executor.submit(start))
         return {
             "job": str(job.job_id), "offset": array.offset, "indices": list(array.indices),
-            "offset_and_spec": [array.offset, array.spec],
         }  # fmt: skip
 
     def _executor(self, array: script.Array, launch: LaunchPaths, header: Mapping[str, Any]) -> Any:

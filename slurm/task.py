@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StartWorker:
-    """Becomes `python -m orchestrator.worker LAUNCH INDEX` with the array task's index, counted from `offset`."""
+    """Becomes `python <worker> LAUNCH INDEX` with the array task's index, counted from `offset`."""
 
+    worker: tuple[str, ...]
     launch: str
     offset: int
 
@@ -23,5 +24,5 @@ class StartWorker:
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
             signal.signal(number, signal.SIG_IGN)
         index = self.offset + int(os.environ["SLURM_ARRAY_TASK_ID"])
-        argv = [sys.executable, "-m", "orchestrator.worker", self.launch, str(index)]
+        argv = [sys.executable, *self.worker, self.launch, str(index)]
         os.execve(sys.executable, argv, dict(os.environ))  # noqa: S606 - an argv list, no shell

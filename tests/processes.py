@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,7 +36,7 @@ def tidy(_private_user_folders: None, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield
     end = time.monotonic() + _GRACE_SECONDS
-    while (left := _of_this_test()) and time.monotonic() < end:
+    while (left := of_this_test()) and time.monotonic() < end:
         time.sleep(0.05)
     told = [" ".join(process.info["cmdline"] or []) for process in left]
     for process in left:
@@ -40,7 +44,7 @@ def tidy(_private_user_folders: None, monkeypatch: pytest.MonkeyPatch) -> Iterat
     assert not told, f"the test left processes behind: {told}"
 
 
-def _of_this_test() -> list[psutil.Process]:
+def of_this_test() -> list[psutil.Process]:
     """Return the processes that were started with this test's own state folder."""
     mine = os.environ["XDG_STATE_HOME"]
     found = []
@@ -49,3 +53,47 @@ def _of_this_test() -> list[psutil.Process]:
         if alive and (process.info["environ"] or {}).get("XDG_STATE_HOME") == mine:
             found.append(process)
     return found
+
+
+class Launcher:
+    """A running tests/launcher.py, in a session of its own."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("launcher.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True,
+        )  # fmt: skip
+
+    def order(self, **order: object) -> None:
+        print(json.dumps(order, default=str), file=self.process.stdin, flush=True)
+
+    def answer(self) -> Any:
+        """Wait for the next answer; None if it has died."""
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+@pytest.fixture
+def launchers(tidy: None) -> Iterator[Callable[[int], list[Launcher]]]:
+    """Give a function that starts launchers, and returns once all are ready."""
+    started: list[Launcher] = []
+
+    def start(count: int) -> list[Launcher]:
+        new = [Launcher() for _ in range(count)]
+        started.extend(new)
+        assert [launcher.answer() for launcher in new] == ["ready"] * count
+        return new
+
+    yield start
+    for launcher in started:
+        launcher.close()
+
+
+def supervisors() -> list[int]:
+    """Return the pids of this test's supervisors."""
+    return [p.pid for p in of_this_test() if "orchestrator.local.workstation" in (p.info["cmdline"] or [])]

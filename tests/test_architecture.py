@@ -33,7 +33,7 @@ LAYERS = (
     {"project", "selection", "tracking_view"},
     {"api"},
     {"sidecar", "cli"},
-    {"__main__"},
+    {"testing", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 CONTENT = {"models", "datasets", "conf"}  # usable without the engine; met only through `_target_` and Hydra

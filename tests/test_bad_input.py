@@ -140,7 +140,7 @@ YAML = [
     yaml("duplicate key", f"{DEFAULTS}name: a\nseed: 1\nseed: 2\n", "bad.yaml", "seed"),
     yaml("value with a colon", f"{DEFAULTS}name: a: b\n", "bad.yaml", "line 4"),
     yaml("top level is a list", "- name: a\n", "bad.yaml"),
-    yaml("top level is text", "just text\n", "bad.yaml"),
+    yaml("top level is text", "just text\n", "just text is unknown"),
     yaml("unknown anchor", f"{DEFAULTS}name: a\nvars: {{x: *nowhere}}\n", "bad.yaml", "nowhere"),
     yaml("merge of what is no mapping", f"{DEFAULTS}name: a\nvars: {{x: &l [1], <<: *l}}\n", "bad.yaml"),
     yaml("a Python object", f"{DEFAULTS}name: !!python/object/apply:os.getcwd []\n", "bad.yaml"),
@@ -148,10 +148,10 @@ YAML = [
     case("NUL bytes", "bad.yaml", files={"conf/experiment/bad.yaml": b"name: a\0b\n"}),
     case("a folder named like a file", "bad", files={"conf/experiment/bad.yaml/inside": ""}),
     case("a dangling link", "bad", files={"conf/experiment/bad.yaml": lambda p: p.symlink_to("nowhere.yaml")}),
-    yaml("defaults is no list", "defaults: {model: net}\nname: a\n", "bad.yaml", "defaults"),
+    yaml("defaults is no list", "defaults: {model: net}\nname: a\n", "'experiment/bad'", "defaults must be a list"),
     yaml("unknown group", "defaults:\n  - override /modle: net\nname: a\n", "modle"),
     yaml("unknown option in defaults", "defaults:\n  - override /model: nett\nname: a\n", "model/nett", "did you mean 'net'"),
-    yaml("includes itself", "defaults:\n  - /experiment/bad\nname: a\n", "bad"),
+    yaml("includes itself", "defaults:\n  - /experiment/bad\nname: a\n", "leads back", "conf"),
     yaml("missing value", f"{DEFAULTS}task: fit\n", "name", "???", "name=my-experiment"),
     yaml("missing model", "name: a\n", "model._target_", "model=mlp"),
     yaml("unknown top-level key", f"{DEFAULTS}name: a\nrecources: {{nodes: 1}}\n", "recources", "did you mean 'resources'", "vars:"),
@@ -216,12 +216,12 @@ VALUES = [
         ("+trainer.logger=false", "trainer.logger is False", "tracking"),
         ("+trainer.default_root_dir=out", "trainer.default_root_dir is 'out'"),
         ("+trainer.enable_progress_bar=3", "trainer.enable_progress_bar is 3", "true or false"),
-        ("trainer.callbacks=[1]", "trainer.callbacks is [1]", "mapping"),
+        ("trainer.callbacks=[1]", "override 'trainer.callbacks=[1]'", "mapping"),
         ("+trainer.callbacks.stop=3", "trainer.callbacks.stop is 3"),
         ("+trainer.callbacks.stop={patience: 3}", "trainer.callbacks.stop", "_target_"),
         ("trainer._target_=null", "trainer._target_ is None"),
         ("trainer=null", "trainer"),
-        ("model.width=nan", "NaN"),
+        ("+model.mode=nan", "NaN"),
         ("model.lr=inf", "infinity"),
     ]
 ]  # fmt: skip
@@ -316,7 +316,7 @@ OVERRIDES = [
     words("unbalanced quote", "model.lr='0.1", ["model.lr='0.1", "cannot be read"]),
     words("unbalanced brace", "objective={metric: a", ["objective={metric: a", "cannot be read"]),
     words("unbalanced bracket", "model.lr=[1", ["model.lr=[1", "cannot be read"]),
-    words("empty key", "=3", ["'=3'", "cannot be read"]),
+    words("empty key", "=3", ["'=3'", "sets no key"]),
     words("empty word", "", ["''", "no '='"]),
     words("key with a space", "model lr=3", ["'model lr=3'"]),
     words("unknown key", "model.widht=3", ["model.widht", "did you mean 'width'"]),
@@ -326,19 +326,17 @@ OVERRIDES = [
     words("deletion of another value", "~model.width=9", ["~model.width=9"]),
     words("deletion of a needed section", "~resources", ["resources"]),
     words("deletion of the seed", "~seed", ["seed"]),
-    words("an unknown option", "model=nett", ["model=nett", "did you mean 'net'", "deep, net"]),
+    words("an unknown option", "model=nett", ["model=nett", "did you mean 'net'", "deep, mlp, net"]),
     words("an unknown group", "modle=net", ["modle", "did you mean 'model'"]),
     words("hydra's own options", "hydra.run.dir=/tmp/x", ["hydra"]),
     case("unknown experiment", "experiment=bsae", "did you mean 'base'", argv=("experiment=bsae",)),
-    case("experiment of another folder", "experiment=../model/net", argv=("experiment=../model/net",)),
-    case("experiment with a suffix", "experiment=base.yaml", "'base'", argv=("experiment=base.yaml",)),
     case("no experiment", "name has no value", argv=()),
 ]  # fmt: skip
 
 # --- names ------------------------------------------------------------------------------------------------
 
 NAMES = [
-    case(f"name {name!r}", f"name is {name!r}", argv=("experiment=base", f"name={json.dumps(name)}"))
+    yaml(f"name {name!r}", f"{DEFAULTS}name: {json.dumps(name, ensure_ascii=False)}\n", f"name is {name!r}", "bad.yaml, line 4")
     for name in ("a b", "it's", 'say "x"', "a\nb", "-a", ".a", "a/b", "..", "a" * 101, "größe", "名前", "", " a", "a*")
 ]
 NAMES += [words("a number as name", "name=3", ["name is 3"]), words("no name", "name=null", ["name is None"])]
@@ -350,3 +348,173 @@ NAMES += [words("a number as name", "name=3", ["name is 3"]), words("no name", "
 def test_a_wrong_configuration_is_refused(project, refused, files, argv, says):
     write(project, files)
     refused("plan", *argv).names(*says)
+
+
+# --- data versions ----------------------------------------------------------------------------------------
+
+
+def data(name: str, version: str, *says: str, files: Files | None = None) -> Any:
+    return case(name, *says, argv=("experiment=base", f"data.version={version}"), files=files)
+
+
+def repository(folder: Path) -> None:
+    """Make a git repository with one commit, its only revision `main`."""
+    write(folder, {"README": "hello\n"})
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q", "-b", "main"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
+
+
+DATA = [
+    data("a number", "3", "data.version is 3", "mapping"),
+    data("a list", "[1]", "data.version is [1]"),
+    data("no source", "{path: data}", "source: None", "dvc, directory"),
+    data("unknown source", "{source: dirctory, path: data}", "dirctory", "did you mean 'directory'"),
+    data("unknown key", "{source: directory, pth: data}", "'pth'", "did you mean 'path'"),
+    data("no path", "{source: directory}", "no 'path'"),
+    data("path is a number", "{source: directory, path: 3}", "path: 3", "text"),
+    data("path is empty", "{source: directory, path: ''}", "path: ''"),
+    data("missing folder", "{source: directory, path: dta}", "dta", "did you mean 'data'", files={"data/x": "1"}),
+    data("nonsense", "{source: directory, path: /no/such/place}", "/no/such/place"),
+    data("a file", "{source: directory, path: data/x}", "data/x is a file", files={"data/x": "1"}),
+    data("empty folder", "{source: directory, path: data}", "holds no files", files={"data": Path.mkdir}),
+    data("a link that leaves", "{source: directory, path: data}", "leads out",
+         files={"data/x": "1", "data/out": lambda path: path.symlink_to("/etc/hosts")}),
+    data("a dangling link", "{source: directory, path: data}", "data/out",
+         files={"data/x": "1", "data/out": lambda path: path.symlink_to("nowhere")}),
+    data("no git repository", "{source: dvc, path: data, rev: HEAD}", "git"),
+    data("missing repository", "{source: dvc, repo: /no/such/repo, path: data, rev: HEAD}", "/no/such/repo"),
+    data("unknown revision", "{source: dvc, repo: repo, path: data, rev: mian}", "mian", files={"repo": repository}),
+    data("unknown path", "{source: dvc, repo: repo, path: digits, rev: main}", "digits", files={"repo": repository}),
+    data("a path that leaves the repository", "{source: dvc, repo: repo, path: ../x, rev: main}", "../x", files={"repo": repository}),
+]  # fmt: skip
+
+
+# --- what may not be frozen -------------------------------------------------------------------------------
+
+CODE = [
+    case("credentials", "'.env'", "credentials", files={".env": "TOKEN=1"}, argv=("experiment=base",)),
+    case("a key", "'mine/id_rsa'", files={"mine/id_rsa": "x"}, argv=("experiment=base",)),
+    case("credentials asked for", "credentials.json", files={"mine/credentials.json": "{}"},
+         argv=("experiment=base", "snapshot.include=[mine/*.json]")),
+    case("a large file", "mine/big.json", "snapshot.max_file_mb", files={"mine/big.json": "1" * 20_000},
+         argv=("experiment=base", "snapshot.max_file_mb=0.01")),
+    case("large in all", "snapshot.max_total_mb", files={"mine/big.json": "1" * 20_000},
+         argv=("experiment=base", "snapshot.max_total_mb=0.01")),
+    case("a link that leaves the project", "mine/out.py", files={"mine/out.py": lambda path: path.symlink_to("/etc/hosts")},
+         argv=("experiment=base",)),
+    case("a link above the project", "mine/up.py", files={"mine/up.py": lambda path: path.symlink_to("../../outside.py")},
+         argv=("experiment=base",)),
+]  # fmt: skip
+
+# --- resources that can never fit -------------------------------------------------------------------------
+
+RESOURCES = [
+    words("more CPUs than the machine has", "cluster=workstation", "resources.cpus_per_node=99999", ["99999", "this machine has"]),
+    words("more CPUs than slots", "cluster=workstation", "cluster.cpus=1", "resources.cpus_per_node=2", ["resources.cpus_per_node"]),
+    words("two nodes inline", "resources.nodes=2", ["2 x 1", "one process"]),
+    words("two GPUs inline", "resources.gpus_per_node=2", ["1 x 2"]),
+    words("at one point", "seed=0,1", "sweep.resources=[{when: {seed: 1}, set: {nodes: 3}}]", ["3 x 1"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["plan", "launch"])
+@pytest.mark.parametrize(("files", "argv", "says"), [*DATA, *CODE, *RESOURCES])
+def test_what_cannot_be_run_is_refused(project, refused, verb, files, argv, says):
+    write(project, files)
+    refused(verb, *argv).names(*says)
+
+
+# --- folders ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["plan", "launch", "status", "data"])
+@pytest.mark.parametrize(("name", "says"), [("nowhere", "there is no folder"), ("file", "is no folder"), ("file/below", "there is no folder")])
+def test_a_project_that_is_no_folder_is_refused(project, refused, verb, name, says):
+    write(project, {"file": ""})
+    argv = ["resolve"] if verb == "data" else []
+    refused(verb, *argv, "--project", str(project / name)).names(says, name)
+
+
+@pytest.mark.parametrize("runs", ["{project}/file", "{project}/file/below", "/proc/nowhere/runs", "{project}/link"])
+def test_a_runs_folder_that_cannot_be_made_is_refused(project, refused, runs):
+    write(project, {"file": "", "link": lambda path: path.symlink_to("nowhere/at/all")})
+    where = runs.format(project=project)
+    refused("launch", "experiment=base", "--runs", where, status=1).names("cannot make", "--runs")
+
+
+def test_the_project_itself_is_no_runs_folder(project, refused):
+    refused("launch", "experiment=base", "--runs", str(project)).names("is the project itself", "runs/")
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777, 0o1777, 0o707])
+def test_a_runs_folder_that_others_may_write_is_refused(project, refused, mode):
+    runs = project / "runs"
+    runs.mkdir()
+    runs.chmod(mode)
+    refused("launch", "experiment=base", status=1).names("others may write", str(runs), "chmod go-w")
+
+
+def test_an_experiments_folder_that_others_may_write_is_refused(project, refused):
+    launched(project)
+    folder = project / "runs" / "base"
+    folder.chmod(0o770)
+    refused("launch", "experiment=base", "seed=7", status=1).names("others may write", str(folder), "chmod go-w")
+
+
+# --- records ----------------------------------------------------------------------------------------------
+
+
+class Parked:
+    """A cluster that takes launches and never starts anything."""
+
+    background = True
+
+    def check(self, shapes):
+        pass
+
+    def submit(self, launch):
+        pass
+
+    def observe(self, launch, tasks):
+        return {}
+
+    def cancel(self, launch, tasks):
+        pass
+
+
+def launched(project: Path, *overrides: str, name: str = "base") -> list[str]:
+    """Launch runs that never start, and have the first one end well. Returns the ids."""
+    found = find_project(project)
+    with api.prepare(found, ["experiment=base", f"name={name}", *(overrides or ["seed=0,1"])]) as prepared:
+        api.launch(found, prepared, cluster=Parked())
+    records = list(api.read(found, name).records.values())
+    attempt = found.runs.experiment(name).run(records[0].id).attempt(1)
+    claim = Claim(
+        launch=1, index=0, code=records[0].code, generation=1, history=1, process=ProcessId.current(), time=1.0
+    )
+    assert ledger.claim_attempt(attempt, claim)
+    ledger.EventWriter(attempt.events).write("done", metrics={"val/acc": 0.5})
+    attempt.log.write_text("it went well\n")
+    return [record.id for record in records]
+
+
+DAMAGE = {
+    "empty": b"", "NUL": bytes(100), "torn": b'{"v": 1, "exper', "a list": b"[1]\n", "text": b'"text"\n', "a number": b"3\n",
+    "no UTF-8": b"\xff\xfe\n", "another object": b'{"v": 1}\n', "a newer format": b'{"v": 99}\n', "deep": b"[" * 100_000,
+}  # fmt: skip
+LOOKING = [
+    ("status", "base"), ("show", "base", "seed=0"), ("logs", "base"), ("compare", "base"), ("diff", "base", "seed=0", "seed=1"),
+    ("plan", "experiment=base", "seed=0,1"), ("launch", "experiment=base", "seed=0,1"), ("cancel", "base"), ("retry", "base"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("argv", LOOKING, ids=lambda argv: argv[0])
+@pytest.mark.parametrize("file", ["launch.json", "plan.jsonl"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_launch_is_named(project, refused, kind, file, argv):
+    launched(project)
+    damaged = project / "runs" / "base" / "launches" / "0001" / file
+    damaged.write_bytes(DAMAGE[kind])
+    refused(*argv, status=1).names(str(damaged))

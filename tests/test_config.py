@@ -37,9 +37,9 @@ sweep:
 }
 
 
-@pytest.fixture(params=["plain", "a b'c\"d é"])
-def folder(request, tmp_path):
-    return tmp_path / request.param
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "a b'c\"d é"
 
 
 @pytest.fixture
@@ -179,9 +179,8 @@ def test_points_of_a_list_do_not_leak_into_each_other(project):
 
 
 def test_vars_reach_everywhere(project):
-    found = experiment(
-        project, "vars: {base: 4, twice: '${vars.base}${vars.base}'}\nmodel: {name: 'n${vars.twice}'}\n", "vars.base=1,2"
-    )
+    body = "vars: {base: 4, twice: '${vars.base}${vars.base}'}\nmodel: {name: 'n${vars.twice}'}\n"
+    found = experiment(project, body, "vars.base=1,2")
     assert [point.config["model"]["name"] for point in found.points] == ["n11", "n22"]
     assert all("vars" not in point.config for point in found.points)
 
@@ -193,9 +192,8 @@ def test_the_view_and_the_project_stand_for_folders_on_the_node(project):
 
 
 def test_rules_for_resources_that_match_nothing_are_noted(project):
-    found = experiment(
-        project, "sweep: {grid: {seed: [1]}, resources: [{when: {model: bgi}, set: {hours: 1}}], exclude: [{seed: 3}]}\n"
-    )
+    rules = "resources: [{when: {model: bgi}, set: {hours: 1}}], exclude: [{seed: 3}]"
+    found = experiment(project, f"sweep: {{grid: {{seed: [1]}}, {rules}}}\n")
     assert found.notes == (
         "sweep.exclude: {'seed': 3} matches no point",
         "sweep.resources: when {'model': 'bgi'} matches no point",
@@ -216,23 +214,27 @@ def test_of_several_rules_the_last_wins(project):
 # --- quoting ----------------------------------------------------------------------------------------------
 
 ODD = ["a b", "a,b", "it's", 'say "x"', "k=v", "größe ☃", "a:b", "[1]", "{a: 1}", "(x)", "~", "#no", "", " x ", "null",
-       "true", "1e-3", "1", "\\", "a\\", "a\\'b", "\\\\'", "c:\\dir\\", "line\nbreak", "tab\t", "*", "a$b", "100%", "@"]  # fmt: skip
+       "true", "1e-3", "1", "\\", "a\\", "a\\'b", "\\\\'", "c:\\dir\\", "line\nbreak", "tab\t", "*",
+       "a$b", "100%", "@"]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ODD)
-def test_odd_strings_in_yaml_arrive_as_they_are(project, text):
-    body = f"sweep: {{grid: {{model.name: [{json.dumps(text)}, other], model.nested.b: [[{json.dumps(text)}]]}}}}\n"
-    first, second = experiment(project, body).points
-    assert first.config["model"]["name"] == first.point["model.name"] == text
-    assert first.config["model"]["nested"]["b"] == [text]
-    assert second.config["model"]["name"] == "other"
+def test_odd_strings_in_yaml_arrive_as_they_are(project):
+    found = experiment(project, f"sweep: {{zip: {{model.name: {json.dumps(ODD)}, seed: {list(range(len(ODD)))}}}}}\n")
+    assert [point.config["model"]["name"] for point in found.points] == ODD
+    assert [point.point["model.name"] for point in found.points] == ODD
+
+
+def test_odd_strings_inside_lists_go_through_hydra_and_arrive_as_they_are(project):
+    found = experiment(project, f"sweep: {{grid: {{model.nested.b: [{json.dumps(ODD)}, []]}}}}\n")
+    assert [point.config["model"]["nested"]["b"] for point in found.points] == [ODD, []]
 
 
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
         ("'a b','c,d'", ["a b", "c,d"]), ('"it\'s","x=y"', ["it's", "x=y"]), ("a b,c", ["a b", "c"]),
-        ("größe,☃", ["größe", "☃"]), ("1e-3,0.01", [1e-3, 0.01]), ("'1','2'", ["1", "2"]), ("null,true", [None, True]),
+        ("'größe','☃'", ["größe", "☃"]), ("1e-3,0.01", [1e-3, 0.01]), ("'1','2'", ["1", "2"]),
+        ("null,true", [None, True]),
         ("[1,2],[3]", [[1, 2], [3]]), ("{a:1},{b:2}", [{"a": 1}, {"b": 2}]), ("'',x", ["", "x"]),
         ("a\\,b,c", ["a,b", "c"]), ("'a$b',c", ["a$b", "c"]), ("1,a", [1, "a"]), ("1,1.0,true", [1, 1.0, True]),
     ],
@@ -249,13 +251,13 @@ scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False),
     st.text(st.characters(exclude_characters="$", exclude_categories=["Cs"])).filter(lambda text: text != "???"),
 )  # fmt: skip
-words = st.text("ab c'\"\\,:=", max_size=5)
+words = st.text("ab c\\,:=()[]{}/+*%_", min_size=1, max_size=5).filter(lambda key: key == key.strip())
 trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3))
 
 
 @given(trees)
 @example("\\\\'")
-@example({"a\\": ["'", "\\'", 1e16, -0.0, 5e-324]})
+@example({"a\\,b": ["'", "\\'", 1e16, -0.0, 5e-324]})
 def test_what_an_override_is_quoted_to_is_read_back(value):
     text = overrides.to_override("+", "model.x", value, group=False)
     back = overrides.parse([text]).fixed
@@ -311,7 +313,7 @@ def test_a_value_given_instead_of_what_is_refused_is_taken(project):
         (["model=smal"], "model=smal: there is no conf/model/smal.yaml (did you mean 'small'?)"),
         (["model=smal,big"], "model='smal' is no option (did you mean 'small'?)"),
         (["experiment=frist"], "there is no conf/experiment/frist.yaml (did you mean 'first'?)"),
-        (["+trainig.x=1"], "trainig is unknown (did you mean 'trainer'?)"),
+        (["+trianer.x=1"], "trianer is unknown (did you mean 'trainer'?)"),
         (["+resources.gpus=1"], "resources.gpus is unknown"),
         (["+cluster.partition=x"], "cluster.partition is unknown"),
         (["+snapshot.includes=[x]"], "snapshot.includes is unknown (did you mean 'include'?)"),
@@ -343,20 +345,21 @@ def test_a_value_given_instead_of_what_is_refused_is_taken(project):
         (["model.name=${nope}", "seed=1,2"], "model.name cannot be resolved (seed=1)"),
         (["model.name='???'"], "model.name has no value"),
         (["model.name=a,'???'"], "model.name has no value"),
-        (["model.nested={1:2}"], "the key 1 is no string"),
+        (["+model.new={1:2}"], "model.new.1: the key 1 is no string"),
+        (["model.name=größe"], "fix: quote it for the shell and for Hydra"),
         (["model.nested.b=[{1:2}],[3]"], "model.nested.b.0.1: the key 1 is no string"),
         (["data.batch_size=3"], "data.batch_size is unknown"),
         (["+data.batch_size=3"], "data._target_ is not"),
         (["sweep.grid={seed:[1]}", "seed=1,2", "~sweep.grid"], "sweep"),
-        (["model=small", "model=big"], "model"),
     ],
 )
 def test_what_is_wrong_is_refused_with_what_would_be_right(project, args, told):
-    assert told in refused(project, "name=x", *([] if args[-1].startswith("model=") else ["model=small"]), *args)
+    assert told in refused(project, "name=x", "model=small", *args)
 
 
 @pytest.mark.parametrize(
-    "key", ["devices", "num_nodes", "accelerator", "strategy", "logger", "default_root_dir", "plugins", "enable_checkpointing"]
+    "key",
+    ["devices", "num_nodes", "accelerator", "strategy", "logger", "default_root_dir", "plugins", "enable_checkpointing"],
 )
 def test_arguments_of_the_trainer_that_the_engine_owns_are_refused(project, key):
     told = refused(project, "name=x", "model=small", f"+trainer.{key}=1")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra._internal.grammar.utils import escape_special_characters
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, Transformer
 from hydra.errors import HydraException
@@ -51,7 +52,7 @@ def axis_of(key: str, text: str) -> Axis | None:
 
 def to_override(axis_prefix: str, key: str, value: Any, *, group: bool) -> str:
     """Return the override that sets `key` to `value`, quoted so that Hydra reads back just that."""
-    return f"{axis_prefix}{key}={value if group else _quote(value)}"
+    return f"{axis_prefix}{key}={_quote(str(value) if group else value)}"
 
 
 def _parse_one(text: str) -> Override:
@@ -61,6 +62,12 @@ def _parse_one(text: str) -> Override:
             why="an override reads key=value",
             fix="orch plan experiment=NAME model.lr=1e-3",
         )
+    key = text.lstrip("+~").partition("=")[0]
+    if not key or key.partition(".")[0].partition("/")[0] == "hydra":
+        raise ConfigError(
+            f"override {text!r} sets {'a key of Hydra itself' if key else 'no key'}",
+            why="an override sets a key of the experiment", fix="orch plan experiment=NAME model.lr=1e-3",
+        )  # fmt: skip
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -103,5 +110,6 @@ def _quote(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(_quote(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_quote(k)}:{_quote(v)}" for k, v in value.items()) + "}"
+        # The grammar knows no quotes around keys; what it cannot read in one, it refuses.
+        return "{" + ",".join(f"{escape_special_characters(str(k))}:{_quote(v)}" for k, v in value.items()) + "}"
     return repr(value)

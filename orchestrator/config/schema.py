@@ -29,6 +29,9 @@ _TRACKING_KEYS: Mapping[str, frozenset[str]] = {"embedded": frozenset({"kind"}),
 def check_top_level(config: Mapping[str, Any]) -> None:
     """Refuse unknown keys at the top level, and sections that are not mappings."""
     _known("", config, TOP_LEVEL, hint="put values of your own under vars:")
+    for key in TOP_LEVEL:
+        if key not in config and key not in {"experiment", "vars"}:
+            raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
     for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot"):
         _mapping(section, config.get(section))
 
@@ -132,6 +135,10 @@ def trainer(value: Mapping[str, Any]) -> dict[str, Any]:
                 f"trainer.{key} is {value[key]!r}", why=f"it derives from {_ENGINE_OWNS[key]}: one place for devices",
                 fix=f"remove trainer.{key}",
             )  # fmt: skip
+    component("trainer", value, optional=False)
+    for name, callback in _mapping("trainer.callbacks", value.get("callbacks") or {}).items():
+        if callback is not None:
+            component(f"trainer.callbacks.{name}", _mapping(f"trainer.callbacks.{name}", callback), optional=False)
     for key in TRAINER_NOT_IDENTITY & set(value):
         if not isinstance(value[key], bool):
             raise ConfigError(f"trainer.{key} is {value[key]!r}", why="it is true or false", fix=f"trainer.{key}=false")

@@ -39,6 +39,7 @@ def define(raw: Mapping[str, Any], *, replaced: Iterable[str] = (), axes: Mappin
     blocks += [_zip(group) for group in zipped if group]
     blocks += [tuple(listed)] if any(listed) else []
     blocks += [_axis(key, _values("the command line", key, values)) for key, values in axes.items()]
+    _check_names(blocks)
     _check_once(blocks)
     return Sweep(
         blocks=tuple(blocks),
@@ -127,6 +128,14 @@ def _check_kinds(raw: Mapping[str, Any]) -> None:
                 f"sweep.{key} is unknown{nearest(key, KINDS)}", why=f"a sweep knows {', '.join(KINDS)}",
                 fix=f"put swept keys under sweep.grid: grid: {{{key}: [...]}}",
             )  # fmt: skip
+
+
+def _check_names(blocks: Iterable[Iterable[Mapping[Any, Any]]]) -> None:
+    for key in (key for block in blocks for point in block for key in point):
+        if not isinstance(key, str) or not key.strip("."):
+            raise ConfigError(
+                f"sweep: {key!r} is swept", why="what is swept is named by a key or a config group", fix="model.lr: [...]"
+            )
 
 
 def _check_once(blocks: Sequence[Sequence[Mapping[str, Any]]]) -> None:

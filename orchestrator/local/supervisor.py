@@ -61,7 +61,7 @@ class Supervisor:
             return
         process = Found(claim.process)
         if process.ended() is None:
-            deadline = _deadline(task, already=time.time() - claim.time)
+            deadline = _deadline(task, already=time.time() - claim.process.started)
             self._running.append(_Running(task=task, handle=process, deadline=deadline))
         else:
             self._settle(task, status=0, reason="its process ended while no supervisor ran", output="")

@@ -80,7 +80,7 @@ def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str
     claim, hours = ledger.read_claim(assignment.attempt), assignment.wish.resources.hours
     if (assignment.launch.cancelled / assignment.wish.run).exists():
         return f"cancelled, stopped by {error}"
-    if hours and claim and time.time() - claim.time >= hours * 3600:
+    if hours and claim and time.time() - claim.process.started >= hours * 3600:
         return f"time limit of {hours:g} h, stopped by {error}"
     return f"stopped by {error}"
 

@@ -51,7 +51,7 @@ def available(*, accounting: bool = False) -> str | None:
     try:
         run(["unshare", "-m", "-u", "-p", "--fork", "--mount-proc", "true"])
     except ProgramError as error:
-        return f"this machine allows no namespaces: {error}"
+        return f"this machine allows no namespaces: {' '.join(str(error).split())}"
     return None
 
 
@@ -190,7 +190,7 @@ class DevCluster:
         if states["slurmctld"] == "running":
             with suppress(ClusterError):
                 nodes = {each.name: each.state for each in self.nodes()}
-                states |= {name: nodes.get(name, "UNKNOWN") for name, state in states.items() if name in nodes}
+                states |= {name: nodes[name] for name, state in states.items() if name in nodes and state == "running"}
         return states
 
     def nodes(self) -> list[NodeState]:
@@ -408,9 +408,9 @@ def _install_database(folder: Path) -> None:
         return
     with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
         made = Path(draft) / "data"
-        settings = ["--no-defaults", "--user=root", f"--datadir={made}", "--skip-test-db", "--skip-name-resolve"]
+        settings = ["--user=root", f"--datadir={made}", "--skip-test-db", "--skip-name-resolve"]
         try:
-            run(["mariadb-install-db", *settings], timeout_s=_START_SECONDS)
+            run(["mariadb-install-db", "--no-defaults", *settings, *daemons.MARIADB_IS_SMALL], timeout_s=_START_SECONDS)
         except ProgramError as error:
             raise ClusterError("the accounting database could not be made", why=str(error)) from error
         made.rename(folder)

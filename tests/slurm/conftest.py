@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from real_slurm import output, wait_for
+from real_slurm import output, processes_of, wait_for
 
 from orchestrator.slurm.devcluster import DevCluster, Options, available
 
@@ -23,6 +23,7 @@ def running_devcluster(options):
             yield cluster
         finally:
             cluster.down()
+        assert not processes_of(cluster)
 
 
 @contextmanager
@@ -32,6 +33,7 @@ def empty_queue(cluster):
         for name, value in cluster.environ().items():
             patch.setenv(name, value)
         yield cluster
+        output("scancel", "--user=root", "--state=RUNNING", "--signal=KILL", "--full")  # some ignore all others
         output("scancel", "--user=root")
         wait_for(lambda: not output("squeue", "--noheader") and all(each.state == "IDLE" for each in cluster.nodes()))
 
@@ -40,7 +42,7 @@ def empty_queue(cluster):
 def devcluster(tmp_path_factory):
     """A cluster of four nodes with two fake GPUs each, without accounting. All nodes see pytest's folders."""
     shares = (str(tmp_path_factory.getbasetemp()),)
-    with running_devcluster(Options(nodes=4, gpus=2, grace_seconds=6, kill_wait_seconds=4, shares=shares)) as cluster:
+    with running_devcluster(Options(nodes=4, gpus=2, grace_seconds=4, kill_wait_seconds=3, shares=shares)) as cluster:
         yield cluster
 
 

@@ -1,7 +1,10 @@
 """Talking to a real Slurm from a test: commands that must succeed, and waiting for what they set in motion."""
 
+import os
 import subprocess
 import time
+
+import psutil
 
 PATIENCE_SECONDS = 60
 
@@ -32,3 +35,16 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
+
+
+def processes_with(text):
+    """Return the processes of this machine, other than this one, that have a text in their command line."""
+    found = [(each, " ".join(each.info["cmdline"] or ())) for each in psutil.process_iter(["cmdline"])]
+    return [each for each, line in found if text in line and each.pid != os.getpid()]
+
+
+def processes_of(cluster):
+    """Return the processes started with a cluster's SLURM_CONF: its daemons, their children, and its jobs."""
+    conf, found = str(cluster.slurm_conf), psutil.process_iter(["environ", "status"])
+    alive = [each for each in found if each.info["status"] != psutil.STATUS_ZOMBIE and each.pid != os.getpid()]
+    return [each for each in alive if (each.info["environ"] or {}).get("SLURM_CONF") == conf]
