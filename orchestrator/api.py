@@ -77,18 +77,19 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never") -> tup
 
 def launch(
     project: Project, prepared: Prepared, *, cluster: Cluster | None = None, message: str = "",
-    rerun: Rerun = "never", only: Callable[[Step], bool] = lambda step: True, worker: Sequence[str] | None = None,
+    rerun: Rerun = "never", only: Callable[[Step], bool] = lambda _: True, worker: Sequence[str] | None = None,
 ) -> Launched:  # fmt: skip
     """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`."""
     from orchestrator.launch import WORKER
     from orchestrator.launch import launch as act
 
     paths = project.runs.experiment(prepared.experiment.name)
-    ignore_in_git(project)
-    return act(
+    launched = act(
         prepared.experiment, prepared.facts, paths, cluster=cluster or cluster_for(prepared.experiment.cluster),
         cluster_of=observers(), message=message, rerun=rerun, only=only, worker=worker or WORKER,
     )  # fmt: skip
+    ignore_in_git(project)
+    return launched
 
 
 @contextmanager
@@ -197,12 +198,8 @@ def _notes(experiment: Experiment, facts: Facts) -> tuple[str, ...]:
     notes = [*experiment.notes, *(p.snapshot.message for p in facts.code if p.snapshot.message)]
     if not facts.manifests:
         notes.append("no data version: nothing pins the data that these runs read")
-    for manifest in facts.manifests.values():
-        if manifest.origin.get("dirty"):
-            notes.append(
-                f"data {manifest.origin.get('path')}: uncommitted changes of its .dvc file are not used; "
-                f"{manifest.origin.get('rev')} is"
-            )
+    edited = [manifest.origin for manifest in facts.manifests.values() if manifest.origin.get("dirty")]
+    notes += [f"data {o['path']}: uncommitted changes of its .dvc file are not used; {o['rev']} is" for o in edited]
     return tuple(notes)
 
 

@@ -56,7 +56,7 @@ def launch(
     cluster_of: Mapping[str, Cluster],
     message: str = "",
     rerun: Rerun = "never",
-    only: Callable[[Step], bool] = lambda step: True,
+    only: Callable[[Step], bool] = lambda _: True,
     worker: Sequence[str] = WORKER,
 ) -> Launched:
     """Launch what is missing of an experiment.
@@ -86,6 +86,8 @@ def launch(
 
 
 def _freeze(facts: Facts, paths: ExperimentPaths) -> None:
+    if paths.path.parent.is_dir():
+        ledger.check_private(paths.path.parent)
     ledger.make_private(paths.path)
     ledger.check_private(paths.path)
     for pending in facts.code:

@@ -40,6 +40,8 @@ from orchestrator.spec import Resources, RunId
 
 FORMAT_VERSION = 1
 _OFFSET_WIDTH = 16
+_NOT_JSON = (ValueError, RecursionError)
+_HEADER = frozenset({"token", "time", "user", "process", "cluster"})
 _MARK = re.compile(r"([0-9a-f]+)\.a(\d{3,})\.([a-z]+)")
 _OBSERVED = re.compile(r"a(\d{3,})\.[0-9a-f]+\.jsonl")
 
@@ -71,6 +73,8 @@ def read_launch(paths: LaunchPaths) -> Launch:
             f"{paths.header} has format {header.get('v')!r}", why=f"this version reads {FORMAT_VERSION}",
             fix="use the version of orch that wrote it",
         )  # fmt: skip
+    if missing := _HEADER - header.keys():
+        raise _damaged(paths.header, f"it lacks {', '.join(sorted(missing))}")
     return Launch(paths=paths, header=header)
 
 
@@ -134,28 +138,35 @@ def read_line(paths: LaunchPaths, index: int) -> dict[str, Any]:
             offset = int(offsets.read(_OFFSET_WIDTH))
         with paths.plan.open("rb") as plan:
             plan.seek(offset)
-            line: dict[str, Any] = json.loads(plan.readline())
-    except (OSError, ValueError) as error:
+            line = json.loads(plan.readline())
+    except (OSError, *_NOT_JSON) as error:
         raise _damaged(paths.plan, f"line {index}: {error}") from error
-    return line
+    return _object(paths.plan, line)
 
 
 def read_lines(paths: LaunchPaths) -> list[dict[str, Any]]:
-    """Return all lines of a launch's plan. Raises StateError if one is damaged."""
+    """Return all lines of a launch's plan. Raises StateError if one is damaged or missing."""
     try:
-        return [json.loads(line) for line in paths.plan.read_bytes().splitlines()]
-    except (OSError, ValueError) as error:
+        lines = [json.loads(line) for line in paths.plan.read_bytes().splitlines()]
+        tasks = paths.offsets.stat().st_size // (_OFFSET_WIDTH + 1)
+    except (OSError, *_NOT_JSON) as error:
         raise _damaged(paths.plan, str(error)) from error
+    if len(lines) != tasks or not lines:  # runs that are forgotten would be run again
+        raise _damaged(paths.plan, f"it has {len(lines)} lines, and plan.offsets {tasks}")
+    return [_object(paths.plan, line) for line in lines]
 
 
 def read_config(paths: LaunchPaths, line: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task's resolved config: its base with the leaves of its line set."""
     config = _read_json(paths.base(line["base"]))
-    for path, value in line["set"]:
-        node = config
-        for key in path[:-1]:
-            node = node[key]
-        node[path[-1]] = value
+    try:
+        for path, value in line["set"]:
+            node = config
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = value
+    except (KeyError, TypeError) as error:
+        raise _damaged(paths.base(line["base"]), f"it has no {error}") from error
     return config
 
 
@@ -166,6 +177,13 @@ def planned(line: Mapping[str, Any], launch: int) -> Planned:
         generation=line["generation"], history=line["history"], code=line["code"], point=line["point"],
         resources=Resources(**line["resources"]),
     )  # fmt: skip
+
+
+def _wishes(launch: Launch) -> list[Planned]:
+    try:
+        return [planned(line, launch.number) for line in read_lines(launch.paths)]
+    except (KeyError, TypeError) as error:
+        raise _damaged(launch.paths.plan, f"a line has no {error}") from error
 
 
 # --- attempts ---------------------------------------------------------------------------------------------
@@ -194,7 +212,7 @@ def read_claim(attempt: AttemptPaths) -> Claim | None:
     """Return who took an attempt; None where the folder exists, but the claim was never written."""
     try:
         return Claim.from_json(json.loads(attempt.claim.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError, *_NOT_JSON):
         return None
 
 
@@ -251,10 +269,12 @@ def read_events(path: Path) -> Iterator[Event]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from error
     for line in lines:
         try:
             event = parse_event(json.loads(line)) if line.strip(b"\0") else None
-        except (ValueError, TypeError, AttributeError):
+        except (TypeError, AttributeError, *_NOT_JSON):
             continue
         if event is not None:
             yield event
@@ -284,8 +304,7 @@ def read(experiment: ExperimentPaths, cluster_of: Mapping[str, Cluster]) -> Ledg
     launches = tuple(read_launch(paths) for paths in experiment.launches())
     latest: dict[RunId, Planned] = {}
     for launch in launches:
-        for line in read_lines(launch.paths):
-            latest[RunId(line["run"])] = planned(line, launch.number)
+        latest |= {wish.run: wish for wish in _wishes(launch)}
     started = set(_names(experiment.path / "runs"))
     attempts = {run_id: _attempts(experiment, run_id) if run_id in started else () for run_id in latest}
     seen = _observe(launches, latest, attempts, cluster_of)
@@ -384,10 +403,14 @@ def _write(path: Path, text: str) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *_NOT_JSON) as error:
         raise _damaged(path, str(error)) from error
+    return _object(path, value)
+
+
+def _object(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _damaged(path, "it holds no JSON object")
+        raise _damaged(path, f"it holds {str(value)[:40]!r} instead of a JSON object")
     return value
 
 
@@ -401,5 +424,5 @@ def _damaged(path: Path, why: str) -> StateError:
 def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

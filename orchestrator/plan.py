@@ -47,70 +47,76 @@ def to_do(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(step for step in steps if step.action is not Action.SKIP)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """A known run, what is known of it, and what is asked: today's code, and whether finished runs count."""
+
+    run: Run
+    record: Record
+    code: str
+    rerun: Rerun
+
+    @property
+    def next_attempt(self) -> int:
+        return self.record.last.number + 1 if self.record.last else 1
+
+    def skip(self, reason: str) -> Step:
+        record = self.record
+        return Step(
+            run=self.run, action=Action.SKIP, reason=reason, attempt=record.last.number if record.last else 0,
+            generation=record.planned.generation, history=record.planned.history, code=record.code,
+        )  # fmt: skip
+
+    def from_scratch(self, action: Action, reason: str, *, generation: int) -> Step:
+        attempt = self.next_attempt
+        return Step(
+            run=self.run, action=action, reason=reason, attempt=attempt, history=attempt, code=self.code,
+            generation=generation,
+        )  # fmt: skip
+
+
 def _step(run: Run, record: Record | None, code: str, rerun: Rerun) -> Step:
     if record is None:
-        return Step(
-            run=run, action=Action.SUBMIT, reason="new", attempt=1, generation=1, history=1, code=code
-        )
-    return _RULES[record.state](run, record, code, rerun)
+        return Step(run=run, action=Action.SUBMIT, reason="new", attempt=1, generation=1, history=1, code=code)
+    return _RULES[record.state](_Case(run=run, record=record, code=code, rerun=rerun))
 
 
-def _skip(run: Run, record: Record, reason: str) -> Step:
-    last = record.last
-    return Step(
-        run=run, action=Action.SKIP, reason=reason, attempt=last.number if last else 0,
-        generation=record.planned.generation, history=record.planned.history, code=record.code,
-    )  # fmt: skip
-
-
-def _from_scratch(run: Run, record: Record, action: Action, reason: str, code: str, *, generation: int = 0) -> Step:
-    attempt = _next_attempt(record)
-    return Step(
-        run=run, action=action, reason=reason, attempt=attempt, history=attempt, code=code,
-        generation=generation or record.planned.generation,
-    )  # fmt: skip
-
-
-def _next_attempt(record: Record) -> int:
-    return record.last.number + 1 if record.last else 1
-
-
-def _active(run: Run, record: Record, code: str, rerun: Rerun) -> Step:
+def _active(case: _Case) -> Step:
+    record = case.record
     where = f"in launch {record.planned.launch:04d}"
-    told = f"{record.state.value} {where}"
     if record.state is RunState.UNKNOWN:
-        told = f"its state {where} is unknown: {record.reason}"
-    return _skip(run, record, told)
+        return case.skip(f"its state {where} is unknown: {record.reason}")
+    return case.skip(f"{record.state.value} {where}")
 
 
-def _done(run: Run, record: Record, code: str, rerun: Rerun) -> Step:
-    changed = record.code != code
-    if rerun == "always" or (rerun == "changed" and changed):
-        reason = f"done under other code {record.code[:8]}, now {code[:8]}" if changed else "done; asked for again"
-        return _from_scratch(
-            run, record, Action.SUBMIT, reason, code, generation=record.planned.generation + 1
-        )
-    return _skip(run, record, f"done, under other code {record.code[:8]}" if changed else "done")
+def _done(case: _Case) -> Step:
+    old, new = case.record.code, case.code
+    if case.rerun == "always" or (case.rerun == "changed" and old != new):
+        reason = f"done under other code {old[:8]}, now {new[:8]}" if old != new else "done; asked for again"
+        return case.from_scratch(Action.SUBMIT, reason, generation=case.record.planned.generation + 1)
+    return case.skip(f"done, under other code {old[:8]}" if old != new else "done")
 
 
-def _failed(run: Run, record: Record, code: str, rerun: Rerun) -> Step:
-    return _from_scratch(run, record, Action.RETRY, f"failed: {record.reason}", code)
+def _failed(case: _Case) -> Step:
+    record = case.record
+    return case.from_scratch(Action.RETRY, f"failed: {record.reason}", generation=record.planned.generation)
 
 
-def _stopped(run: Run, record: Record, code: str, rerun: Rerun) -> Step:
+def _stopped(case: _Case) -> Step:
     """Go on from the last attempt, or start anew where none has begun."""
+    record = case.record
     reason = f"{record.state.value}: {record.reason}" if record.reason else record.state.value
     # An attempt that died before its claim takes nothing away from those before it.
     claims = [a.claim for a in record.attempts if a.claim and a.number >= record.planned.history]
     if not claims:
-        return _from_scratch(run, record, Action.SUBMIT, reason, code)
+        return case.from_scratch(Action.SUBMIT, reason, generation=record.planned.generation)
     return Step(
-        run=run, action=Action.RESUME, reason=reason, attempt=_next_attempt(record), history=claims[-1].history,
+        run=case.run, action=Action.RESUME, reason=reason, attempt=case.next_attempt, history=claims[-1].history,
         generation=claims[-1].generation, code=claims[-1].code,
     )  # fmt: skip
 
 
-_RULES: Mapping[RunState, Callable[[Run, Record, str, Rerun], Step]] = {
+_RULES: Mapping[RunState, Callable[[_Case], Step]] = {
     RunState.RUNNING: _active,
     RunState.QUEUED: _active,
     RunState.UNKNOWN: _active,

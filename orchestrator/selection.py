@@ -38,8 +38,11 @@ class Selection:
         return [record for record in records if self.matches(record)]
 
 
-def parse(words: Sequence[str]) -> Selection:
-    """Return the selection that words stand for. Raises RequestError for one that is none of the forms."""
+def parse(words: Sequence[str], *, experiments: Sequence[str] = ()) -> Selection:
+    """Return the selection that words stand for. Raises RequestError for one that is none of the forms.
+
+    `experiments` are the names that a word may have been meant for.
+    """
     ids, states, launches = [], [], []
     point: dict[str, tuple[str, ...]] = {}
     for word in words:
@@ -54,7 +57,7 @@ def parse(words: Sequence[str]) -> Selection:
             ids.append(word)
         else:
             raise RequestError(
-                f"{word!r} chooses no runs{nearest(word, [state.value for state in RunState])}",
+                f"{word!r} chooses no runs{nearest(word, [*experiments, *(state.value for state in RunState)])}",
                 why="runs are chosen by experiment, id prefix, state, launch=N or a point such as model.lr=1e-3",
                 fix="orch status lists the experiments; orch status NAME their runs",
             )

@@ -58,7 +58,7 @@ def _sync(project: Project, experiment: str) -> None:
         api.sync(project, experiment)
     except OrchError as error:
         _log.warning("not synced yet: %s", error)
-    except Exception:
+    except Exception:  # noqa: BLE001 - nothing that a store does may end the sidecar: it tries again
         _log.exception("not synced yet")
 
 

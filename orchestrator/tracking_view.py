@@ -78,8 +78,7 @@ def _tags(launch: Launch, record: Record, line: Mapping[str, Any], config: Mappi
 def _artifacts(paths: ExperimentPaths, record: Record) -> list[Artifact]:
     run = paths.run(record.id)
     found = [Artifact(path=run.config)]
-    for attempt in run.attempts():
-        found.append(Artifact(path=attempt.log, folder=f"logs/{attempt.path.name}"))
+    found += [Artifact(path=attempt.log, folder=f"logs/{attempt.path.name}") for attempt in run.attempts()]
     best = record.last.best.get("checkpoint") if record.last and record.state is RunState.DONE else None
     if best:
         found.append(Artifact(path=run.path / Path(best), folder="checkpoints"))

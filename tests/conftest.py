@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("cluster_contract", "processes")
+pytest_plugins = ("processes",)
+pytest.register_assert_rewrite("cluster_contract")
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def tidy(_private_user_folders: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the test's processes import this package, and see that all of them end by themselves."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -61,7 +61,7 @@ def tree(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
         if path.is_symlink():
-            content: Any = os.readlink(path)
+            content: Any = path.readlink()
         else:
             content = path.read_bytes() if path.is_file() else path.lstat().st_mtime_ns
         found[str(path.relative_to(folder))] = (mode, content)
@@ -101,7 +101,7 @@ def refused(project, capsys):
         except SystemExit as ended:  # argparse ends so
             found = ended.code
         out, said = capsys.readouterr()
-        print(said)
+        said = "\n".join(line for line in said.splitlines() if not line.startswith("note: "))
         assert found == status
         assert out == ""
         assert "Traceback" not in said
@@ -150,20 +150,38 @@ YAML = [
     case("a dangling link", "bad", files={"conf/experiment/bad.yaml": lambda p: p.symlink_to("nowhere.yaml")}),
     yaml("defaults is no list", "defaults: {model: net}\nname: a\n", "'experiment/bad'", "defaults must be a list"),
     yaml("unknown group", "defaults:\n  - override /modle: net\nname: a\n", "modle"),
-    yaml("unknown option in defaults", "defaults:\n  - override /model: nett\nname: a\n", "model/nett", "did you mean 'net'"),
+    yaml(
+        "unknown option in defaults",
+        "defaults:\n  - override /model: nett\nname: a\n",
+        "model/nett",
+        "did you mean 'net'",
+    ),
     yaml("includes itself", "defaults:\n  - /experiment/bad\nname: a\n", "leads back", "conf"),
     yaml("missing value", f"{DEFAULTS}task: fit\n", "name", "???", "name=my-experiment"),
     yaml("missing model", "name: a\n", "model._target_", "model=mlp"),
-    yaml("unknown top-level key", f"{DEFAULTS}name: a\nrecources: {{nodes: 1}}\n", "recources", "did you mean 'resources'", "vars:"),
+    yaml(
+        "unknown top-level key",
+        f"{DEFAULTS}name: a\nrecources: {{nodes: 1}}\n",
+        "recources",
+        "did you mean 'resources'",
+        "vars:",
+    ),
     yaml("a key that is no text", f"{DEFAULTS}name: a\n1: 2\n", "1 is unknown"),
     yaml("unknown resource", f"{DEFAULTS}name: a\nresources: {{gpus: 1}}\n", "resources.gpus", "gpus_per_node"),
     yaml("sweep kind", f"{DEFAULTS}name: a\nsweep: {{gird: {{seed: [1, 2]}}}}\n", "sweep.gird", "did you mean 'grid'"),
     yaml("sweep is a list", f"{DEFAULTS}name: a\nsweep: [1, 2]\n", "sweep", "mapping"),
     yaml("model is a list", "name: a\nmodel: [1]\n", "model"),
     yaml("resources is a number", f"{DEFAULTS}name: a\nresources: 4\n", "resources", "4"),
-    case("config.yaml of the project is broken", "config.yaml, line", files={"conf/config.yaml": "a: [\n"}, argv=("experiment=base",)),
-    case("a group's file is broken", "net.yaml, line", files={"conf/model/net.yaml": "a: [\n"}, argv=("experiment=base",)),
-]  # fmt: skip
+    case(
+        "config.yaml of the project is broken",
+        "config.yaml, line",
+        files={"conf/config.yaml": "a: [\n"},
+        argv=("experiment=base",),
+    ),
+    case(
+        "a group's file is broken", "net.yaml, line", files={"conf/model/net.yaml": "a: [\n"}, argv=("experiment=base",)
+    ),
+]
 
 # --- values of built-in keys ------------------------------------------------------------------------------
 
@@ -224,7 +242,7 @@ VALUES = [
         ("+model.mode=nan", "NaN"),
         ("model.lr=inf", "infinity"),
     ]
-]  # fmt: skip
+]
 VALUES += [
     words("workstation cpus", "cluster=workstation", "cluster.cpus=0", ["cluster.cpus is 0", "at least 1"]),
     words("workstation cpus as text", "cluster=workstation", "cluster.cpus=many", ["cluster.cpus is 'many'"]),
@@ -243,9 +261,16 @@ TARGETS = [
     words("data without target", "+data.batch_size=3", ["data.batch_size", "data._target_"]),
     words("unknown argument", "+model.widht=3", ["model.widht=3", "did you mean 'width'"]),
     words("missing argument", "~model.width", ["model: mine.nets.Net needs width"]),
-    words("unknown argument of a callback", "+trainer.callbacks.stop={_target_: mine.callbacks.Stop, patiense: 3}",
-          ["trainer.callbacks.stop.patiense", "did you mean 'patience'"]),
-    words("missing argument of a callback", "+trainer.callbacks.stop={_target_: mine.callbacks.Stop}", ["trainer.callbacks.stop", "needs patience"]),
+    words(
+        "unknown argument of a callback",
+        "+trainer.callbacks.stop={_target_: mine.callbacks.Stop, patiense: 3}",
+        ["trainer.callbacks.stop.patiense", "did you mean 'patience'"],
+    ),
+    words(
+        "missing argument of a callback",
+        "+trainer.callbacks.stop={_target_: mine.callbacks.Stop}",
+        ["trainer.callbacks.stop", "needs patience"],
+    ),
     words("text for an int", "model.width=abc", ["model.width is 'abc'", "mine.nets.Net takes an int"]),
     words("text for a float", "model.lr='1e-3'", ["model.lr is '1e-3'", "takes a float"]),
     words("float for an int", "model.width=8.5", ["model.width is 8.5", "takes an int"]),
@@ -254,11 +279,20 @@ TARGETS = [
     words("number for text", "+model.name=3", ["model.name is 3", "takes text"]),
     words("list for a float", "model.lr='[0.1, 0.2]'", ["model.lr is"]),
     words("one wrong value in a sweep", "model.lr=0.1,0.2,fast", ["model.lr is 'fast'", "takes a float"]),
-    words("value of a nested node", "+model.mode={_target_: mine.callbacks.Stop, patience: long}", ["model.mode.patience is 'long'"]),
+    words(
+        "value of a nested node",
+        "+model.mode={_target_: mine.callbacks.Stop, patience: long}",
+        ["model.mode.patience is 'long'"],
+    ),
     words("text for the trainer", "trainer.max_epochs=ten", ["trainer.max_epochs is 'ten'"]),
-    case("a module with a syntax error", "mine.broken.Net", "broken.py", files={"mine/broken.py": "class Net(:\n"},
-         argv=("experiment=base", "model._target_=mine.broken.Net")),
-]  # fmt: skip
+    case(
+        "a module with a syntax error",
+        "mine.broken.Net",
+        "broken.py",
+        files={"mine/broken.py": "class Net(:\n"},
+        argv=("experiment=base", "model._target_=mine.broken.Net"),
+    ),
+]
 
 # --- interpolations ---------------------------------------------------------------------------------------
 
@@ -271,10 +305,16 @@ INTERPOLATIONS = [
     words("time", "+model.name=${now:%H}", ["model.name", "${now:...}", "another id"]),
     words("environment", "+model.name=${oc.env:HOME}", ["model.name", "${oc.env:...}"]),
     words("hydra", "+model.name=${hydra:runtime.cwd}", ["model.name", "${hydra:...}"]),
-    words("time through another key", "+vars.t=${now:%H}", "+vars.u=${vars.t}", "+model.name=x-${vars.u}", ["model.name", "${now:...}"]),
+    words(
+        "time through another key",
+        "+vars.t=${now:%H}",
+        "+vars.u=${vars.t}",
+        "+model.name=x-${vars.u}",
+        ["model.name", "${now:...}"],
+    ),
     words("time at one point of a sweep", "+vars.t=${now:%H}", "model.mode=1,${vars.t}", ["model.mode"]),
     words("interpolation to the wrong type", "seed=${name}", ["seed is 'base'"]),
-]  # fmt: skip
+]
 
 # --- sweeps -----------------------------------------------------------------------------------------------
 
@@ -301,13 +341,18 @@ SWEEPS = [
     sweep("a range that cannot be expanded", "{grid: {seed: 'range(0,5,0)'}}", "range(0,5,0)"),
     sweep("an entry of list that is no point", "{list: [3]}", "sweep.list", "3"),
     sweep("a rule without set", "{resources: [{when: {seed: 1}}]}", "sweep.resources", "`when` and `set`"),
-    sweep("a rule that sets nonsense", "{grid: {seed: [1]}, resources: [{when: {seed: 1}, set: {gpus: 2}}]}", "resources.gpus", "seed=1"),
+    sweep(
+        "a rule that sets nonsense",
+        "{grid: {seed: [1]}, resources: [{when: {seed: 1}, set: {gpus: 2}}]}",
+        "resources.gpus",
+        "seed=1",
+    ),
     sweep("one bad seed", "{grid: {seed: [1, two]}}", "seed is 'two'"),
     words("a sweep on the command line that cannot be expanded", "seed=range(0,5,0)", ["seed=range(0,5,0)"]),
     words("a swept name on the command line", "name=a,b", ["name is swept"]),
     words("an option on the command line that does not exist", "model=net,dep", ["dep", "did you mean 'deep'"]),
     words("a swept experiment", "experiment=base,base", ["experiment is swept"]),
-]  # fmt: skip
+]
 
 # --- overrides --------------------------------------------------------------------------------------------
 
@@ -331,12 +376,17 @@ OVERRIDES = [
     words("hydra's own options", "hydra.run.dir=/tmp/x", ["hydra"]),
     case("unknown experiment", "experiment=bsae", "did you mean 'base'", argv=("experiment=bsae",)),
     case("no experiment", "name has no value", argv=()),
-]  # fmt: skip
+]
 
 # --- names ------------------------------------------------------------------------------------------------
 
 NAMES = [
-    yaml(f"name {name!r}", f"{DEFAULTS}name: {json.dumps(name, ensure_ascii=False)}\n", f"name is {name!r}", "bad.yaml, line 4")
+    yaml(
+        f"name {name!r}",
+        f"{DEFAULTS}name: {json.dumps(name, ensure_ascii=False)}\n",
+        f"name is {name!r}",
+        "bad.yaml, line 4",
+    )
     for name in ("a b", "it's", 'say "x"', "a\nb", "-a", ".a", "a/b", "..", "a" * 101, "größe", "名前", "", " a", "a*")
 ]
 NAMES += [words("a number as name", "name=3", ["name is 3"]), words("no name", "name=null", ["name is None"])]
@@ -379,16 +429,34 @@ DATA = [
     data("nonsense", "{source: directory, path: /no/such/place}", "/no/such/place"),
     data("a file", "{source: directory, path: data/x}", "data/x is a file", files={"data/x": "1"}),
     data("empty folder", "{source: directory, path: data}", "holds no files", files={"data": Path.mkdir}),
-    data("a link that leaves", "{source: directory, path: data}", "leads out",
-         files={"data/x": "1", "data/out": lambda path: path.symlink_to("/etc/hosts")}),
-    data("a dangling link", "{source: directory, path: data}", "data/out",
-         files={"data/x": "1", "data/out": lambda path: path.symlink_to("nowhere")}),
+    data(
+        "a link that leaves",
+        "{source: directory, path: data}",
+        "leads out",
+        files={"data/x": "1", "data/out": lambda path: path.symlink_to("/etc/hosts")},
+    ),
+    data(
+        "a dangling link",
+        "{source: directory, path: data}",
+        "data/out",
+        files={"data/x": "1", "data/out": lambda path: path.symlink_to("nowhere")},
+    ),
     data("no git repository", "{source: dvc, path: data, rev: HEAD}", "git"),
     data("missing repository", "{source: dvc, repo: /no/such/repo, path: data, rev: HEAD}", "/no/such/repo"),
     data("unknown revision", "{source: dvc, repo: repo, path: data, rev: mian}", "mian", files={"repo": repository}),
-    data("unknown path", "{source: dvc, repo: repo, path: digits, rev: main}", "digits", files={"repo": repository}),
-    data("a path that leaves the repository", "{source: dvc, repo: repo, path: ../x, rev: main}", "../x", files={"repo": repository}),
-]  # fmt: skip
+    data(
+        "no DVC repository",
+        "{source: dvc, repo: repo, path: digits, rev: main}",
+        "no DVC repository",
+        files={"repo": repository},
+    ),
+    data(
+        "a path that leaves the repository",
+        "{source: dvc, repo: repo, path: ../x, rev: main}",
+        "../x",
+        files={"repo": repository},
+    ),
+]
 
 
 # --- what may not be frozen -------------------------------------------------------------------------------
@@ -396,27 +464,59 @@ DATA = [
 CODE = [
     case("credentials", "'.env'", "credentials", files={".env": "TOKEN=1"}, argv=("experiment=base",)),
     case("a key", "'mine/id_rsa'", files={"mine/id_rsa": "x"}, argv=("experiment=base",)),
-    case("credentials asked for", "credentials.json", files={"mine/credentials.json": "{}"},
-         argv=("experiment=base", "snapshot.include=[mine/*.json]")),
-    case("a large file", "mine/big.json", "snapshot.max_file_mb", files={"mine/big.json": "1" * 20_000},
-         argv=("experiment=base", "snapshot.max_file_mb=0.01")),
-    case("large in all", "snapshot.max_total_mb", files={"mine/big.json": "1" * 20_000},
-         argv=("experiment=base", "snapshot.max_total_mb=0.01")),
-    case("a link that leaves the project", "mine/out.py", files={"mine/out.py": lambda path: path.symlink_to("/etc/hosts")},
-         argv=("experiment=base",)),
-    case("a link above the project", "mine/up.py", files={"mine/up.py": lambda path: path.symlink_to("../../outside.py")},
-         argv=("experiment=base",)),
-]  # fmt: skip
+    case(
+        "credentials asked for",
+        "credentials.json",
+        files={"mine/credentials.json": "{}"},
+        argv=("experiment=base", "snapshot.include=[mine/*.json]"),
+    ),
+    case(
+        "a large file",
+        "mine/big.json",
+        "snapshot.max_file_mb",
+        files={"mine/big.json": "1" * 20_000},
+        argv=("experiment=base", "snapshot.max_file_mb=0.01"),
+    ),
+    case(
+        "large in all",
+        "snapshot.max_total_mb",
+        files={"mine/big.json": "1" * 20_000},
+        argv=("experiment=base", "snapshot.max_total_mb=0.01"),
+    ),
+    case(
+        "a link that leaves the project",
+        "mine/out.py",
+        files={"mine/out.py": lambda path: path.symlink_to("/etc/hosts")},
+        argv=("experiment=base",),
+    ),
+    case(
+        "a link above the project",
+        "mine/up.py",
+        files={"mine/up.py": lambda path: path.symlink_to("../../outside.py")},
+        argv=("experiment=base",),
+    ),
+]
 
 # --- resources that can never fit -------------------------------------------------------------------------
 
 RESOURCES = [
-    words("more CPUs than the machine has", "cluster=workstation", "resources.cpus_per_node=99999", ["99999", "this machine has"]),
-    words("more CPUs than slots", "cluster=workstation", "cluster.cpus=1", "resources.cpus_per_node=2", ["resources.cpus_per_node"]),
+    words(
+        "more CPUs than the machine has",
+        "cluster=workstation",
+        "resources.cpus_per_node=99999",
+        ["resources.cpus_per_node is 99999", "CPU slots"],
+    ),
+    words(
+        "more CPUs than slots",
+        "cluster=workstation",
+        "cluster.cpus=1",
+        "resources.cpus_per_node=2",
+        ["resources.cpus_per_node"],
+    ),
     words("two nodes inline", "resources.nodes=2", ["2 x 1", "one process"]),
     words("two GPUs inline", "resources.gpus_per_node=2", ["1 x 2"]),
     words("at one point", "seed=0,1", "sweep.resources=[{when: {seed: 1}, set: {nodes: 3}}]", ["3 x 1"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("verb", ["plan", "launch"])
@@ -430,7 +530,10 @@ def test_what_cannot_be_run_is_refused(project, refused, verb, files, argv, says
 
 
 @pytest.mark.parametrize("verb", ["plan", "launch", "status", "data"])
-@pytest.mark.parametrize(("name", "says"), [("nowhere", "there is no folder"), ("file", "is no folder"), ("file/below", "there is no folder")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nowhere", "there is no folder"), ("file", "is no folder"), ("file/below", "there is no folder")],
+)
 def test_a_project_that_is_no_folder_is_refused(project, refused, verb, name, says):
     write(project, {"file": ""})
     argv = ["resolve"] if verb == "data" else []
@@ -501,20 +604,263 @@ def launched(project: Path, *overrides: str, name: str = "base") -> list[str]:
 
 
 DAMAGE = {
-    "empty": b"", "NUL": bytes(100), "torn": b'{"v": 1, "exper', "a list": b"[1]\n", "text": b'"text"\n', "a number": b"3\n",
-    "no UTF-8": b"\xff\xfe\n", "another object": b'{"v": 1}\n', "a newer format": b'{"v": 99}\n', "deep": b"[" * 100_000,
-}  # fmt: skip
+    "empty": b"",
+    "NUL": bytes(100),
+    "torn": b'{"v": 1, "exper',
+    "a list": b"[1]\n",
+    "text": b'"text"\n',
+    "a number": b"3\n",
+    "no UTF-8": b"\xff\xfe\n",
+    "another object": b'{"v": 1}\n',
+    "a newer format": b'{"v": 99}\n',
+    "deep": b"[" * 100_000,
+}
 LOOKING = [
-    ("status", "base"), ("show", "base", "seed=0"), ("logs", "base"), ("compare", "base"), ("diff", "base", "seed=0", "seed=1"),
-    ("plan", "experiment=base", "seed=0,1"), ("launch", "experiment=base", "seed=0,1"), ("cancel", "base"), ("retry", "base"),
-]  # fmt: skip
+    ("status", "base"),
+    ("show", "base", "seed=0"),
+    ("logs", "base"),
+    ("compare", "base"),
+    ("diff", "base", "seed=0", "seed=1"),
+    ("plan", "experiment=base", "seed=0,1"),
+    ("launch", "experiment=base", "seed=0,1"),
+    ("cancel", "base"),
+    ("retry", "base"),
+]
+
+
+def in_launch(project: Path, file: str) -> Path:
+    return project / "runs" / "base" / "launches" / "0001" / file
+
+
+@pytest.mark.parametrize("file", ["launch.json", "plan.jsonl"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_launch_is_named(project, refused, kind, file):
+    launched(project)
+    in_launch(project, file).write_bytes(DAMAGE[kind])
+    refused("status", "base", status=1).names(str(in_launch(project, file)))
 
 
 @pytest.mark.parametrize("argv", LOOKING, ids=lambda argv: argv[0])
-@pytest.mark.parametrize("file", ["launch.json", "plan.jsonl"])
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_launch_is_named(project, refused, kind, file, argv):
+def test_nothing_is_done_where_a_launch_is_damaged(project, refused, argv):
+    """Least of all are its runs taken for new ones."""
     launched(project)
-    damaged = project / "runs" / "base" / "launches" / "0001" / file
-    damaged.write_bytes(DAMAGE[kind])
-    refused(*argv, status=1).names(str(damaged))
+    whole = in_launch(project, "plan.jsonl").read_bytes()
+    in_launch(project, "plan.jsonl").write_bytes(whole.splitlines(keepends=True)[0])
+    refused(*argv, status=1).names("plan.jsonl is damaged", "it has 1 lines, and plan.offsets 2")
+
+
+@pytest.mark.parametrize("file", ["launch.json", "plan.jsonl", "plan.offsets", "base-0.json"])
+def test_a_launch_with_a_missing_file_is_named(project, refused, file):
+    launched(project)
+    in_launch(project, file).unlink()
+    refused("show", "base", "seed=0", status=1).names("is damaged", file)
+
+
+@pytest.mark.parametrize("kind", ["empty", "NUL", "torn", "a list", "no UTF-8", "deep"])
+@pytest.mark.parametrize("file", ["plan.offsets", "base-0.json"])
+def test_a_run_whose_line_cannot_be_read_is_named(project, refused, kind, file):
+    launched(project)
+    in_launch(project, file).write_bytes(DAMAGE[kind])
+    refused("show", "base", "seed=1", status=1).names("is damaged")
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind"),
+    [
+        *(("status", kind) for kind in DAMAGE),
+        ("compare", "torn"),
+        ("logs", "NUL"),
+        ("show", "a list"),
+        ("show", "deep"),
+    ],
+)
+@pytest.mark.parametrize("file", ["claim.json", "events.jsonl"])
+def test_what_a_dying_process_left_is_no_error_and_no_completion(project, capsys, file, verb, kind):
+    first, _ = launched(project)
+    attempt = project / "runs" / "base" / "runs" / first / "a001"
+    before = attempt / "events.jsonl"
+    (attempt / file).write_bytes(
+        (before.read_bytes() if file == "events.jsonl" and kind == "torn" else b"") + DAMAGE[kind]
+    )
+    frozen = tree(project.parent)
+    assert main([verb, "--project", str(project), "base", first]) == 0
+    out, said = capsys.readouterr()
+    assert "Traceback" not in said
+    assert tree(project.parent) == frozen
+    if verb == "status":
+        done = file == "claim.json" or kind == "torn"
+        assert (" done " in out) == done
+
+
+def test_runs_whose_folders_have_vanished_are_not_done(project, capsys):
+    launched(project)
+    shutil.rmtree(project / "runs" / "base" / "runs")
+    assert main(["status", "--project", str(project), "base"]) == 0
+    assert " done" not in capsys.readouterr().out
+
+
+def test_a_file_in_place_of_a_folder_of_records_is_named(project, refused):
+    first, _ = launched(project)
+    events = project / "runs" / "base" / "runs" / first / "a001" / "events.jsonl"
+    events.unlink()
+    events.mkdir()
+    refused("status", "base", status=1).names(str(events))
+
+
+# --- selections, verbs and options ------------------------------------------------------------------------
+
+CHOICES = [
+    (("status", "bsae"), ["'bsae'", "did you mean 'base'"]),
+    (("status", "base", "faild"), ["'faild'", "did you mean 'failed'"]),
+    (("status", "base", "state=faild"), ["'faild'", "did you mean 'failed'", "states are"]),
+    (("status", "base", "launch=x"), ["launch='x'", "number"]),
+    (("status", "base", "seed=99"), ["seed=99", "no run of base"]),
+    (("status", "base", "ffffffffffff"), ["ffffffffffff"]),
+    (("status", "nothing=here"), ["nothing=here"]),
+    (("status", "base", "other"), ["base and other", "name one"]),
+    (("show", "base"), ["17 runs are chosen", "id prefix"]),
+    (("show", "base", "state=done", "seed=1"), ["no run"]),
+    (("logs", "base", "-f"), ["17 runs are chosen"]),
+    (("logs", "base", "done", "--attempt", "9"), ["no attempt 9"]),
+    (("diff", "base"), ["0 runs are given", "two"]),
+    (("diff", "base", "seed=1"), ["1 runs are given"]),
+    (("diff", "base", "seed=1", "seed=99"), ["seed=99"]),
+    (("compare", "base", "--metric", "val/ac"), ["'val/ac'", "did you mean 'val/acc'"]),
+    (("run", "experiment=base", "seed=0,1"), ["base has 2 points", "orch launch"]),
+    (("retry", "bsae"), ["'bsae'", "did you mean 'base'"]),
+    (("cancel", "bsae"), ["'bsae'", "did you mean 'base'"]),
+    (("ui", "--port", "70000"), ["port 70000"]),
+    (("ui", "--port", "-3"), ["port -3"]),
+]
+
+
+@pytest.fixture
+def two_experiments(project):
+    launched(project, "seed=1", name="other")
+    return launched(project, "seed=range(0,17)")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"), CHOICES, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_a_wrong_choice_of_runs_is_refused(project, refused, two_experiments, argv, says):
+    refused(*argv).names(*says)
+
+
+def test_a_prefix_that_several_runs_share_is_refused(refused, two_experiments):
+    firsts = [run_id[0] for run_id in two_experiments]
+    shared = next(first for first in firsts if firsts.count(first) > 1)  # 17 runs, 16 digits
+    refused("show", "base", shared).names("runs are chosen", "one is needed")
+
+
+@pytest.mark.parametrize("verb", ["show", "logs", "compare", "cancel", "retry", "diff", "ui"])
+def test_without_any_experiment_there_is_nothing_to_choose(refused, verb):
+    words = ["aa", "bb"] if verb == "diff" else []
+    refused(verb, *words).names("no experiments in", "orch launch")
+
+
+def test_a_port_that_is_taken_is_refused(project, refused):
+    launched(project)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        refused("ui", "--port", str(port)).names(f"port {port}", "--port")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["plan", "--rerum", "never"], ["--rerum", "did you mean '--rerun'"]),
+        (["plan", "--rerun", "sometimes"], ["sometimes", "never"]),
+        (["launch", "--wiat"], ["--wiat", "did you mean '--wait'"]),
+        (["logs", "--attempt", "two"], ["--attempt", "two"]),
+        (["ui", "--port", "http"], ["--port", "http"]),
+        (["data", "stgae"], ["stgae", "resolve"]),
+        (["status", "-x"], ["-x"]),
+        (["lanuch"], ["'lanuch'", "did you mean 'launch'"]),
+    ],
+)
+def test_an_unknown_verb_or_option_names_the_nearest(refused, argv, says):
+    refused(*argv).names(*says)
+
+
+@pytest.mark.parametrize("argv", [[], ["--bogus", "status"], ["--bogus"]])
+def test_a_command_without_a_verb_or_with_options_before_it_is_refused(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    out, said = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert said.startswith("error: ")
+    assert "\nfix: " in said
+
+
+# --- as a user runs it ------------------------------------------------------------------------------------
+
+
+def orch(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrator", *argv],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "says"),
+    [
+        (["plan", "experiment=base", "seed=two"], 2, "seed is 'two'"),
+        (["launch", "experiment=base", "model.widht=3"], 2, "did you mean 'width'"),
+        (["status", "bsae"], 2, "did you mean 'base'"),
+        (["status", "base"], 1, "launch.json is damaged"),
+    ],
+)
+def test_the_program_ends_with_the_status_and_one_message(project, argv, status, says):
+    launched(project)
+    if status == 1:
+        in_launch(project, "launch.json").write_bytes(b"")
+    before = tree(project.parent)
+    done = orch(*argv, cwd=project)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert says in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "\nfix: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert tree(project.parent) == before
+
+
+@pytest.fixture
+def odd(project):
+    return project.rename(project.with_name("a b'c\"d\n${e}:größe"))
+
+
+def test_a_project_in_a_folder_with_an_odd_name_works(odd, capsys):
+    where = ["--project", str(odd)]
+    assert main(["plan", *where, "experiment=base", "seed=0,1", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [step["action"] for step in plan["steps"]] == ["submit", "submit"]
+    first, second = launched(odd)
+    assert main(["status", *where, "base", "--json"]) == 0
+    assert [run["run"] for run in json.loads(capsys.readouterr().out)["runs"]] == [first, second]
+    assert main(["plan", *where, "experiment=base", "seed=0,1", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [step["action"] for step in plan["steps"]] == ["skip", "skip"]
+    assert main(["show", *where, "base", first, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["model"]["width"] == 8
+
+
+def test_an_odd_folder_is_found_from_within_and_holds_its_runs(odd, tmp_path):
+    runs = tmp_path / "runs of 'me'\nand \"you\""
+    done = orch("plan", "experiment=base", "--runs", str(runs), cwd=odd / "mine")
+    assert (done.returncode, "1 runs: 1 to submit" in done.stdout) == (0, True)
+    assert not runs.exists()
+
+
+def test_errors_in_an_odd_folder_name_the_file(odd, capsys):
+    write(odd, experiment(f"{GLOBAL}{DEFAULTS}name: a\nseed: two\n"))
+    assert main(["plan", "--project", str(odd), "experiment=bad"]) == 2
+    assert f"seed is 'two' ({odd}/conf/experiment/bad.yaml, line 5)" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from cluster_contract import OrderedClusterContract, most_at_once, playing, states, wait_for_end
-from processes import ROOT, launchers, supervisors, tidy, wait_for  # noqa: F401 - two are fixtures
+from processes import ROOT, supervisors, wait_for
 
 from orchestrator.layout import ExperimentPaths, LaunchPaths, state_dir
 from orchestrator.local.inline import Inline
@@ -26,7 +26,10 @@ from orchestrator.record import RunState
 from orchestrator.testing.launches import WORKER, Bench, scripted
 
 # A supervisor is meant to outlive the process that started it.
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("tidy"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 
 class TestInline(OrderedClusterContract):
@@ -188,7 +191,7 @@ class TestSupervisorOfALateLaunch:
         holder = subprocess.Popen(
             [sys.executable, *WORKER, str(second.path), "0"], env={**os.environ, "PYTHONPATH": str(ROOT)}
         )
-        wait_for(lambda: bench.played(), "the other launch's run to begin")
+        wait_for(bench.played, "the other launch's run to begin")
         gate = threading.Timer(1.0, gate_path.touch)
         gate.start()
         late.run()  # launch 0001, late: of its two attempts one is taken

@@ -107,7 +107,8 @@ def test_a_default_of_another_type_is_no_default(value):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (["seed"], 18), (["task"], "fit"), (["model", "lr"], 2e-3), (["model", "lr"], "0.001"), (["model", "width"], 64.0),
+        (["seed"], 18), (["task"], "fit"), (["model", "lr"], 2e-3), (["model", "lr"], "0.001"),
+        (["model", "width"], 64.0),
         (["model", "betas"], [0.999, 0.9]), (["model", "new"], None), (["model", "_target_"], "mine.Other"),
         (["data", "batch_size"], 32), (["data", "shuffle"], 1), (["trainer", "max_epochs"], 4),
         (["trainer", "deterministic"], True), (["trainer", "callbacks"], {}),

@@ -237,7 +237,8 @@ def test_events_are_read_back_in_order(experiment):
 @pytest.mark.parametrize(
     "noise",
     [
-        b'{"v": 1, "seq": 1, "kind": "do', b"\0" * 4096, b"\xff\xfe\n", b"[]\n", b"null\n", b"7\n", b'"done"\n', b"\n\n",
+        b'{"v": 1, "seq": 1, "kind": "do', b"\0" * 4096, b"\xff\xfe\n", b"[]\n", b"null\n", b"7\n", b'"done"\n',
+        b"\n\n",
         b'{"v": 1, "seq": 1, "kind": "done", "time": null}\n', b'{"v": 1, "seq": 1, "kind": "done", "time": "x"}\n',
         b'{"v": 2, "seq": 1, "kind": "done", "time": 1}\n', b'{"v": 1, "seq": null, "kind": "done"}\n', b"{}\n", b"",
     ],
@@ -336,7 +337,9 @@ def test_the_latest_launch_that_names_a_run_counts(experiment):
     assert records[OTHER].planned.launch == 1
 
 
-@pytest.mark.parametrize(("state", "expected"), [(JobState.ENDED, RunState.CANCELLED), (JobState.UNKNOWN, RunState.UNKNOWN)])
+@pytest.mark.parametrize(
+    ("state", "expected"), [(JobState.ENDED, RunState.CANCELLED), (JobState.UNKNOWN, RunState.UNKNOWN)]
+)
 def test_a_cancelled_run_is_cancelled_once_it_has_ended(experiment, state, expected):
     paths = publish(experiment)
     (paths.cancelled / RUN).touch()

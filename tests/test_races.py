@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import launchers, tidy, wait_for  # noqa: F401 - two are fixtures
+from processes import wait_for
 
 from orchestrator.layout import ExperimentPaths
 from orchestrator.local.workstation import Workstation
@@ -18,7 +18,11 @@ from orchestrator.plan import to_do
 from orchestrator.record import RunState
 from orchestrator.testing.launches import Bench, scripted
 
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+# A supervisor is meant to outlive the process that started it.
+pytestmark = [
+    pytest.mark.usefixtures("tidy"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 ROUNDS = 25
 
 

@@ -34,10 +34,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     subparsers = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
     for add in _VERBS:
         add(subparsers)
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    if verb is not None and verb not in subparsers.choices:
+        known = ", ".join(subparsers.choices)
+        parser.error(f"{verb!r} is no verb{nearest(verb, subparsers.choices)}; there are {known}")
     arguments, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown or (rest and not hasattr(arguments, "words")):
-        known = [option for action in subparsers.choices[argv[0]]._actions for option in action.option_strings]  # noqa: SLF001 - argparse offers no other way to list them
+        known = [option for action in subparsers.choices[str(verb)]._actions for option in action.option_strings]  # noqa: SLF001 - argparse offers no other way to list them
         word = (unknown or rest)[0]
         parser.error(f"{word} is unknown{nearest(word, known)}")
     if rest:
@@ -58,8 +62,9 @@ def _verb(
 
 def _overrides(parser: _Parser) -> None:
     parser.add_argument(
-        "words", nargs="*", metavar="OVERRIDE", help="Hydra overrides: experiment=NAME model.lr=1e-3,1e-2 +key=value ~key"
-    )
+        "words", nargs="*", metavar="OVERRIDE",
+        help="Hydra overrides: experiment=NAME model.lr=1e-3,1e-2 +key=value ~key",
+    )  # fmt: skip
     parser.add_argument(
         "--rerun", choices=("never", "changed", "always"), default="never",
         help="run finished runs anew, next to what they have: those whose code changed, or all",

@@ -39,7 +39,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | 
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     columns = [[header[i], *(row[i] for row in rows)] for i in kept]
     widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in zip(*columns, strict=True)]
+    aligned = ([cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in zip(*columns, strict=True))
+    lines = ["  ".join(cells).rstrip() for cells in aligned]
     return [line if not width or len(line) <= width else line[: width - 1] + "…" for line in lines]
 
 

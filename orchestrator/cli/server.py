@@ -94,8 +94,8 @@ def _free_port(port: int) -> int:
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise RequestError(f"port {port} is taken", why=error.strerror or "", fix="leave out --port") from error
+        except (OSError, OverflowError) as error:
+            raise RequestError(f"port {port} cannot be used", why=str(error), fix="leave out --port") from error
         return int(probe.getsockname()[1])
 
 

@@ -353,7 +353,7 @@ def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[R
     named = [word for word in words if word in experiments]
     if len(named) > 1:
         raise RequestError(f"{named[0]} and {named[1]} are two experiments", fix="name one of them")
-    chosen = selection.parse([word for word in words if word not in named]) if words else selection.Selection()
+    chosen = selection.parse([word for word in words if word not in named], experiments=experiments)
     candidates = named or experiments
     found = [(book, chosen.choose(book.records.values())) for book in (api.read(project, name) for name in candidates)]
     hits = [(book, records) for book, records in found if records or named]

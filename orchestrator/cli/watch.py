@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from orchestrator import api
-from orchestrator.cli.render import STATE_COLOURS, best_value, duration, objective_of, paint, progress, status_lines, terminal_width
+from orchestrator.api import best_value
+from orchestrator.cli.render import STATE_COLOURS, duration, objective_of, paint, progress, status_lines, terminal_width
 from orchestrator.ledger import Ledger
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState

@@ -63,9 +63,9 @@ def _override(composer: Composer, error: Exception, text: str, overrides: Sequen
         return ConfigError(
             f"override {text!r} deletes nothing", why=said.splitlines()[0], fix="correct the key, or leave it out"
         )
-    if key in composer.groups and value not in composer.options(key):
-        if f"'{key}/{value}'" in said or "Config group override must be" in said:
-            return unknown_option(composer, key, value)
+    is_option = f"'{key}/{value}'" in said or "Config group override must be" in said
+    if is_option and key in composer.groups and value not in composer.options(key):
+        return unknown_option(composer, key, value)
     if f"'{key}'" in said and "struct" in f"{said}{error.__cause__}":
         return _unknown_key(composer, key, text, overrides)
     if "Error merging override" in said and text in said:

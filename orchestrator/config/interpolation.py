@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,10 @@ from omegaconf.grammar_parser import parse
 
 Path = tuple[str, ...]
 
+Pieces = tuple[str | Path, ...]
+"""A text cut into literal text and the keys that it reads."""
+
+_PLAIN_KEY = re.compile(r"\$\{(\.*[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)\}")
 _READ_ARGUMENTS_ONLY = frozenset({"view", "project", "now", "hydra", "oc.env", "oc.decode", "oc.create"})
 
 
@@ -38,6 +43,17 @@ def reads(text: str, at: Path) -> Reads:
             resolvers.add(node.getChild(1).getText())
             dynamic |= not resolvers <= _READ_ARGUMENTS_ONLY
     return Reads(keys=frozenset(keys), resolvers=frozenset(resolvers), dynamic=dynamic)
+
+
+def pieces(text: str, at: Path) -> Pieces | None:
+    """Return the pieces of the leaf at path `at`; None where it holds more than plain keys and plain text."""
+    literals, keys = (found := _PLAIN_KEY.split(text))[::2], found[1::2]
+    if any("$" in literal or "\\" in literal for literal in literals):
+        return None
+    cut: list[str | Path] = [literals[0]]
+    for key, literal in zip(keys, literals[1:], strict=True):
+        cut += [_absolute(key, at), literal]
+    return tuple(piece for piece in cut if piece)
 
 
 def leaves(tree: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -134,8 +134,9 @@ def _check_names(blocks: Iterable[Iterable[Mapping[Any, Any]]]) -> None:
     for key in (key for block in blocks for point in block for key in point):
         if not isinstance(key, str) or not key.strip("."):
             raise ConfigError(
-                f"sweep: {key!r} is swept", why="what is swept is named by a key or a config group", fix="model.lr: [...]"
-            )
+                f"sweep: {key!r} is swept", why="what is swept is named by a key or a config group",
+                fix="model.lr: [...]",
+            )  # fmt: skip
 
 
 def _check_once(blocks: Sequence[Sequence[Mapping[str, Any]]]) -> None:

@@ -7,6 +7,7 @@ it ends, however it ends. Whoever submits or looks starts a supervisor where the
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -129,8 +130,6 @@ class Queue:
         return self._folder / "queue"
 
     def _entry(self, launch: LaunchPaths) -> Path:
-        import hashlib
-
         return self._entries / f"{hashlib.sha256(str(launch.path).encode()).hexdigest()[:16]}.json"
 
 

@@ -33,9 +33,7 @@ _LOG = logging.getLogger(__name__)
 class Run(Protocol):
     """Runs a program and returns its standard output, as `orchestrator.process.run` does."""
 
-    def __call__(
-        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, timeout_s: float
-    ) -> bytes: ...
+    def __call__(self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, timeout_s: float) -> bytes: ...
 
 
 class Answers:

@@ -54,9 +54,7 @@ class Targets:
             if isinstance(child, dict | list):
                 self._walk(child, f"{where}.{key}" if named else f"{where}[{key}]", (), template=template)
 
-    def _check_node(
-        self, node: Mapping[str, Any], where: str, given: Collection[str], *, template: bool
-    ) -> None:
+    def _check_node(self, node: Mapping[str, Any], where: str, given: Collection[str], *, template: bool) -> None:
         target, positional = node["_target_"], _positional(node, where)
         exempt = template or node.get("_partial_") is True
         call = (str(target), len(positional), exempt, tuple(given), tuple(node))
@@ -70,9 +68,7 @@ class Targets:
         if positional:
             self._check_positional(target, positional, where)
 
-    def _check_names(
-        self, node: Mapping[str, Any], where: str, given: Collection[str], *, exempt: bool
-    ) -> None:
+    def _check_names(self, node: Mapping[str, Any], where: str, given: Collection[str], *, exempt: bool) -> None:
         target = node["_target_"]
         signature = self._located(target, where)
         arguments = {str(key): value for key, value in node.items() if not _is_hydras(str(key))}
@@ -158,8 +154,7 @@ class _Call:
         for name in given:
             if not self._takes(name):
                 raise ConfigError(
-                    f"{self._where}: {self._target} has no argument {name!r}"
-                    + nearest(name, self._signature.keywords),
+                    f"{self._where}: {self._target} has no argument {name!r}" + nearest(name, self._signature.keywords),
                     why=f"the engine passes it; {self._valid(name)}",
                     fix=f"name a `_target_` in {self._where} that takes {name!r}",
                 )

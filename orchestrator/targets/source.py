@@ -320,7 +320,9 @@ def _from_arguments(arguments: ast.arguments, qualified: Qualified) -> Signature
     return Signature(
         parameters=tuple(
             Parameter(
-                name=node.arg, kind=kind, required=default is None,
+                name=node.arg,
+                kind=kind,
+                required=default is None,
                 accepts=accepts(node.annotation, qualified, default),
             )
             for (kind, node), default in zip(kinds, defaults, strict=True)

@@ -66,6 +66,6 @@ def _played(assignment: Assignment) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    status = main(*sys.argv[1:], work=play)
+    status = main(sys.argv[1], sys.argv[2], play)
     sys.stdout.flush()
     os._exit(status)

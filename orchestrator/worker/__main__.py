@@ -53,7 +53,7 @@ def _log_to(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    status = main(*sys.argv[1:])
+    status = main(sys.argv[1], sys.argv[2])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # no library's exit handler may change the status, or hang

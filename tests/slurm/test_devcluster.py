@@ -279,17 +279,17 @@ def test_each_node_has_its_own_name_processes_and_tmp(slurm, tmp_path):
 
 @pytest.mark.slurm
 def test_every_task_of_an_array_runs(slurm, tmp_path):
-    output("sbatch", "--wait", "--array=0-3", "--output=/dev/null", f"--wrap=echo $SLURM_ARRAY_TASK_ID >> '{tmp_path}'/a")
-    assert sorted(lines(tmp_path / "a")) == ["0", "1", "2", "3"]
+    submit(tmp_path, "echo $SLURM_ARRAY_TASK_ID", "--array=0-3")
+    wait_for(lambda: sorted(lines(tmp_path / "log")) == ["0", "1", "2", "3"])
 
 
 @pytest.mark.slurm
 def test_gpus_are_given_out_one_by_one(slurm, tmp_path):
     show = ("bash", "-c", "echo $CUDA_VISIBLE_DEVICES")
     assert output("srun", "--gres=gpu:2", *show) == "0,1"
-    steps = "for i in 1 2; do srun --exact -n1 --mem=99 --gres=gpu:1 bash -c 'echo $CUDA_VISIBLE_DEVICES; sleep 1' & done; wait"
-    submit(tmp_path, steps, "--wait", "--ntasks=2", "--nodes=1", "--gres=gpu:2")
-    assert sorted(lines(tmp_path / "log")) == ["0", "1"]
+    step = "srun --exact --ntasks=1 --mem=99 --gres=gpu:1 bash -c 'echo $CUDA_VISIBLE_DEVICES; sleep 1' &"
+    submit(tmp_path, f"{step}\n{step}\nwait", "--ntasks=2", "--nodes=1", "--gres=gpu:2")
+    wait_for(lambda: sorted(lines(tmp_path / "log")) == ["0", "1"])
     assert "Requested node configuration" in refused("srun", "--gres=gpu:3", "true")
 
 
@@ -305,7 +305,7 @@ def refused(*argv):
 
 @pytest.mark.slurm
 def test_a_preempted_job_gets_a_signal_and_a_grace_time_and_runs_again(slurm, tmp_path):
-    body = f"""
+    body = """
         trap 'echo TERM' TERM
         echo start$SLURM_RESTART_COUNT
         while :; do read -t 0.2 <> <(:); done"""
@@ -350,7 +350,7 @@ def test_a_crashed_slurmctld_does_not_answer_and_comes_back_with_its_jobs(slurm,
 
 @pytest.mark.slurm
 def test_only_what_was_started_can_be_crashed(slurm):
-    with pytest.raises(RequestError, match="'slurmctl'.*did you mean 'slurmctld'"):
+    with pytest.raises(RequestError, match=r"'slurmctl'.*did you mean 'slurmctld'"):
         slurm.crash("slurmctl")
 
 
@@ -430,7 +430,7 @@ def test_a_daemon_that_does_not_start_is_quoted_and_nothing_is_left(scratch_clus
     fake.write_text("#!/bin/sh\necho out of cheese\nexit 7\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(ClusterError, match="(?s)slurmctld ended before ready.*out of cheese"):
+    with pytest.raises(ClusterError, match=r"(?s)slurmctld ended before ready.*out of cheese"):
         scratch_cluster.up(SMALL)
     assert set(scratch_cluster.status().values()) == {"stopped"}
     assert not processes_of(scratch_cluster)
