@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 
-from bench.measure import Row, Seconds, in_turns, say
+from bench.measure import Row, Seconds, in_turns, say, timed
 from bench.sandbox import PYTHON, Sandbox
-from orchestrator.layout import LaunchPaths, RunsRoot
-from orchestrator.local.tasks import WORKER, Task, environment, tasks_of
+from orchestrator import ledger
+from orchestrator.layout import RunsRoot
+from orchestrator.local.tasks import Child, Task, tasks_of
 
 _ROUNDS = 5
 _EXPERIMENT = """\
@@ -35,15 +37,12 @@ def rows(box: Sandbox) -> list[Row]:
     tasks = iter(_tasks(box))
     folders = (box.folder / f"bare-{i}" for i in itertools.count())
 
-    def ours() -> Seconds:
-        return _worker(box, next(tasks))
-
     def bare() -> Seconds:
         folder = next(folders)
         folder.mkdir()
-        return box.seconds([PYTHON, "-c", _BARE], cwd=folder)
+        return box.seconds([PYTHON, "-c", _BARE], cwd=folder, env={"OMP_NUM_THREADS": "1"})
 
-    found = in_turns("job start", _ROUNDS, {"ours": ours, "peer": bare})
+    found = in_turns("job start", _ROUNDS, {"ours": lambda: _worker(next(tasks)), "peer": bare})
     added = [mine - other for mine, other in zip(found["ours"], found["peer"], strict=True)]
     peer = "the bare Lightning script"
     return [
@@ -60,11 +59,19 @@ def _tasks(box: Sandbox) -> list[Task]:
     (project / "conf" / "experiment" / "boring.yaml").write_text(_EXPERIMENT)
     with box.idle_workstation():
         box.run(box.orch("launch", "experiment=boring", f"seed=range(0,{_ROUNDS + 1})"), cwd=project)
-    launch: LaunchPaths = RunsRoot(project / "runs").experiment("boring").launch(1)
+    launch = RunsRoot(project / "runs").experiment("boring").launch(1)
     return list(tasks_of(launch))
 
 
-def _worker(box: Sandbox, task: Task) -> Seconds:
-    argv = [PYTHON, *WORKER, str(task.launch.path), str(task.index)]
-    from_snapshot = {key: environment(task)[key] for key in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED")}
-    return box.seconds(argv, env=from_snapshot)
+def _worker(task: Task) -> Seconds:
+    """Start a run as the workstation's supervisor does, and wait for its end."""
+    header = ledger.read_launch(task.launch).header
+    return timed(lambda: _wait(Child(task, header)))
+
+
+def _wait(child: Child) -> None:
+    while (status := child.ended()) is None:
+        time.sleep(0.002)
+    output = child.close()
+    if status:
+        raise RuntimeError(f"the run failed with exit status {status}: {output}")

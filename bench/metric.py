@@ -26,10 +26,10 @@ def rows(box: Sandbox) -> list[Row]:
             "writer": writer.metrics, "logger": logger.log_metrics, "peer": mlflow.log_metrics,
         }  # fmt: skip
         found = in_turns("metric", _ROUNDS, {side: lambda s=side: _per_call(calls[s], _CALLS[s]) for side in calls})
-    peer = "MLFlowLogger on SQLite"
+    whats = {"logger": "a metric call: the logger", "writer": "a metric call: the spool itself"}
     return [
-        Row(what="a metric call: the logger", measured=found["logger"], budget=2e-5, peer=peer, peer_measured=found["peer"]),
-        Row(what="a metric call: the spool itself", measured=found["writer"], budget=2e-5, peer=peer, peer_measured=found["peer"]),
+        Row(what=what, measured=found[side], budget=2e-5, peer="MLFlowLogger on SQLite", peer_measured=found["peer"])
+        for side, what in whats.items()
     ]
 
 

@@ -44,7 +44,9 @@ def files_read(paths: ExperimentPaths) -> Iterator[Path]:
         yield run / "a001" / "events.jsonl"
 
 
-def _run(paths: ExperimentPaths, launch: LaunchPaths, line: dict[str, Any], process: ProcessId, *, failed: bool) -> None:
+def _run(
+    paths: ExperimentPaths, launch: LaunchPaths, line: dict[str, Any], process: ProcessId, *, failed: bool
+) -> None:
     attempt = paths.run(line["run"]).attempt(1)
     claim = Claim(
         launch=launch.number, index=line["index"], code=TREE, generation=1, history=1, process=process, time=1.7e9

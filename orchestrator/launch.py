@@ -6,6 +6,7 @@ at the same moment both plan, but only one publishes a given number: the other p
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -137,12 +138,16 @@ def _nearest_base(bases: list[Config], config: Config) -> tuple[int, list[tuple[
 
 
 def difference(base: Any, config: Any) -> list[tuple[list[str], Any]] | None:
-    """Return the leaves to set in `base` to get `config`; None where their keys differ. Lists are leaves."""
+    """Return the leaves to set in `base` to get `config`; None where their keys differ. Lists are leaves.
+
+    Leaves are compared as JSON, as ids are: 1 is not 1.0, nor true, and 0.0 is not -0.0.
+    """
     if base is config:
         return []
     if not isinstance(base, dict) or not isinstance(config, dict):
-        same = type(base) is type(config) and base == config
-        return None if isinstance(base, dict) or isinstance(config, dict) else [] if same else [([], config)]
+        if isinstance(base, dict) or isinstance(config, dict):
+            return None
+        return [] if json.dumps(base) == json.dumps(config) else [([], config)]
     if base.keys() != config.keys():
         return None
     changes: list[tuple[list[str], Any]] = []

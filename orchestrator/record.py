@@ -272,6 +272,9 @@ class Record:
         return {name: value for attempt in self.history for name, value in attempt.metrics.items()}
 
 
+_CANCELLABLE = frozenset({RunState.INTERRUPTED, RunState.WAITING})
+
+
 def reconcile(
     planned: Planned, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: bool
 ) -> Record:
@@ -281,11 +284,9 @@ def reconcile(
     """
     ordered = tuple(sorted(attempts, key=lambda attempt: attempt.number))
     last = ordered[-1] if ordered else None
-    if last is not None and last.number >= planned.attempt:
-        state, reason = _begun(last, observation)
-    else:
-        state, reason = _not_begun(observation)
-    if cancelled and state in {RunState.INTERRUPTED, RunState.WAITING}:
+    begun = last is not None and last.number >= planned.attempt
+    state, reason = _begun(last, observation) if last is not None and begun else _not_begun(observation)
+    if cancelled and (state in _CANCELLABLE or (state is RunState.QUEUED and not begun)):
         state, reason = RunState.CANCELLED, "cancelled"
     seen = observation or Observation(state=JobState.UNKNOWN)
     node = seen.node or (last.claim.process.host if last and last.claim and not last.final else "")
@@ -293,9 +294,11 @@ def reconcile(
 
 
 def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, str]:
-    requeued = observation is not None and observation.state is JobState.PENDING
-    if last.state in {RunState.DONE, RunState.FAILED} or (last.final and not requeued):
+    if last.state in {RunState.DONE, RunState.FAILED}:
         return last.state, last.reason
+    if last.final and not _may_go_on(last, observation):
+        scheduler = observation.reason if observation and last.claim and last.claim.job else ""
+        return last.state, f"{last.reason} ({scheduler})" if scheduler else last.reason
     match observation:
         case None | Observation(state=JobState.ENDED):
             return RunState.INTERRUPTED, observation.reason if observation else "its launch has ended"
@@ -304,6 +307,13 @@ def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, st
         case Observation(state=JobState.PENDING):
             return RunState.QUEUED, observation.reason
     return RunState.RUNNING, last.stage
+
+
+def _may_go_on(last: Attempt, observation: Observation | None) -> bool:
+    """Return whether an interrupted attempt's job may yet be started again by its scheduler, without us."""
+    if observation is None or last.claim is None or not last.claim.job:
+        return False
+    return observation.state is not JobState.ENDED
 
 
 def _not_begun(observation: Observation | None) -> tuple[RunState, str]:

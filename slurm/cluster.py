@@ -1,35 +1,52 @@
-"""The Slurm cluster: submits arrays through submitit, then leaves; looks with squeue, and sacct where it is.
+"""The Slurm cluster: submits arrays, then leaves; looks with squeue, and sacct where it is.
 
-The only importer of submitit. What was submitted stands in the launch's jobs.json: one entry per array.
+What was submitted stands in the launch's jobs.json, one entry per array; an array whose entry was never written
+is found in Slurm by its comment.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from orchestrator import ledger
 from orchestrator.errors import ClusterError, RequestError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import script
+from orchestrator.slurm import limits, queue, script, submission
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.slurm.states import SACCT, SQUEUE, parse
+from orchestrator.slurm.states import Seen
 from orchestrator.slurm.task import StartWorker
 from orchestrator.spec import Resources
 
-_BUSY = re.compile(r"socket timed out|temporarily|try again|slurm_load|slow response", re.IGNORECASE)
 _ANSWER_SECONDS = 60.0
-_TRIES = 6
+_NEVER = Observation(state=JobState.ENDED, reason="it was never submitted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One submitted array: Slurm's id of it, and the tasks of the plan that it holds."""
+
+    id: str
+    offset: int
+    indices: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(id=str(value["job"]), offset=int(value["offset"]), indices=tuple(value["indices"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"job": self.id, "offset": self.offset, "indices": self.indices}
+
+    def name(self, index: int) -> str:
+        """Return what Slurm calls a task."""
+        return f"{self.id}_{index - self.offset}"
 
 
 class SlurmCluster:
@@ -43,23 +60,35 @@ class SlurmCluster:
     # --- submit -------------------------------------------------------------------------------------------
 
     def check(self, shapes: Collection[Resources]) -> None:
-        """Ask Slurm, by `sbatch --test-only`, whether runs of these shapes could ever start."""
+        """Ask Slurm, by its partitions' limits and `sbatch --test-only`, whether such runs could ever start."""
         for resources in sorted(shapes, key=str):
-            shape = script.Shape(resources=resources, python_path=())
-            array = script.Array(shape=shape, offset=0, indices=(0,))
-            text = self._text(array, name="orch-check", comment="orch:check", folder=Path("/nonexistent"))
+            if why := self._partition_refuses(resources):
+                raise _impossible(resources, why)
+            array = script.Array(shape=script.Shape(resources=resources, python_path=()), offset=0, indices=(0,))
+            text = self._text(array, name="orch-check", token="check", folder=Path("/nonexistent"))  # noqa: S106 - no password
             try:
-                with _clean_environment():
+                with submission.inherited_hidden():
                     run(["sbatch", "--test-only"], stdin=text.encode(), timeout_s=_ANSWER_SECONDS)
             except ProgramError as error:
                 raise _refused(error, resources) from error
 
     def submit(self, launch: LaunchPaths) -> None:
-        header = ledger.read_launch(launch).header
-        entries = []
-        for array in self.arrays(launch):
-            entries.append(self._submit_array(array, launch, header))
-            ledger.replace_text(launch.jobs, json.dumps(entries))
+        """Submit a launch's arrays, in halves where a submit limit forbids the whole.
+
+        Raises ClusterError where Slurm refuses one; those before it are submitted, and stand in jobs.json.
+        """
+        waiting = deque(self.arrays(launch))
+        header, jobs, asked = ledger.read_launch(launch).header, [], script.total(waiting)
+        while waiting:
+            array = waiting.popleft()
+            try:
+                jobs.append(self._submit_array(array, launch, header))
+            except submission.SubmitLimitError as error:
+                if len(array.indices) == 1:
+                    raise _too_many(error, sum(len(job.indices) for job in jobs), asked) from error
+                waiting.extendleft(reversed(array.halves))
+            else:
+                ledger.replace_text(launch.jobs, json.dumps([job.to_json() for job in jobs]))
 
     def arrays(self, launch: LaunchPaths) -> list[script.Array]:
         """Return the arrays that a launch's plan makes."""
@@ -70,142 +99,142 @@ class SlurmCluster:
             )
             for line in ledger.read_lines(launch)
         }
-        return script.arrays(shapes, max_array_size=self._max_array_size)
+        return script.arrays(shapes, max_array_size=self._limits.max_array_size)
 
-    def _submit_array(self, array: script.Array, launch: LaunchPaths, header: Mapping[str, Any]) -> dict[str, Any]:
-        executor = self._executor(array, launch, header)
-        start = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
-        with _clean_environment():
-            job = _patiently(lambda: executor.submit(start))
-        return {
-            "job": str(job.job_id), "offset": array.offset, "indices": list(array.indices),
-        }  # fmt: skip
-
-    def _executor(self, array: script.Array, launch: LaunchPaths, header: Mapping[str, Any]) -> Any:
-        folder = launch.path / "submitit"
+    def _submit_array(self, array: script.Array, launch: LaunchPaths, header: Mapping[str, Any]) -> Job:
+        room = self._limits.max_job_count - 1 - _in_memory()
+        if len(array.indices) > room:
+            raise submission.SubmitLimitError(
+                "Slurm's queue is full", why=f"it holds {self._limits.max_job_count} jobs (MaxJobCount)",
+                fix="launch again once some have ended: what is missing is submitted then",
+            )  # fmt: skip
+        folder = launch.path / script.FOLDER
         ledger.make_private(folder)
         name = f"{header['experiment']}.{launch.number:04d}"
-        return _executor(script.parameters(
-            array, self._options, name=name, comment=f"orch:{header['token']}", folder=folder
-        ), folder)  # fmt: skip
+        parameters = self._parameters(array, name=name, token=header["token"], folder=folder)
+        start = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
 
-    def _text(self, array: script.Array, *, name: str, comment: str, folder: Path) -> str:
-        executor = _executor(
-            script.parameters(array, self._options, name=name, comment=comment, folder=folder), folder
-        )
-        text: str = executor._make_submission_file_text(executor._submitit_command_str, "")  # noqa: SLF001 - the renderer has no public name
-        return text
+        def find() -> str | None:
+            return next((job.id for job in _strays(launch, known=()) if job.indices == array.indices), None)
+
+        job = submission.submit(parameters, start, folder, find=find)
+        return Job(id=job, offset=array.offset, indices=array.indices)
+
+    def _parameters(self, array: script.Array, *, name: str, token: str, folder: Path) -> dict[str, Any]:
+        told = script.comment(token, array.offset)
+        return script.parameters(array, self._options, name=name, comment=told, folder=folder)
+
+    def _text(self, array: script.Array, *, name: str, token: str, folder: Path) -> str:
+        return submission.text(self._parameters(array, name=name, token=token, folder=folder), folder)
+
+    def _partition_refuses(self, need: Resources) -> str:
+        chosen = (self._options.partition or "").split(",")
+        return limits.refusal(need, chosen, self._partitions)
 
     @cached_property
-    def _max_array_size(self) -> int:
-        found = re.search(rb"MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]))
-        return int(found.group(1)) if found else 1001
+    def _limits(self) -> limits.Limits:
+        return limits.Limits.parse(queue.ask(["scontrol", "show", "config"]))
+
+    @cached_property
+    def _partitions(self) -> Mapping[str, limits.Partition]:
+        text = queue.ask(["scontrol", "--oneliner", "show", "partition"])
+        return {partition.name: partition for partition in limits.partitions(text)}
 
     # --- observe and cancel -------------------------------------------------------------------------------
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
-        names = {
-            index: f"{entry['job']}_{index - entry['offset']}" for entry in jobs_of(launch) for index in entry["indices"]
-        }
-        wanted = {index: names[index] for index in tasks if index in names}
-        never = Observation(state=JobState.ENDED, reason="it was never submitted")
         try:
-            seen = {item.job: item.observation for item in parse(_ask(SQUEUE).decode(errors="replace"))}
-            missing = sorted({name.split("_")[0] for name in wanted.values() if name not in seen})
-            seen |= {item.job: item.observation for item in parse(_account(missing))} if missing else {}
+            names = {index: job.name(index) for job in self._jobs(launch, tasks) for index in job.indices}
+            wanted = {index: names[index] for index in tasks if index in names}
+            seen = queue.tasks(_owner(launch), wanted.values()) if wanted else {}
         except ClusterError as error:
             told = Observation(state=JobState.UNKNOWN, reason=f"Slurm does not answer: {error.why or error.what}")
             return dict.fromkeys(tasks, told)
-        gone = Observation(state=JobState.ENDED, reason="Slurm no longer knows its job")
-        return {index: seen.get(wanted[index], gone) if index in wanted else never for index in tasks}
+        return {index: _observed(launch, wanted[index], seen) if index in wanted else _NEVER for index in tasks}
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         chosen = set(tasks)
-        for entry in jobs_of(launch):
-            indices = [index - entry["offset"] for index in entry["indices"] if index in chosen]
+        for job in self._jobs(launch, tasks):
+            indices = sorted(index - job.offset for index in job.indices if index in chosen)
             if indices:
-                _ask(["scancel", f"{entry['job']}_[{script.ranges(indices)}]"])
+                _scancel(f"{job.id}_[{script.ranges(indices)}]")
+
+    def _jobs(self, launch: LaunchPaths, tasks: Collection[int]) -> list[Job]:
+        """Return the arrays of a launch; Slurm is asked where a task is in none that was written down."""
+        jobs = jobs_of(launch)
+        written = {index for job in jobs for index in job.indices}
+        strays = [] if written.issuperset(tasks) else _strays(launch, known=[job.id for job in jobs])
+        return [*strays, *jobs]
 
 
-def jobs_of(launch: LaunchPaths) -> list[dict[str, Any]]:
-    """Return the arrays that were submitted for a launch."""
+def jobs_of(launch: LaunchPaths) -> list[Job]:
+    """Return the arrays that were submitted for a launch, and written down."""
     try:
-        entries: list[dict[str, Any]] = json.loads(launch.jobs.read_bytes())
+        return [Job.from_json(entry) for entry in json.loads(launch.jobs.read_bytes())]
     except FileNotFoundError:
         return []
-    return entries
 
 
-def _executor(parameters: Mapping[str, Any], folder: Path) -> Any:
-    """Return submitit's executor; options set to None are left out of its script."""
-    import submitit
-
-    class Executor(submitit.SlurmExecutor):  # type: ignore[misc] - submitit's types are partial
-        def _make_submission_file_text(self, command: str, uid: str) -> str:
-            return script.without_none(super()._make_submission_file_text(command, uid))
-
-    executor = Executor(folder=folder)
-    executor.update_parameters(**parameters)
-    return executor
-
-
-def _patiently(submit: Any) -> Any:
-    """Submit, and try again with growing pauses while Slurm is busy or a submit limit is reached."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    for attempt in range(_TRIES):
-        try:
-            return submit()
-        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-            if attempt + 1 == _TRIES or not _BUSY.search(str(error)):
-                raise ClusterError(
-                    "Slurm refused the jobs", why=_last_line(str(error)), fix="correct the cluster's options, or launch again later"
-                ) from error
-            time.sleep(0.5 * 2**attempt)
-    raise ClusterError("Slurm refused the jobs", fix="launch again later")
+def _strays(launch: LaunchPaths, known: Collection[str]) -> list[Job]:
+    """Return the arrays of a launch that Slurm has, but whose submitter died before it could write them down."""
+    token = str(ledger.read_launch(launch).header["token"])
+    found: dict[tuple[str, int], list[int]] = {}
+    for seen in queue.queue(_owner(launch)).values():
+        job, _, task = seen.job.partition("_")
+        offset = script.offset_in(seen.comment, token)
+        if offset is not None and task and job not in known:
+            found.setdefault((job, offset), []).append(offset + int(task))
+    return [Job(id=job, offset=offset, indices=tuple(sorted(tasks))) for (job, offset), tasks in found.items()]
 
 
-@contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Hide SLURM_* of a job that we may run in from what we submit (FACTS 6); SLURM_CONF must survive."""
-    hidden = {k: v for k, v in os.environ.items() if re.match("SLURM_|SBATCH_|SRUN_", k) and k != "SLURM_CONF"}
-    for key in hidden:
-        del os.environ[key]
+def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Observation:
+    """Return what is known of a task: Slurm's word, and the exit status that a job left that ended by itself."""
+    gone = Seen(job=name, of_itself=True, observation=Observation(
+        state=JobState.ENDED, reason="Slurm no longer knows its job", job=name
+    ))  # fmt: skip
+    task = seen.get(name, gone)
+    if task.observation.state is not JobState.ENDED or not task.of_itself:
+        return task.observation
+    return replace(task.observation, status=_exit_status(launch, name), output=launch.output(name))
+
+
+def _exit_status(launch: LaunchPaths, name: str) -> int | None:
     try:
-        yield
-    finally:
-        os.environ.update(hidden)
+        return int((launch.path / script.FOLDER / f"{name}.exit").read_text())
+    except (OSError, ValueError):
+        return None
 
 
-def _ask(argv: Sequence[str]) -> bytes:
+def _owner(launch: LaunchPaths) -> int:
+    return launch.path.stat().st_uid
+
+
+def _in_memory() -> int:
+    """Return how many jobs Slurm holds: waiting arrays count as one, those that ended count for some minutes."""
+    return len(queue.ask(["squeue", "--noheader", "--states=all", "--format=%A"]).splitlines())
+
+
+def _scancel(tasks: str) -> None:
     try:
-        return run(argv, timeout_s=_ANSWER_SECONDS)
+        run(["scancel", tasks], timeout_s=_ANSWER_SECONDS)
     except ProgramError as error:
-        raise ClusterError(
-            f"{argv[0]} failed", why=_last_line(error.stderr), fix="is this a Slurm login node, and does `sinfo` answer?"
-        ) from error
+        if "Invalid job id" not in error.stderr and "already completing or completed" not in error.stderr:
+            raise ClusterError("scancel failed", why=queue.last_line(error.stderr), fix="cancel again later") from error
 
 
-def _account(jobs: Sequence[str]) -> str:
-    """Return sacct's answer about jobs that squeue has forgotten; nothing where there is no accounting."""
-    try:
-        return run([*SACCT, "--jobs", ",".join(jobs)], timeout_s=_ANSWER_SECONDS).decode(errors="replace")
-    except ProgramError as error:
-        if "accounting storage is disabled" in error.stderr:
-            return ""
-        raise ClusterError("sacct failed", why=_last_line(error.stderr), fix="try again later") from error
+def _too_many(error: ClusterError, submitted: int, asked: int) -> ClusterError:
+    return ClusterError(f"{submitted} of {asked} runs were submitted", why=f"{error.what} ({error.why})", fix=error.fix)
 
 
 def _refused(error: ProgramError, resources: Resources) -> Exception:
-    why = _last_line(error.stderr)
-    asked = ", ".join(f"{key}={value}" for key, value in resources.to_json().items() if value)
-    if error.status is None or _BUSY.search(error.stderr):
+    why = queue.last_line(error.stderr)
+    if error.status is None or queue.BUSY.search(error.stderr):
         return ClusterError("Slurm does not answer", why=why, fix="is this a Slurm login node, and does `sinfo` answer?")
+    return _impossible(resources, why)
+
+
+def _impossible(resources: Resources, why: str) -> RequestError:
+    asked = ", ".join(f"{key}={value}" for key, value in resources.to_json().items() if value)
     return RequestError(
         f"Slurm would not run this ({asked})", why=why, fix="change resources, or cluster.partition, account, qos"
     )
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"

@@ -1,17 +1,24 @@
-"""A launch -> the arrays to submit and the script of each. Pure: what is printed is what is submitted."""
+"""A launch -> the arrays to submit and the script of each. Pure: what is printed is what is submitted.
+
+Jobs start in the launch's folder, and their files are named relative to it: no path of the user's stands where
+Slurm would read `%` or `\\` in it. What remains of paths stands in shell lines, quoted.
+"""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from orchestrator.slurm.options import TEXTS, SlurmOptions
 from orchestrator.spec import Resources
+
+FOLDER = "submitit"
+"""In a launch's folder: scripts, pickles, what jobs print before and beside their runs, and exit statuses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +41,12 @@ class Array:
     def spec(self) -> str:
         return ranges([index - self.offset for index in self.indices])
 
+    @property
+    def halves(self) -> tuple[Array, Array]:
+        """The same tasks in two arrays: what is too many for a submit limit may fit in part."""
+        middle = len(self.indices) // 2
+        return replace(self, indices=self.indices[:middle]), replace(self, indices=self.indices[middle:])
+
 
 def arrays(shapes: Mapping[int, Shape], *, max_array_size: int) -> list[Array]:
     """Return the arrays for tasks by index: one per shape and per stretch of `max_array_size` indices."""
@@ -55,48 +68,72 @@ def ranges(numbers: Sequence[int]) -> str:
     return ",".join(parts)
 
 
+def comment(token: str, offset: int) -> str:
+    """Return what names an array's launch in Slurm itself: who lost sbatch's answer finds it by that."""
+    return f"orch:{token}:{offset}"
+
+
+def offset_in(text: str, token: str) -> int | None:
+    """Return the offset in a job's comment; None if it is no job of that launch."""
+    own = text.split(" ", 1)[0].removeprefix(f"orch:{token}:")
+    return int(own) if own.isdecimal() else None
+
+
+def pickle_name(offset: int) -> str:
+    """Return the file that an array's tasks are started from; there before sbatch is called."""
+    return f"start.{offset}.pkl"
+
+
 def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, folder: Path) -> dict[str, Any]:
     """Return submitit's parameters for an array. Its defaults that we do not want are overridden (FACTS 15)."""
     need = array.shape.resources
     throttle = f"%{options.throttle}" if options.throttle else ""
     fixed: dict[str, Any] = {
         "job_name": name, "nodes": need.nodes, "ntasks_per_node": need.processes_per_node,
-        "cpus_per_task": max(1, need.cpus_per_node // need.processes_per_node),
-        "signal_delay_s": options.signal_seconds, "stderr_to_stdout": True,
-        "setup": setup(array.shape, options, folder), "srun_args": ["--output", f"{folder}/%A_%a_%t.out"],
+        "cpus_per_task": _cpus_per_process(need), "signal_delay_s": options.signal_seconds, "stderr_to_stdout": True,
+        "setup": setup(array, options, folder), "srun_args": ["--output", f"{FOLDER}/%A_%a_%t.out"],
     }  # fmt: skip
     fixed |= {"gpus_per_node": need.gpus_per_node} if need.gpus_per_node else {}
     fixed |= {"mem": f"{math.ceil(need.mem_gb_per_node * 1024)}MB"} if need.mem_gb_per_node else {}
     texts = {key: value for key in TEXTS if (value := getattr(options, key)) is not None}
-    told = f"{comment} {options.comment}" if options.comment else comment
     more = {
         **{key.replace("_", "-"): value for key, value in options.extra.items()},
         **{key: value for key, value in texts.items() if key == "reservation"},
-        "array": f"{array.spec}{throttle}", "output": f"{folder}/%A_%a.out", "requeue": True,
-        "time": math.ceil(need.hours * 60) if need.hours else None, "wckey": None, "comment": told,
+        "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", "requeue": True,
+        "time": math.ceil(need.hours * 60) if need.hours else None, "wckey": None,
+        "comment": f"{comment} {options.comment}" if options.comment else comment,
     }  # fmt: skip
     native = {key: value for key, value in texts.items() if key not in {"reservation", "comment"}}
     return {**fixed, **native, "additional_parameters": more}
 
 
-def setup(shape: Shape, options: SlurmOptions, folder: Path) -> list[str]:
-    """Return the shell lines before the job's program. Our own quote every path; the site's are its own."""
-    pickle = f'{shlex.quote(str(folder))}/"$SLURM_ARRAY_JOB_ID'
+def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
+    """Return the shell lines before the job's program. Our own quote every path; the site's are its own.
+
+    The trap leaves a file with the exit status of a job that failed by itself, however early.
+    """
+    task = '"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"'
+    here = shlex.quote(str(folder))
     own = {
-        "PYTHONPATH": ":".join(shape.python_path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
-        "SLURM_KILL_BAD_EXIT": "1", "OMP_NUM_THREADS": str(_cpus_per_process(shape.resources)),
+        "PYTHONPATH": ":".join(array.shape.python_path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
+        "SLURM_KILL_BAD_EXIT": "1", "OMP_NUM_THREADS": str(_cpus_per_process(array.shape.resources)),
     }  # fmt: skip
     return [
+        f"orch_exit={here}/{task}.exit",
+        'rm -f "$orch_exit"',
+        """trap 'orch_status=$?; [ $orch_status = 0 ] || echo $orch_status > "$orch_exit"' EXIT""",
         *options.setup,
         *(f"export {key}={shlex.quote(value)}" for key, value in own.items()),
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
-        f'ln -sf {pickle}"_submitted.pkl {pickle}"_"$SLURM_ARRAY_TASK_ID"_submitted.pkl',
+        f"ln -sf {pickle_name(array.offset)} {here}/{task}_submitted.pkl",
     ]
 
 
 def without_none(text: str) -> str:
     """Return a script without the options that were set to None to get rid of submitit's default."""
-    return "".join(line for line in text.splitlines(keepends=True) if not line.rstrip().endswith("=None"))
+    head, mark, body = text.partition("\n# setup\n")
+    lines = head.splitlines(keepends=True)
+    return "".join(line for line in lines if not (line.startswith("#SBATCH ") and line.rstrip("\n").endswith("=None"))) + mark + body
 
 
 def _cpus_per_process(resources: Resources) -> int:

@@ -27,6 +27,9 @@ STATES: Mapping[str, JobState] = {
         JobState.ENDED,
     ),
 }
+OF_ITSELF = frozenset({"COMPLETED", "FAILED"})
+"""States of jobs that Slurm did not end: what their script left behind says why."""
+
 _REASONS: Mapping[str, str] = {
     "OUT_OF_MEMORY": "out of memory: killed by Slurm",
     "TIMEOUT": "time limit",
@@ -38,39 +41,50 @@ _REASONS: Mapping[str, str] = {
     "COMPLETED": "ended without a word",
     "FAILED": "failed in Slurm",
 }
-SQUEUE = ("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N")
-SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State,Reason,NodeList,ExitCode")
+_TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%k")
+SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State,Reason,NodeList")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One task as Slurm tells of it: `<array job>_<index>`, or `<job>` where there is no array."""
+    """One task as Slurm tells of it: `<array job>_<index>`, or `<job>` where there is no array.
+
+    `of_itself`: it has ended, and not by Slurm's hand. `comment`: squeue's, as it was submitted.
+    """
 
     job: str
     observation: Observation
+    of_itself: bool = False
+    comment: str = ""
 
 
 def parse(text: str) -> Iterator[Seen]:
-    """Yield the tasks in the output of SQUEUE or SACCT."""
+    """Yield the tasks in the output of SQUEUE or SACCT; lines that tell of none are skipped."""
     for line in text.splitlines():
-        parts = line.split("|")
-        if len(parts) >= 4:
-            job, word, reason, node = parts[:4]
-            exit_code = parts[4] if len(parts) > 4 else ""
-            yield Seen(job=job, observation=observation(job, word, reason, node, exit_code))
+        job, *rest = line.split("|", 4)
+        if len(rest) >= 3 and re.fullmatch(r"[0-9]+(_[0-9]+)?", job, re.ASCII):
+            word, reason, node, *comment = rest
+            yield Seen(
+                job=job, observation=observation(job, word, reason, node), comment="".join(comment),
+                of_itself=_name(word) in OF_ITSELF,
+            )  # fmt: skip
 
 
-def observation(job: str, word: str, reason: str, node: str, exit_code: str = "") -> Observation:
+def observation(job: str, word: str, reason: str, node: str) -> Observation:
     """Return what a state means. `CANCELLED by 1000` and `PENDING+` are read by their first word."""
-    found = re.match(r"[A-Z_]+", word)
-    name = found.group() if found else word
+    name = _name(word)
     state = STATES.get(name, JobState.UNKNOWN)
     told = "" if reason in {"None", "(null)", ""} else reason
     if state is JobState.ENDED:
         told = _REASONS.get(name, name.lower().replace("_", " "))
-        told += f" (exit {exit_code})" if name == "FAILED" and exit_code else ""
     elif state is JobState.UNKNOWN:
         told = f"Slurm says {word!r}, which is not known here"
-    elif name in {"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"}:
+    elif name in _TOLD:
         told = name.lower()
     return Observation(state=state, reason=told, job=job, node="" if node in {"(null)", "None assigned"} else node)
+
+
+def _name(word: str) -> str:
+    found = re.match(r"[A-Z_]+", word)
+    return found.group() if found else word

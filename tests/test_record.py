@@ -1,6 +1,7 @@
 """The truth about a run: done only by its own word, unknown where nobody answers, ordered without a clock."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -167,7 +168,10 @@ BEGUN = {
     },
     R.DONE: dict.fromkeys([None, *JobState], R.DONE),
     R.FAILED: dict.fromkeys([None, *JobState], R.FAILED),
-    R.INTERRUPTED: {**dict.fromkeys([None, *JobState], R.INTERRUPTED), JobState.PENDING: R.QUEUED},
+    R.INTERRUPTED: {  # its job may yet be started again by the scheduler
+        None: R.INTERRUPTED, JobState.ENDED: R.INTERRUPTED, JobState.UNKNOWN: R.UNKNOWN,
+        JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
+    },
 }  # fmt: skip
 # It has not begun: what earlier attempts came to says nothing about it.
 NOT_BEGUN = {
@@ -185,9 +189,9 @@ TABLE = [
 
 @pytest.mark.parametrize(("state", "job", "begun", "cancelled", "expected"), TABLE)
 def test_every_combination_has_one_answer(state, job, begun, cancelled, expected):
-    if cancelled and expected in {R.INTERRUPTED, R.WAITING}:
+    if cancelled and (expected in {R.INTERRUPTED, R.WAITING} or (expected is R.QUEUED and not begun)):
         expected = R.CANCELLED
-    attempt = Attempt(number=1, claim=claim(), state=state, reason="why")
+    attempt = Attempt(number=1, claim=replace(claim(), job="77_0"), state=state, reason="why")
     seen = Observation(state=job, reason="said so", job="77_0", node="n3") if job else None
     record = reconcile(planned(attempt=1 if begun else 2), [attempt], observation=seen, cancelled=cancelled)
     assert record.state is expected
@@ -198,11 +202,26 @@ def test_every_combination_has_one_answer(state, job, begun, cancelled, expected
 
 
 @pytest.mark.parametrize("job", [None, *JobState])
+def test_an_interrupted_run_without_a_scheduler_goes_on_only_by_a_launch(job):
+    attempt = Attempt(number=1, claim=claim(), state=R.INTERRUPTED, reason="why")
+    seen = Observation(state=job) if job else None
+    assert reconcile(planned(attempt=1), [attempt], observation=seen, cancelled=False).state is R.INTERRUPTED
+
+
+def test_an_interrupted_job_that_slurm_ended_says_both_why():
+    attempt = Attempt(number=1, claim=replace(claim(), job="77_0"), state=R.INTERRUPTED, reason="stopped by SIGTERM")
+    seen = Observation(state=JobState.ENDED, reason="preempted")
+    assert reconcile(planned(attempt=1), [attempt], observation=seen, cancelled=False).reason == (
+        "stopped by SIGTERM (preempted)"
+    )
+
+
+@pytest.mark.parametrize("job", [None, *JobState])
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_a_run_without_any_attempt(job, cancelled):
     seen = Observation(state=job) if job else None
     expected = NOT_BEGUN[job]
-    if cancelled and expected in {R.INTERRUPTED, R.WAITING}:
+    if cancelled and expected in {R.INTERRUPTED, R.WAITING, R.QUEUED}:
         expected = R.CANCELLED
     record = reconcile(planned(), [], observation=seen, cancelled=cancelled)
     assert (record.state, record.last, record.started, record.ended) == (expected, None, None, None)

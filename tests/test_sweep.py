@@ -192,3 +192,11 @@ def test_exclusions_and_what_they_leave_are_all_points(definition, data):
 def test_a_big_sweep_is_what_itertools_says():
     grid = {f"k{i}": list(range(n)) for i, n in enumerate((7, 11, 13))}
     assert [tuple(point.values()) for point in points({"grid": grid})] == list(itertools.product(*grid.values()))
+
+
+def test_exclude_also_sees_what_the_command_line_fixed():
+    definition = define(
+        {"grid": {"model.lr": [1, 2]}, "exclude": [{"model": "convnet", "model.lr": 2}]}, replaced=["model"], axes={}
+    )
+    assert expand(definition, {"model": "convnet"}) == (({"model.lr": 1},), ())
+    assert len(expand(definition, {"model": "mlp"})[0]) == 2

@@ -36,8 +36,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add(subparsers)
     verb = next((word for word in argv if not word.startswith("-")), None)
     if verb is not None and verb not in subparsers.choices:
-        known = ", ".join(subparsers.choices)
-        parser.error(f"{verb!r} is no verb{nearest(verb, subparsers.choices)}; there are {known}")
+        verbs_there = ", ".join(subparsers.choices)
+        parser.error(f"{verb!r} is no verb{nearest(verb, subparsers.choices)}; there are {verbs_there}")
     arguments, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown or (rest and not hasattr(arguments, "words")):

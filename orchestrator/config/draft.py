@@ -56,7 +56,7 @@ def draft(project: Path, overrides: Sequence[str]) -> Draft:
     line = command_line.parse(overrides)
     _check_axes([axis.key for axis in line.axes])
     head, definition = _definition(composer, line)
-    points, notes = sweep.expand(definition)
+    points, notes = sweep.expand(definition, line.values)
     _check_axes(list(definition.keys))
     _check_group_values(composer, definition)
     prefixes = {axis.key: axis.prefix for axis in line.axes}
@@ -145,7 +145,7 @@ def _assemble(
 def _point(item: Resolved, definition: sweep.Sweep, used: set[int]) -> DraftPoint:
     wanted = dict(item.config["resources"])
     for i, (when, changes) in enumerate(definition.resources):
-        if sweep.matches(when, {**item.choices, **item.point}):
+        if sweep.matches(when, {**{key: _at(item.config, key) for key in when}, **item.choices, **item.point}):
             used.add(i)
             wanted |= changes
     try:
@@ -160,3 +160,10 @@ def _point(item: Resolved, definition: sweep.Sweep, used: set[int]) -> DraftPoin
             raise
         told = " ".join(f"{key}={value}" for key, value in item.point.items())
         raise ConfigError(f"point {told}: {error.what}", why=error.why, fix=error.fix) from error
+
+
+def _at(config: Any, key: str) -> Any:
+    """Return the value at a dotted key, or None."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,10 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
-    """The overrides of one command: `fixed` are passed to Hydra as they are."""
+    """The overrides of one command: `fixed` are passed to Hydra as they are; `values` is what they set."""
 
     fixed: tuple[str, ...]
+    values: Mapping[str, Any]
     axes: tuple[Axis, ...]
     keys: frozenset[str]
     drop_sweep: bool
@@ -39,9 +40,9 @@ def parse(overrides: Sequence[str]) -> CommandLine:
     drop = any(o.key_or_group == "sweep" and o.value() == "none" for o in parsed)
     axes = tuple(_axis(override) for override in parsed if override.is_sweep_override())
     fixed = tuple(text for text, o in zip(overrides, parsed, strict=True) if not o.is_sweep_override())
-    return CommandLine(
-        fixed=fixed, axes=axes, keys=frozenset(o.key_or_group for o in parsed), drop_sweep=drop
-    )
+    values = {o.key_or_group: _plain(o.value()) for o in parsed if not o.is_sweep_override() and not o.is_delete()}
+    keys = frozenset(o.key_or_group for o in parsed)
+    return CommandLine(fixed=fixed, values=values, axes=axes, keys=keys, drop_sweep=drop)
 
 
 def axis_of(key: str, text: str) -> Axis | None:

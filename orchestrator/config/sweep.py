@@ -48,16 +48,19 @@ def define(raw: Mapping[str, Any], *, replaced: Iterable[str] = (), axes: Mappin
     )
 
 
-def expand(sweep: Sweep) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+def expand(
+    sweep: Sweep, given: Mapping[str, Any] | None = None
+) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
     """Return the points in order (the last axis varies fastest), and notes on rules that matched nothing.
 
+    `given` are values that hold for all points: `exclude` sees them as it sees swept ones.
     Raises ConfigError when the exclusions leave no point.
     """
     every = [_join(parts) for parts in itertools.product(*sweep.blocks)]
     used: set[int] = set()
     points = []
     for point in every:
-        hits = {i for i, rule in enumerate(sweep.exclude) if matches(rule, point)}
+        hits = {i for i, rule in enumerate(sweep.exclude) if matches(rule, {**(given or {}), **point})}
         used |= hits
         if not hits:
             points.append(point)

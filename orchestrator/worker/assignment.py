@@ -67,6 +67,8 @@ class Assignment:
         return self._claim() if self.leads else self._await_claim()
 
     def _claim(self) -> Self | None:
+        if (self.launch.cancelled / self.wish.run).exists():
+            return None
         ours = self._attempts_of_this_job()
         if ours and ledger.read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
             return None
