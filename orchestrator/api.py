@@ -274,14 +274,14 @@ def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Recor
     paths = project.runs.experiment(name)
     by_launch: dict[int, list[Record]] = {}
     for record in chosen:
-        by_launch.setdefault(record.planned.launch, []).append(record)
+        by_launch.setdefault(record.task[0], []).append(record)
     for number, found in by_launch.items():
         folder = paths.launch(number)
         ledger.make_private(folder.cancelled)
         for record in found:
             (folder.cancelled / record.id).touch(mode=0o600)
         kind = ledger.read_launch(folder).header["cluster"]["kind"]
-        observers()[kind].cancel(folder, [record.planned.index for record in found])
+        observers()[kind].cancel(folder, [record.task[1] for record in found])
     return chosen
 
 

@@ -16,7 +16,7 @@ from orchestrator import ledger
 from orchestrator.cluster import Cluster
 from orchestrator.data import Manifest
 from orchestrator.environment import Environment
-from orchestrator.errors import StateError
+from orchestrator.errors import ClusterError, StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.snapshot import Pending, write
@@ -77,7 +77,11 @@ def launch(
         number = book.launches[-1].number + 1 if book.launches else 1
         published = ledger.publish(paths, number, _header(experiment, facts, message, worker), bases, lines)
         if published is not None:
-            cluster.submit(published)
+            try:
+                cluster.submit(published)
+            except ClusterError:
+                published.complete.touch(mode=0o600)  # what it took is its own to know; the rest is free again
+                raise
             published.complete.touch(mode=0o600)
             return Launched(steps=steps, paths=published)
     raise StateError(

@@ -123,6 +123,19 @@ class LaunchPaths:
         return self.path / "jobs.json"
 
     @property
+    def submitit(self) -> Path:
+        """What Slurm's jobs are started from, what they print beside their runs, and how they ended."""
+        return self.path / "submitit"
+
+    def outputs(self, job: str, *, processes: int) -> list[Path]:
+        """Return the files that a job's script and its processes print to until they have a log, or have died."""
+        return [self.submitit / f"{job}{end}.out" for end in ("", *(f"_{i}" for i in range(processes)))]
+
+    def exit_status(self, job: str) -> Path:
+        """Return the file with the exit status of a job that failed by itself."""
+        return self.submitit / f"{job}.exit"
+
+    @property
     def cancelled(self) -> Path:
         """Empty files named by run id: these runs shall not start, and stop if they have."""
         return self.path / "cancelled"

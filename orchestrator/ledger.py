@@ -40,6 +40,7 @@ from orchestrator.spec import Resources, RunId
 
 FORMAT_VERSION = 1
 _OFFSET_WIDTH = 16
+_OUTPUT_BYTES = 65_536
 _NOT_JSON = (ValueError, RecursionError)
 _HEADER = frozenset({"token", "time", "user", "process", "cluster"})
 _MARK = re.compile(r"([0-9a-f]+)\.a(\d{3,})\.([a-z]+)")
@@ -294,6 +295,21 @@ def _event_files(folder: Path, start: str) -> list[Path]:
     return [folder / name for name in names if name.startswith(start) and name.endswith(".jsonl")]
 
 
+def job_output(launch: LaunchPaths, job: str, *, processes: int = 1) -> str:
+    """Return the end of what a scheduler's job printed outside the logs of its run."""
+    found = [_end(path) for path in launch.outputs(job, processes=processes)]
+    return "".join(found)
+
+
+def _end(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _OUTPUT_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
 # --- records ----------------------------------------------------------------------------------------------
 
 
@@ -348,7 +364,10 @@ def _observe(
     for run_id, wish in latest.items():
         last = attempts[run_id][-1] if attempts[run_id] else None
         if last is None or last.number < wish.attempt or last.state in {RunState.RUNNING, RunState.INTERRUPTED}:
-            asked.setdefault(wish.launch, {})[wish.index] = run_id
+            # A launch that was thought lost may have come to work before the one that took its runs over.
+            claim = last.claim if last and last.number >= wish.attempt else None
+            launch, index = (claim.launch, claim.index) if claim else (wish.launch, wish.index)
+            asked.setdefault(launch, {})[index] = run_id
     answers: dict[RunId, Observation] = {}
     for launch in launches:
         tasks = asked.get(launch.number, {})

@@ -15,6 +15,8 @@ from typing import Any
 from orchestrator.process import ProcessId
 from orchestrator.spec import Point, Resources, RunId
 
+_SIGNALLED = 128
+_ASKED_TO_STOP = 143
 EVENT_VERSION = 1
 """Written as `v` into each event; a reader skips events of a version it does not know."""
 
@@ -48,12 +50,17 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A scheduler's last word on one task: its state, why, the job's name there, and the node."""
+    """A scheduler's last word on one task: its state, why, the job's name there, and the node.
+
+    `status` is the exit status of a job that failed by itself, `output` what it printed.
+    """
 
     state: JobState
     reason: str = ""
     job: str = ""
     node: str = ""
+    status: int | None = None
+    output: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +252,12 @@ class Record:
         return claim.code if claim and self.begun else self.planned.code
 
     @property
+    def task(self) -> tuple[int, int]:
+        """The launch, and the index in it, of who works on it: not the latest if that found it taken."""
+        claim = self.last.claim if self.last and self.begun else None
+        return (claim.launch, claim.index) if claim else (self.planned.launch, self.planned.index)
+
+    @property
     def begun(self) -> bool:
         """Whether the attempt that the latest plan asked for has started."""
         return self.last is not None and self.last.number >= self.planned.attempt
@@ -282,7 +295,7 @@ def reconcile(
 
     `observation` is None where the launch has not handed the run to a scheduler.
     """
-    ordered = tuple(sorted(attempts, key=lambda attempt: attempt.number))
+    ordered = _with_exit(planned, tuple(sorted(attempts, key=lambda attempt: attempt.number)), observation)
     last = ordered[-1] if ordered else None
     begun = last is not None and last.number >= planned.attempt
     state, reason = _begun(last, observation) if last is not None and begun else _not_begun(observation)
@@ -291,6 +304,31 @@ def reconcile(
     seen = observation or Observation(state=JobState.UNKNOWN)
     node = seen.node or (last.claim.process.host if last and last.claim and not last.final else "")
     return Record(planned=planned, state=state, reason=reason, attempts=ordered, node=node, job=seen.job)
+
+
+def _with_exit(
+    planned: Planned, attempts: tuple[Attempt, ...], observation: Observation | None
+) -> tuple[Attempt, ...]:
+    """Return the attempts with the failure of a job that ended without a word, or before it could claim one.
+
+    A run of one process that was killed is interrupted; where there are several, one that is killed fails the run.
+    """
+    status = observation.status if observation else None
+    begun = bool(attempts) and attempts[-1].number >= planned.attempt
+    last = attempts[-1] if begun else Attempt(number=planned.attempt, claim=None)
+    killed = status is not None and status > _SIGNALLED and planned.resources.world_size == 1
+    if not observation or not status or status == _ASKED_TO_STOP or killed:
+        return attempts
+    if last.state not in {RunState.RUNNING, RunState.INTERRUPTED}:
+        return attempts
+    told = f"killed by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"exit status {status}"
+    lines = observation.output.splitlines()
+    failure = Failure(
+        signature=told if last.claim else f"{told} before training", message=lines[-1] if lines else "",
+        traceback=observation.output,
+    )  # fmt: skip
+    failed = replace(last, state=RunState.FAILED, failure=failure, reason=failure.signature)
+    return (*(attempts[:-1] if begun else attempts), failed)
 
 
 def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, str]:

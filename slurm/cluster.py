@@ -26,6 +26,7 @@ from orchestrator.slurm.task import StartWorker
 from orchestrator.spec import Resources
 
 _ANSWER_SECONDS = 60.0
+_OUTPUTS = 8  # of so many processes of a job, what they printed is shown
 _NEVER = Observation(state=JobState.ENDED, reason="it was never submitted")
 
 
@@ -108,7 +109,7 @@ class SlurmCluster:
                 "Slurm's queue is full", why=f"it holds {self._limits.max_job_count} jobs (MaxJobCount)",
                 fix="launch again once some have ended: what is missing is submitted then",
             )  # fmt: skip
-        folder = launch.path / script.FOLDER
+        folder = launch.submitit
         ledger.make_private(folder)
         name = f"{header['experiment']}.{launch.number:04d}"
         parameters = self._parameters(array, name=name, token=header["token"], folder=folder)
@@ -195,12 +196,17 @@ def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Obser
     task = seen.get(name, gone)
     if task.observation.state is not JobState.ENDED or not task.of_itself:
         return task.observation
-    return replace(task.observation, status=_exit_status(launch, name), output=launch.output(name))
+    status = _exit_status(launch, name)
+    if not status:
+        return task.observation
+    told = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
+    output = ledger.job_output(launch, name, processes=_OUTPUTS)
+    return replace(task.observation, reason=told, status=status, output=output)
 
 
 def _exit_status(launch: LaunchPaths, name: str) -> int | None:
     try:
-        return int((launch.path / script.FOLDER / f"{name}.exit").read_text())
+        return int(launch.exit_status(name).read_text())
     except (OSError, ValueError):
         return None
 

@@ -18,7 +18,7 @@ from orchestrator.slurm.options import TEXTS, SlurmOptions
 from orchestrator.spec import Resources
 
 FOLDER = "submitit"
-"""In a launch's folder: scripts, pickles, what jobs print before and beside their runs, and exit statuses."""
+"""In a launch's folder, see LaunchPaths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

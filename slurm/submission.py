@@ -18,7 +18,7 @@ from orchestrator.slurm.task import StartWorker
 
 _SUBMIT_LIMIT = re.compile(r"SubmitJob|MaxSubmit|job submit limit|temporarily unable to accept job", re.IGNORECASE)
 _INHERITED = re.compile(r"SLURM_|SRUN_|SBATCH_")
-_TRIES = 6
+_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class SubmitLimitError(ClusterError):
@@ -56,17 +56,17 @@ def submit(
 
     # submitit names the pickle after the job only once it is submitted: if we die before, its tasks still find this.
     DelayedSubmission(start).dump(folder / script.pickle_name(start.offset))
-    for attempt in range(_TRIES):
+    for pause in (*_PAUSES_SECONDS, None):
         try:
             with inherited_hidden(), chdir(folder.parent):
                 return str(executor(parameters, folder).submit(start).job_id)
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             if (found := find()) is not None:
                 return found
-            if attempt + 1 == _TRIES or not BUSY.search(str(error)):
+            if pause is None or not BUSY.search(str(error)):
                 raise _refused(str(error)) from error
-            time.sleep(0.5 * 2**attempt)
-    raise AssertionError  # pragma: no cover
+            time.sleep(pause)
+    raise ClusterError("Slurm refused the jobs", fix="launch again later")
 
 
 def _refused(told: str) -> ClusterError:

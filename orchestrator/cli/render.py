@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import IO, Any
 
 from orchestrator import ledger
@@ -157,7 +158,7 @@ def record_json(record: Record) -> dict[str, Any]:
         "generation": record.planned.generation, "code": record.code, "node": record.node, "job": record.job,
         "started": record.started, "ended": record.ended, "progress": dict(last.progress) if last else {},
         "metrics": dict(record.metrics), "best": dict(last.best) if last else {},
-        "failure": {"signature": record.failure.signature, "message": record.failure.message} if record.failure else None,
+        "failure": asdict(record.failure) if record.failure else None,
     }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def launch(arguments: Namespace) -> int:
 
 def retry(arguments: Namespace) -> int:
     project = _project(arguments)
-    name, book, records = _select(project, arguments.words)
+    name, _, records = _select(project, arguments.words)
     stopped = {RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED}
     chosen = [record for record in records if record.state in stopped]
     if not chosen:
@@ -221,7 +221,8 @@ def diff(arguments: Namespace) -> int:
     names = [word for word in arguments.words if _is_experiment(project, word)]
     if len(ids) != 2:
         raise RequestError(
-            f"{len(ids)} runs are given", why="a difference needs two", fix="orch diff 3fa2 77c1, or orch diff NAME 3fa2 77c1"
+            f"{len(ids)} runs are given", why="a difference needs two",
+            fix="orch diff 3fa2 77c1, or orch diff NAME 3fa2 77c1",
         )
     found = []
     for word in ids:
@@ -274,13 +275,14 @@ def cancel(arguments: Namespace) -> int:
     project = _project(arguments)
     name, _, records = _select(project, arguments.words)
     chosen = api.cancel(project, name, records)
-    _say(f"{name}: {len(chosen)} of {len(records)} chosen runs cancelled" if chosen else f"{name}: nothing waits or runs")
+    told = f"{len(chosen)} of {len(records)} chosen runs cancelled" if chosen else "nothing waits or runs"
+    _say(f"{name}: {told}")
     return 0
 
 
 def compare(arguments: Namespace) -> int:
     project = _project(arguments)
-    name, book, records = _select(project, arguments.words)
+    _, book, records = _select(project, arguments.words)
     objective = _objective(arguments.metric, book, records)
     header, rows = render.comparison(book, records, objective)
     if arguments.json:
@@ -300,7 +302,8 @@ def _objective(metric: str | None, book: Ledger, records: Sequence[Record]) -> O
     known = sorted({name for record in records for name in record.metrics})
     if metric not in known:
         raise RequestError(
-            f"no chosen run has logged {metric!r}{nearest(metric, known)}", why=f"logged are {', '.join(known) or 'none'}",
+            f"no chosen run has logged {metric!r}{nearest(metric, known)}",
+            why=f"logged are {', '.join(known) or 'none'}",
             fix="--metric with one of them",
         )  # fmt: skip
     mode = objective.mode if objective and objective.metric == metric else "min" if "loss" in metric else "max"
@@ -373,8 +376,9 @@ def _refuse(project: Project, words: Sequence[str], hits: Sequence[str], experim
         raise RequestError(f"{told}: runs of {', '.join(hits)}", why="one experiment at a time", fix="name one of them")
     hint = nearest(words[0], experiments) if words else ""
     raise RequestError(
-        f"{told}: no such experiment or run{hint}", why=f"there are {', '.join(experiments)}", fix="orch status lists them"
-    )
+        f"{told}: no such experiment or run{hint}", why=f"there are {', '.join(experiments)}",
+        fix="orch status lists them",
+    )  # fmt: skip
 
 
 def _one(records: Sequence[Record]) -> Record:

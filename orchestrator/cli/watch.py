@@ -68,8 +68,9 @@ class Watch:
     def _line(self, book: Ledger, record: Record) -> str:
         objective = objective_of(book)
         value = best_value(record, objective.metric) if objective else None
+        state = paint(record.state.value, STATE_COLOURS[record.state], self._stream)
         parts = [
-            record.id[:8], api.told(record.planned.point), paint(record.state.value, STATE_COLOURS[record.state], self._stream),
+            record.id[:8], api.told(record.planned.point), state,
             f"{objective.metric} {value:.4g}" if objective and value is not None else "", duration(record),
             "" if record.state in {RunState.RUNNING, RunState.DONE} else record.reason, progress(record),
         ]  # fmt: skip

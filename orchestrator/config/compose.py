@@ -76,6 +76,10 @@ class Composer:
             del config["hydra"]
         return Composition(config=config, choices=choices)
 
+    def unresolved(self, overrides: Sequence[str]) -> Any:
+        """Compose, and return plain dicts and lists with their interpolations as written."""
+        return OmegaConf.to_container(self.compose(overrides).config, resolve=False)
+
     def place_of(self, message: str, overrides: Sequence[str]) -> str:
         """Return where the value that a message complains about was written; empty if that cannot be told."""
         values = [text for text in overrides if text.lstrip("+").partition("=")[0] not in self.groups]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import yaml
 from omegaconf import OmegaConf
@@ -13,14 +13,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.errors import ConfigError, nearest
 
-if TYPE_CHECKING:
-    from orchestrator.config.compose import Composer
-
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
 _IN_FILE = re.compile(r"In '([^']+)'")
 
 
-def explain(composer: Composer, error: Exception, overrides: Sequence[str]) -> ConfigError:
+class Composes(Protocol):
+    """What is asked of a composer: the project's conf/, its groups and their options, and an unresolved config."""
+
+    folder: Path
+
+    @property
+    def groups(self) -> frozenset[str]: ...
+
+    def options(self, group: str) -> list[str]: ...
+
+    def unresolved(self, overrides: Sequence[str]) -> Any: ...
+
+
+def explain(composer: Composes, error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Return the error that names the override or the file, and the fix."""
     if isinstance(error, yaml.YAMLError):
         return _not_yaml(error)
@@ -40,7 +50,7 @@ def explain(composer: Composer, error: Exception, overrides: Sequence[str]) -> C
     return _not_mergeable(composer, error, overrides) or _unspecific(composer.folder, error)
 
 
-def unknown_option(composer: Composer, group: str, option: str) -> ConfigError:
+def unknown_option(composer: Composes, group: str, option: str) -> ConfigError:
     """Return the error for an option that a config group does not have."""
     options = composer.options(group)
     return ConfigError(
@@ -55,7 +65,7 @@ def _split(path: str) -> tuple[str, str]:
     return group, option
 
 
-def _override(composer: Composer, error: Exception, text: str, overrides: Sequence[str]) -> ConfigError | None:
+def _override(composer: Composes, error: Exception, text: str, overrides: Sequence[str]) -> ConfigError | None:
     """Return the error if it is this override's."""
     key, _, value = text.lstrip("+~").partition("=")
     said = str(error)
@@ -76,9 +86,9 @@ def _override(composer: Composer, error: Exception, text: str, overrides: Sequen
     return None
 
 
-def _unknown_key(composer: Composer, key: str, text: str, overrides: Sequence[str]) -> ConfigError:
+def _unknown_key(composer: Composes, key: str, text: str, overrides: Sequence[str]) -> ConfigError:
     others = [o for o in overrides if o != text and o.lstrip("+").partition("=")[0] in composer.groups]
-    raw = OmegaConf.to_container(composer.compose(others).config, resolve=False)
+    raw = composer.unresolved(others)
     path = key.split(".")
     at, known = _deepest(raw, path)
     missing = path[len(at)] if len(at) < len(path) else key
@@ -99,7 +109,7 @@ def _deepest(tree: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
     return at, sorted(map(str, tree)) if isinstance(tree, dict) else []
 
 
-def _not_mergeable(composer: Composer, error: Exception, overrides: Sequence[str]) -> ConfigError | None:
+def _not_mergeable(composer: Composes, error: Exception, overrides: Sequence[str]) -> ConfigError | None:
     """Return the error for a file with a list where a mapping is needed."""
     named = _IN_FILE.search(str(error))
     file = composer.folder / f"{named[1]}.yaml" if named else None
@@ -108,7 +118,7 @@ def _not_mergeable(composer: Composer, error: Exception, overrides: Sequence[str
     written = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     without = [text for text in overrides if text.partition("=")[0] != "experiment"]
     try:
-        base = OmegaConf.to_container(composer.compose(without).config, resolve=False)
+        base = composer.unresolved(without)
     except (ConfigError, OmegaConfBaseException):
         base = {}
     key, value = _misplaced(base, written) or ("its top level", written)

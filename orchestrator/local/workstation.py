@@ -65,7 +65,7 @@ class Workstation:
             self._queue.ensure_supervisor()
         return observe(launch, tasks, supervised=queued, idle="it left the queue of the workstation")
 
-    def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+    def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:  # noqa: ARG002 - the protocol's signature
         """Make sure that somebody sees the `cancelled` marks."""
         if self._queue.holds(launch):
             self._queue.ensure_supervisor()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,10 @@ def scripted(script: Mapping[str, Any] | None = None, *, seed: int = 0, **resour
     )  # fmt: skip
 
 
-def experiment(name: str, runs: Sequence[Run], *, kind: str) -> Experiment:
-    """Return an experiment of such runs, for a cluster of a kind, without tracking."""
-    return Experiment(
-        name=name, runs=tuple(runs), objective=None, cluster={"kind": kind, "scratch": None}, tracking={"kind": "none"}
-    )
+def experiment(name: str, runs: Sequence[Run], *, kind: str, **options: Any) -> Experiment:
+    """Return an experiment of such runs, for a cluster of a kind with these options, without tracking."""
+    cluster = {"kind": kind, "scratch": None, **options}
+    return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking={"kind": "none"})
 
 
 def facts() -> Facts:
@@ -62,11 +61,12 @@ class Bench:
     paths: ExperimentPaths
     kind: str
     cluster: Cluster
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def launch(self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER) -> Launched:
         """Launch what is missing of these runs."""
         return launch(
-            experiment(self.paths.name, runs, kind=self.kind), facts(), self.paths, cluster=self.cluster,
+            experiment(self.paths.name, runs, kind=self.kind, **self.options), facts(), self.paths, cluster=self.cluster,
             cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
         )  # fmt: skip
 
@@ -75,11 +75,11 @@ class Bench:
 
     def cancel(self, run: Run) -> None:
         """Cancel a run, as the api does: the mark first, then the cluster is told."""
-        wish = self.records()[run.id].planned
-        launch = self.paths.launch(wish.launch)
+        number, index = self.records()[run.id].task
+        launch = self.paths.launch(number)
         ledger.make_private(launch.cancelled)
         (launch.cancelled / run.id).touch()
-        self.cluster.cancel(launch, [wish.index])
+        self.cluster.cancel(launch, [index])
 
     def played(self) -> list[Played]:
         """Return every time that a run was really run, in the order in which they began."""

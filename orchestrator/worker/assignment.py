@@ -59,6 +59,11 @@ class Assignment:
         """Whether this process claims, records and logs for the run."""
         return self.place.rank == 0
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has cancelled this run in its launch."""
+        return (self.launch.cancelled / self.wish.run).exists()
+
     def take(self) -> Self | None:
         """Return the assignment with the attempt that is ours; None if the run is somebody else's, or has ended.
 
@@ -69,10 +74,9 @@ class Assignment:
     def _claim(self) -> Self | None:
         if (self.launch.cancelled / self.wish.run).exists():
             return None
-        ours = self._attempts_of_this_job()
-        if ours and ledger.read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
+        chosen = self._next_start()
+        if chosen is None or self.cancelled:
             return None
-        chosen = ours[-1]._next() if ours else self
         wish = chosen.wish
         claim = Claim(
             launch=wish.launch, index=wish.index, code=wish.code, generation=wish.generation, history=wish.history,
@@ -88,18 +92,26 @@ class Assignment:
     def _await_claim(self) -> Self | None:
         deadline = time.monotonic() + _LEADER_SECONDS
         while time.monotonic() < deadline:
-            for candidate in self._attempts_of_this_job():
-                claim = ledger.read_claim(candidate.attempt)
-                if claim is not None and claim.restart == self.place.restart:
-                    _meet(claim.address)
-                    return candidate
-            if self._is_somebody_elses():
+            ours = self._attempts_of_this_job()
+            claim = ledger.read_claim(ours[-1].attempt) if ours else None
+            if claim is not None and claim.restart == self.place.restart:
+                _meet(claim.address)
+                return ours[-1]
+            chosen = self._next_start()
+            if chosen is None or self.cancelled or chosen._is_somebody_elses():
                 return None
             time.sleep(0.1)
         raise ClusterError(
             f"rank {self.place.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0", why="rank 0 has claimed no attempt",
             fix="see the job's own output for what became of rank 0",
         )  # fmt: skip
+
+    def _next_start(self) -> Self | None:
+        """Return the attempt that a start of this job begins; None if the run has ended in an earlier one."""
+        ours = self._attempts_of_this_job()
+        if ours and ledger.read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
+            return None
+        return ours[-1]._next() if ours else self
 
     def _attempts_of_this_job(self) -> list[Self]:
         """Return this task's attempts that the same scheduler's job has claimed, oldest first."""

@@ -78,11 +78,10 @@ def _train(
 def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str:
     """Return why a run was asked to stop, as far as that can be known from here."""
     claim, hours = ledger.read_claim(assignment.attempt), assignment.wish.resources.hours
-    if (assignment.launch.cancelled / assignment.wish.run).exists():
-        return f"cancelled, stopped by {error}"
-    if hours and claim and time.time() - claim.process.started >= hours * 3600:
+    over = bool(hours and claim and time.time() - claim.process.started >= hours * 3600)
+    if over and not assignment.cancelled:
         return f"time limit of {hours:g} h, stopped by {error}"
-    return f"stopped by {error}"
+    return requeue.reason(assignment, str(error))
 
 
 def _check_environment(assignment: Assignment) -> None:
@@ -108,7 +107,8 @@ def _place(assignment: Assignment, events: ledger.EventWriter) -> dict[str, Any]
         store = Store(scratch_dir(assignment.header["cluster"]["scratch"], os.environ))
         staged = store.stage(manifest)
         view = str(staged.view)
-        _log.info("data version %s: %d files in %s (%s)", digest[:12], staged.files, view, "hit" if staged.hit else "copied")
+        how = "hit" if staged.hit else "copied"
+        _log.info("data version %s: %d files in %s (%s)", digest[:12], staged.files, view, how)
         events.write(
             "staged", digest=digest, view=view, files=staged.files, bytes=staged.bytes, hit=staged.hit,
             copied_bytes=staged.copied_bytes, seconds=round(staged.seconds, 3),

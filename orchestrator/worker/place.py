@@ -46,12 +46,17 @@ class Place:
         if self.nodes == 1:
             return "127.0.0.1"
         name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        for candidate in (name, _slurm_address(name), socket.gethostname()):
-            try:
-                return socket.gethostbyname(candidate) if candidate else "127.0.0.1"
-            except OSError:
-                continue
-        return name
+        found = [_address(candidate) for candidate in (_slurm_address(name), name, socket.gethostname())]
+        known = [address for address in found if address]
+        # Debian names a host 127.0.1.1 in its own /etc/hosts: no other node would find it there.
+        return next((address for address in known if not address.startswith("127.")), [*known, name][0])
+
+
+def _address(name: str) -> str:
+    try:
+        return socket.gethostbyname(name) if name else ""
+    except OSError:
+        return ""
 
 
 def _slurm_address(node: str) -> str:

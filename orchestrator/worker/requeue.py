@@ -7,6 +7,7 @@ until it is killed. At the time limit it must requeue itself. A cancelled run mu
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 from orchestrator.process import ProgramError, run
@@ -14,32 +15,60 @@ from orchestrator.worker.assignment import Assignment
 
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 3600.0
+_ANSWER_SECONDS = 5.0  # between a signal and SIGKILL there may be little more
+_MAX_REQUEUES = 20
+TIME_LIMIT = "SIGUSR2"  # what Slurm sends some time before the time limit (`--signal`)
+
+
+def reason(assignment: Assignment, signal: str) -> str:
+    """Return why a run was asked to stop, as far as that can be known from here; Slurm is asked."""
+    hours = assignment.wish.resources.hours
+    if assignment.cancelled:
+        return f"cancelled, stopped by {signal}"
+    if signal == TIME_LIMIT and assignment.place.job:
+        limit = f"time limit of {hours:g} h" if hours else "time limit"
+        return f"{limit}, requeued {assignment.place.restart} times already" if _exhausted(assignment) else limit
+    told = _told_by_slurm(assignment) if assignment.leads and assignment.place.job else ""
+    return f"{told}, stopped by {signal}" if told else f"stopped by {signal}"
 
 
 def after_interruption(assignment: Assignment, signal: str) -> None:
     """Return at once where nothing is owed; else requeue if that is ours to do, and wait to be killed."""
-    if not assignment.place.job or _cancelled(assignment):
+    if not assignment.place.job or assignment.cancelled:
         return
-    if signal == "SIGUSR2" and assignment.leads:
-        _requeue(assignment)
+    if signal == TIME_LIMIT:
+        if _exhausted(assignment):
+            _log.warning("requeued %d times: this is the last (cluster.max_requeues)", assignment.place.restart)
+            return
+        if assignment.leads:
+            _requeue(assignment)
     deadline = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < deadline and not _cancelled(assignment) and not _failed(assignment):
+    while time.monotonic() < deadline and not assignment.cancelled and not _failed(assignment):
         time.sleep(0.5)
 
 
 def _requeue(assignment: Assignment) -> None:
-    most = int(assignment.header["cluster"].get("max_requeues") or 20)
-    if assignment.place.restart >= most:
-        _log.warning("requeued %d times: the time limit ends it now (cluster.max_requeues)", assignment.place.restart)
-        return
     try:
         run(["scontrol", "requeue", assignment.place.job], timeout_s=60)
     except ProgramError as error:
-        _log.warning("cannot requeue: %s", error)
+        _log.warning("cannot requeue, the time limit will end it: %s", error)
 
 
-def _cancelled(assignment: Assignment) -> bool:
-    return (assignment.launch.cancelled / assignment.wish.run).exists()
+def _exhausted(assignment: Assignment) -> bool:
+    most = assignment.header["cluster"].get("max_requeues")
+    return assignment.place.restart >= (_MAX_REQUEUES if most is None else int(most))
+
+
+def _told_by_slurm(assignment: Assignment) -> str:
+    argv = ["scontrol", "--oneliner", "show", "job", assignment.place.job]
+    try:
+        text = run(argv, timeout_s=_ANSWER_SECONDS).decode(errors="replace")
+    except ProgramError:
+        return ""
+    found = dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", text))
+    if found.get("JobState") == "CANCELLED":
+        return "cancelled in Slurm"
+    return "preempted" if found.get("PreemptTime", "None") not in {"None", "Unknown"} else ""
 
 
 def _failed(assignment: Assignment) -> bool:

@@ -101,8 +101,14 @@ class StopOnSignal(Callback):
         self._group: Any = None
         self._every, self._count, self._since = 1, 0, time.monotonic()
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.install()  # Lightning replaces the handlers when fitting or testing begins (FACTS 16)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.install()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop.install()  # Lightning replaces the handlers when fitting begins (FACTS 16)
+        self._stop.install()
         if trainer.world_size > 1 and self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")
 
