@@ -24,7 +24,8 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     logging.disable(logging.WARNING)  # what libraries say about themselves
     rows = [row for name in BENCHMARKS if name in (arguments.names or BENCHMARKS) for row in _rows(name)]
-    print(json.dumps([table.to_json(row) for row in rows], indent=1) if arguments.json else "\n".join(table.lines(rows)))
+    lines = [json.dumps([table.to_json(row) for row in rows], indent=1)] if arguments.json else table.lines(rows)
+    print("\n".join(lines))
     return 0
 
 

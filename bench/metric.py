@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,7 +26,7 @@ def rows(box: Sandbox) -> list[Row]:
         calls: dict[str, Callable[[dict[str, float], int], Any]] = {
             "writer": writer.metrics, "logger": logger.log_metrics, "peer": mlflow.log_metrics,
         }  # fmt: skip
-        found = in_turns("metric", _ROUNDS, {side: lambda s=side: _per_call(calls[s], _CALLS[s]) for side in calls})
+        found = in_turns("metric", _ROUNDS, {side: partial(_per_call, calls[side], _CALLS[side]) for side in calls})
     whats = {"logger": "a metric call: the logger", "writer": "a metric call: the spool itself"}
     return [
         Row(what=what, measured=found[side], budget=2e-5, peer="MLFlowLogger on SQLite", peer_measured=found["peer"])

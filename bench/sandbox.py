@@ -35,9 +35,7 @@ class Sandbox:
             "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, "NO_COLOR": "1",
         }  # fmt: skip
 
-    def seconds(
-        self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
-    ) -> Seconds:
+    def seconds(self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Seconds:
         """Return how long a command takes, from before its start until after its end."""
         return timed(lambda: self.run(argv, cwd=cwd, env=env))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from bench.measure import Row, in_turns
 from bench.records import make_experiment
 from bench.sandbox import PYTHON, Sandbox
@@ -22,7 +24,7 @@ def rows(box: Sandbox) -> list[Row]:
     }
     scale = {name: [PYTHON, "-c", name.partition("'")[2].rstrip("'")] for name in _SCALE}
     commands = {**verbs, _BARE: [PYTHON, "-c", "pass"], **scale}
-    found = in_turns("startup", _ROUNDS, {name: lambda a=argv: box.seconds(a) for name, argv in commands.items()})
+    found = in_turns("startup", _ROUNDS, {name: partial(box.seconds, argv) for name, argv in commands.items()})
     budgets = {"orch status (20 runs)": 0.15}
     return [
         Row(what=name, measured=found[name], budget=budgets.get(name), peer=_BARE, peer_measured=found[_BARE])
