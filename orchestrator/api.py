@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +102,12 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
     experiment = Experiment(
         name=name, runs=runs, objective=Objective(**header["objective"]) if header["objective"] else None,
         cluster=header["cluster"], tracking=header["tracking"], env=header["env"], choices=header["choices"],
+        snapshot=SnapshotOptions(**{**header["snapshot"], "include": tuple(header["snapshot"]["include"])}),
         sweep=header["sweep"], overrides=tuple(header["overrides"]),
     )  # fmt: skip
     manifests = {run.data_digest: _manifest(paths, run.data_digest) for run in runs if run.data_digest}
     with ExitStack() as stack:
-        facts = _facts(project, SnapshotOptions(), manifests, stack)
+        facts = _facts(project, experiment.snapshot, manifests, stack)
         yield Prepared(experiment=experiment, facts=facts, notes=())
 
 
@@ -123,6 +124,16 @@ def check_targets(project: Project, composed: Draft) -> None:
         for name, callback in (point.config["trainer"].get("callbacks") or {}).items():
             if callback:
                 targets.check(callback, where=f"trainer.callbacks.{name}")
+
+
+def resolve_data(project: Project, overrides: Sequence[str]) -> Manifest | None:
+    """Return the manifest of the data version that overrides choose; None where they choose none."""
+    from orchestrator.config import data_version, placing
+    from orchestrator.data import resolve
+
+    with placing(project.folder, overrides):
+        version = data_version(project.folder, overrides)
+        return resolve(version, project=project.folder, cache=cache_dir() / "data") if version else None
 
 
 def _resolve_data(project: Project, composed: Draft) -> dict[str, Manifest]:
@@ -176,9 +187,10 @@ def _facts(
 
     roots = [project.folder, *environment.editable_roots(), *_own_checkout()]
     roots = [root for i, root in enumerate(roots) if not any(_within(root, other) for other in roots[:i])]
+    elsewhere = replace(options, include=())  # globs of the project's own
     code = tuple(
-        stack.enter_context(snapshot.take(root, options, exclude=[project.runs.path]))
-        for root in dict.fromkeys(roots)
+        stack.enter_context(snapshot.take(root, options if i == 0 else elsewhere, exclude=[project.runs.path]))
+        for i, root in enumerate(roots)
     )
     return Facts(code=code, environment=environment.current(), manifests=manifests)
 
@@ -195,7 +207,8 @@ def _within(inner: Path, outer: Path) -> bool:
 
 
 def _notes(experiment: Experiment, facts: Facts) -> tuple[str, ...]:
-    notes = [*experiment.notes, *(p.snapshot.message for p in facts.code if p.snapshot.message)]
+    own = facts.code[0].snapshot.message  # of the project; what is installed elsewhere is not its user's to mend
+    notes = [*experiment.notes, *([own] if own else [])]
     if not facts.manifests:
         notes.append("no data version: nothing pins the data that these runs read")
     edited = [manifest.origin for manifest in facts.manifests.values() if manifest.origin.get("dirty")]
@@ -270,8 +283,9 @@ def best_value(record: Record, metric: str) -> float | None:
 
 def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
     """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
-    chosen = [r for r in records if r.state.active or r.state is RunState.WAITING]
     paths = project.runs.experiment(name)
+    active = [r for r in records if r.state.active or r.state is RunState.WAITING]
+    chosen = [r for r in active if not (paths.launch(r.task[0]).cancelled / r.id).exists()]
     by_launch: dict[int, list[Record]] = {}
     for record in chosen:
         by_launch.setdefault(record.task[0], []).append(record)

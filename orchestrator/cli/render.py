@@ -16,7 +16,7 @@ from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Action, Step
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Objective
+from orchestrator.spec import Objective, Resources
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "grey": "90", "bold": "1"}
 STATE_COLOURS: Mapping[RunState, str] = {
@@ -54,10 +54,28 @@ def terminal_width() -> int:
 
 def plan_lines(steps: Sequence[Step]) -> list[str]:
     """Return a plan as a table, and what it comes to."""
-    rows = [[step.action.value, step.run.id[:8], told(step.run.point), step.reason] for step in steps]
+    shapes = {step.run.resources for step in steps}
+    rows = [
+        [
+            step.action.value, step.run.id[:8], told(step.run.point),
+            need(step.run.resources) if len(shapes) > 1 else "", step.reason,
+        ]
+        for step in steps
+    ]  # fmt: skip
     counts = Counter(step.action for step in steps)
     total = ", ".join(f"{counts[action]} to {action.value}" for action in Action if counts[action])
-    return [*table(["STEP", "RUN", "POINT", "REASON"], rows), "", f"{len(steps)} runs: {total}"]
+    each = f", each {need(*shapes)}" if len(shapes) == 1 else ""
+    return [*table(["STEP", "RUN", "POINT", "RESOURCES", "REASON"], rows), "", f"{len(steps)} runs: {total}{each}"]
+
+
+def need(resources: Resources) -> str:
+    """Return resources in words: `2 nodes x (4 GPUs, 8 CPUs, 32 GB), 4 h`."""
+    node = [f"{resources.gpus_per_node} GPUs"] if resources.gpus_per_node else []
+    node += [f"{resources.cpus_per_node} CPU{'s' if resources.cpus_per_node > 1 else ''}"]
+    node += [f"{resources.mem_gb_per_node:g} GB"] if resources.mem_gb_per_node else []
+    per_node = ", ".join(node)
+    nodes = f"{resources.nodes} nodes x ({per_node})" if resources.nodes > 1 else per_node
+    return f"{nodes}, {resources.hours:g} h" if resources.hours else nodes
 
 
 def step_json(step: Step) -> dict[str, Any]:

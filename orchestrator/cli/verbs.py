@@ -128,6 +128,8 @@ def run(arguments: Namespace) -> int:
         tail.copy()
         cluster.close()
     record = api.read(project, name).records[only.run.id]
+    if record.failure and not attempt.log.exists():  # it died before it had a log of its own
+        _say(record.failure.traceback)
     _say(f"{record.id[:8]}: {record.state.value}{': ' + record.reason if record.reason else ''}")
     return _status_of([record])
 
@@ -327,15 +329,16 @@ def ui(arguments: Namespace) -> int:
 
 def data(arguments: Namespace) -> int:
     project = _project(arguments)
-    with api.prepare(project, arguments.words) as prepared:
-        manifests = prepared.facts.manifests.values()
-        if arguments.json:
-            _print_json([manifest.to_json() for manifest in manifests])
-            return 0
-        for manifest in manifests:
-            print(f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes  {dict(manifest.origin)}")
-            rows = [[entry.hash, str(entry.size), entry.path] for entry in manifest.entries]
-            _print(render.table(["HASH", "BYTES", "PATH"], rows))
+    manifest = api.resolve_data(project, arguments.words)
+    if arguments.json:
+        _print_json(manifest.to_json() if manifest else None)
+    elif manifest is None:
+        _say("no data version is chosen: orch data resolve data=NAME")
+    else:
+        print(f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes")
+        _print(f"{key}: {value}" for key, value in manifest.origin.items() if value not in (None, ""))
+        rows = [[entry.hash, str(entry.size), entry.path] for entry in manifest.entries]
+        _print(render.table(["HASH", "BYTES", "PATH"], rows))
     return 0
 
 
@@ -359,11 +362,11 @@ def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[R
     chosen = selection.parse([word for word in words if word not in named], experiments=experiments)
     candidates = named or experiments
     found = [(book, chosen.choose(book.records.values())) for book in (api.read(project, name) for name in candidates)]
-    hits = [(book, records) for book, records in found if records or named]
+    hits = [(book, records) for book, records in found if records or named or (not chosen.ids and len(found) == 1)]
     if len(hits) != 1:
         _refuse(project, words, [book.experiment.name for book, _ in hits], experiments)
     book, records = hits[0]
-    if words and not records and words != named:
+    if chosen.ids and not records:
         raise RequestError(f"no run of {named[0]} is chosen by {' '.join(words)}", fix=f"orch status {named[0]}")
     return book.experiment.name, book, records
 

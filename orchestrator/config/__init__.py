@@ -5,11 +5,11 @@
     explain.py    its errors -> what a user can act on
     place.py      where a value was written, for errors
     sweep.py      a sweep's definition -> points (pure)
-    resolve.py    one resolved config per point, fast where that is provably the same
+    points.py     one resolved config per point, fast where that is provably the same
     schema.py     the built-in keys -> types (pure)
     draft.py      all of it together
 """
 
-from orchestrator.config.draft import Draft, DraftPoint, draft, placing
+from orchestrator.config.draft import Draft, DraftPoint, data_version, draft, placing
 
-__all__ = ["Draft", "DraftPoint", "draft", "placing"]
+__all__ = ["Draft", "DraftPoint", "data_version", "draft", "placing"]

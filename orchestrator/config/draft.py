@@ -65,6 +65,16 @@ def draft(project: Path, overrides: Sequence[str]) -> Draft:
     return _assemble(head, resolved, definition, tuple(overrides), notes)
 
 
+def data_version(project: Path, overrides: Sequence[str]) -> Any:
+    """Return only the data version that overrides choose, as written; the rest need not be complete."""
+    line = command_line.parse(overrides)
+    if line.axes:
+        raise ConfigError(
+            f"{line.axes[0].key} is swept", why="one data version at a time is shown", fix="give it one value"
+        )
+    return resolve(Composer(project).compose(line.fixed).config, where="the data", only="data").get("version")
+
+
 @contextmanager
 def placing(project: Path, overrides: Sequence[str]) -> Iterator[None]:
     """Have the ConfigErrors of a block say where the value was written: the override, or the file and line."""
@@ -97,14 +107,16 @@ def _section(config: Any, key: str) -> Any:
 
 def _expand_text(written: Mapping[str, Any]) -> dict[str, Any]:
     """Expand axes written as text in Hydra's grammar, such as `seed: range(0,5)`."""
-    grid = written.get("grid")
-    if not isinstance(grid, Mapping):
-        return dict(written)
-    expanded = {}
-    for key, values in grid.items():
-        axis = command_line.axis_of(key, values) if isinstance(values, str) else None
-        expanded[key] = list(axis.values) if axis else values
-    return {**written, "grid": expanded}
+    zips = written.get("zip")
+    together = [_expand_keys(each) for each in zips] if isinstance(zips, list) else _expand_keys(zips)
+    return {**written, "grid": _expand_keys(written.get("grid")), "zip": together}
+
+
+def _expand_keys(axes: Any) -> Any:
+    if not isinstance(axes, Mapping):
+        return axes
+    found = {key: command_line.axis_of(key, text) for key, text in axes.items() if isinstance(text, str)}
+    return {key: list(axis.values) if (axis := found.get(key)) else values for key, values in axes.items()}
 
 
 def _check_axes(keys: Sequence[str]) -> None:

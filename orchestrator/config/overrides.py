@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra._internal.grammar.utils import escape_special_characters
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, Transformer
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, Transformer
 from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError
@@ -82,6 +82,11 @@ def _parse_one(text: str) -> Override:
 
 def _axis(override: Override) -> Axis:
     prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
+    if isinstance(override.value(), Glob):
+        raise ConfigError(
+            f"sweep {override.input_line!r} cannot be expanded", why="glob() is not supported",
+            fix=f"list the options: {override.key_or_group}=a,b",
+        )  # fmt: skip
     try:
         values = tuple(_plain(v) for v in override.sweep_iterator(transformer=Transformer.identity))
     except (HydraException, ValueError, TypeError) as error:

@@ -65,6 +65,8 @@ def objective(value: Any) -> Objective | None:
     entries = _mapping("objective", value)
     _known("objective", entries, ("metric", "mode"))
     metric, mode = entries.get("metric"), entries.get("mode")
+    if metric is None:
+        return None
     if not isinstance(metric, str) or not metric:
         raise ConfigError(
             f"objective.metric is {metric!r}", why="it names a logged metric", fix="objective.metric=val/acc"

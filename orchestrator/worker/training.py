@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from orchestrator.ledger import EventWriter
@@ -139,9 +143,18 @@ class StopOnSignal(Callback):
         return _SIGNALS[int(received)] or None
 
 
+def quieten() -> None:
+    """Silence what Lightning says in every run and no user can act on: an advertisement, its own deprecations."""
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="The .srun. command is available.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+
+
 def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop: StopSignal) -> dict[str, Any]:
     """Build everything, fit (and test), and return the `done` event's data: last metrics and the best one."""
     config = training.config
+    quieten()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     datamodule = build(config["data"]) if config["data"].get("_target_") else None
     model = build(config["model"])
