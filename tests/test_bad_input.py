@@ -856,7 +856,7 @@ def test_a_project_in_a_folder_with_an_odd_name_works(odd, capsys):
 def test_an_odd_folder_is_found_from_within_and_holds_its_runs(odd, tmp_path):
     runs = tmp_path / "runs of 'me'\nand \"you\""
     done = orch("plan", "experiment=base", "--runs", str(runs), cwd=odd / "mine")
-    assert (done.returncode, "1 runs: 1 to submit" in done.stdout) == (0, True)
+    assert (done.returncode, "1 run: 1 to submit" in done.stdout) == (0, True)
     assert not runs.exists()
 
 

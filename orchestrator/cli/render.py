@@ -62,10 +62,14 @@ def plan_lines(steps: Sequence[Step]) -> list[str]:
         ]
         for step in steps
     ]  # fmt: skip
-    counts = Counter(step.action for step in steps)
-    total = ", ".join(f"{counts[action]} to {action.value}" for action in Action if counts[action])
+    found = Counter(step.action for step in steps)
+    total = ", ".join(f"{found[action]} to {action.value}" for action in Action if found[action])
     each = f", each {need(*shapes)}" if len(shapes) == 1 else ""
-    return [*table(["STEP", "RUN", "POINT", "RESOURCES", "REASON"], rows), "", f"{len(steps)} runs: {total}{each}"]
+    return [*table(["STEP", "RUN", "POINT", "RESOURCES", "REASON"], rows), "", f"{count(len(steps))}: {total}{each}"]
+
+
+def count(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs} runs"
 
 
 def need(resources: Resources) -> str:
@@ -96,7 +100,7 @@ def summary(book: Ledger) -> str:
     last = book.launches[-1] if book.launches else None
     launch = f"   launch {last.number:04d} {_when(last.header['time'])} by {last.header['user']}" if last else ""
     why = f": {last.header['message']}" if last and last.header["message"] else ""
-    return f"{book.experiment.name}   {len(book.records)} runs: {states}{launch}{why}"
+    return f"{book.experiment.name}   {count(len(book.records))}: {states}{launch}{why}"
 
 
 def status_lines(book: Ledger, records: Sequence[Record], *, everything: bool = False) -> list[str]:

@@ -67,7 +67,7 @@ def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, r
         _say(f"{name}: nothing to do; {_states(project, name)}")
         return _status_of(api.read(project, name).records.values())
     number = launched.paths.number
-    _say(f"{name}: launch {number:04d}, {len(to_do(launched.steps))} runs, {skipped} already there or under way")
+    _say(f"{name}: launch {number:04d}, {render.count(len(to_do(launched.steps)))}, {skipped} already there or under way")
     if isinstance(cluster, Inline):
         _drive(project, name, number, cluster)
     elif arguments.wait or arguments.watch:
