@@ -71,7 +71,8 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never") -> tup
     """Return what a launch would do now."""
     book = read(project, prepared.experiment.name)
     steps = make_plan(prepared.experiment.runs, book.records, code=prepared.facts.code_id, rerun=rerun)
-    cluster_for(prepared.experiment.cluster).check({step.run.resources for step in steps})
+    folder = project.runs.experiment(prepared.experiment.name).path
+    cluster_for(prepared.experiment.cluster).check({step.run.resources for step in steps}, folder)
     return steps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from orchestrator.layout import LaunchPaths
@@ -20,8 +21,8 @@ class Cluster(Protocol):
     def background(self) -> bool:
         """Whether `submit` returns before the tasks have run."""
 
-    def check(self, shapes: Collection[Resources]) -> None:
-        """Raise RequestError if a run of one of these shapes can never start here."""
+    def check(self, shapes: Collection[Resources], folder: Path) -> None:
+        """Raise RequestError if a run of one of these shapes can never start here, or not from an experiment's folder."""
 
     def submit(self, launch: LaunchPaths) -> None:
         """Hand over all tasks of a published launch. Raises ClusterError; then none has been started."""

@@ -71,7 +71,7 @@ def launch(
         acting = [step for step in to_do(steps) if only(step)]
         if not acting:
             return Launched(steps=steps, paths=None)
-        cluster.check({step.run.resources for step in acting})
+        cluster.check({step.run.resources for step in acting}, paths.path)
         _freeze(facts, paths)
         bases, lines = _write_plan(acting)
         number = book.launches[-1].number + 1 if book.launches else 1

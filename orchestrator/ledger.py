@@ -366,8 +366,8 @@ def _observe(
         if last is None or last.number < wish.attempt or last.state in {RunState.RUNNING, RunState.INTERRUPTED}:
             # A launch that was thought lost may have come to work before the one that took its runs over.
             claim = last.claim if last and last.number >= wish.attempt else None
-            launch, index = (claim.launch, claim.index) if claim else (wish.launch, wish.index)
-            asked.setdefault(launch, {})[index] = run_id
+            number, index = (claim.launch, claim.index) if claim else (wish.launch, wish.index)
+            asked.setdefault(number, {})[index] = run_id
     answers: dict[RunId, Observation] = {}
     for launch in launches:
         tasks = asked.get(launch.number, {})

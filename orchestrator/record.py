@@ -8,7 +8,7 @@ never gone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -165,49 +165,42 @@ def fold(
     The first final event counts; only a completion is stronger than what was said before it. `ranks` are the
     failures of ranks other than 0: the scheduler stops rank 0 for them, which it takes for an interruption.
     """
-    attempt = Attempt(number=number, claim=claim)
+    seen: dict[str, Any] = {"metrics": {}}
     for event in sorted(events, key=lambda event: event.sequence):
-        if not attempt.final or event.kind == "done":
-            attempt = _apply(attempt, event)
+        if "state" not in seen or event.kind == "done":
+            _take(seen, event)
     for event in ranks:
-        if attempt.state in {RunState.RUNNING, RunState.INTERRUPTED}:
-            attempt = _apply(attempt, event)
+        if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED:
+            _take(seen, event)
     for event in observed:
-        if not attempt.final:
-            attempt = _apply(attempt, event)
-    return attempt
+        if "state" not in seen:
+            _take(seen, event)
+    return Attempt(number=number, claim=claim, **seen)
 
 
-def _apply(attempt: Attempt, event: Event) -> Attempt:
+def _take(seen: dict[str, Any], event: Event) -> None:
+    """Take an event into the fields of an attempt; a kind that a newer version added says nothing."""
     data = event.data
     match event.kind:
         case "staged":
-            return replace(attempt, stage="building", data=data)
+            seen |= {"stage": "building", "data": data}
         case "training":
-            return replace(attempt, stage="training")
+            seen["stage"] = "training"
         case "progress":
-            return replace(
-                attempt, progress=data.get("progress", {}), metrics={**attempt.metrics, **data.get("metrics", {})}
-            )
+            seen["progress"] = data.get("progress", {})
+            seen["metrics"] |= data.get("metrics", {})
         case "done":
-            return replace(
-                attempt, state=RunState.DONE, ended=event.time, stage="", best=data.get("best", {}), reason="",
-                failure=None,
-                metrics={**attempt.metrics, **data.get("metrics", {})},
-            )  # fmt: skip
+            seen["metrics"] |= data.get("metrics", {})
+            seen |= {"state": RunState.DONE, "ended": event.time, "best": data.get("best", {})}
+            seen |= {"stage": "", "reason": "", "failure": None}
         case "failed":
             failure = Failure(
                 signature=str(data.get("signature", "unknown")), message=str(data.get("message", "")),
                 traceback=str(data.get("traceback", "")),
             )  # fmt: skip
-            return replace(
-                attempt, state=RunState.FAILED, ended=event.time, failure=failure, reason=failure.signature
-            )
+            seen |= {"state": RunState.FAILED, "ended": event.time, "failure": failure, "reason": failure.signature}
         case "interrupted":
-            return replace(
-                attempt, state=RunState.INTERRUPTED, ended=event.time, reason=str(data.get("reason", ""))
-            )
-    return attempt  # an event kind that a newer version added
+            seen |= {"state": RunState.INTERRUPTED, "ended": event.time, "reason": str(data.get("reason", ""))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,13 +60,18 @@ class SlurmCluster:
 
     # --- submit -------------------------------------------------------------------------------------------
 
-    def check(self, shapes: Collection[Resources]) -> None:
+    def check(self, shapes: Collection[Resources], folder: Path) -> None:
         """Ask Slurm, by its partitions' limits and `sbatch --test-only`, whether such runs could ever start."""
+        if found := script.unfit(str(folder)):
+            raise RequestError(
+                f"the folder for runs, {str(folder)!r}, has {found!r} in its name", why="Slurm, or Python, would misread it",
+                fix="choose another folder for runs with --runs or $ORCH_RUNS",
+            )  # fmt: skip
         for resources in sorted(shapes, key=str):
             if why := self._partition_refuses(resources):
                 raise _impossible(resources, why)
             array = script.Array(shape=script.Shape(resources=resources, python_path=()), offset=0, indices=(0,))
-            text = self._text(array, name="orch-check", token="check", folder=Path("/nonexistent"))  # noqa: S106 - no password
+            text = self._text(array, name="orch-check", token="check", folder=folder)  # noqa: S106 - no password
             try:
                 with submission.inherited_hidden():
                     run(["sbatch", "--test-only"], stdin=text.encode(), timeout_s=_ANSWER_SECONDS)

@@ -1,7 +1,7 @@
 """A launch -> the arrays to submit and the script of each. Pure: what is printed is what is submitted.
 
-Jobs start in the launch's folder, and their files are named relative to it: no path of the user's stands where
-Slurm would read `%` or `\\` in it. What remains of paths stands in shell lines, quoted.
+Jobs start in the launch's folder, and their files are named relative to it: no path of the user's stands in a
+line for sbatch, which has quotes of its own. What remains of paths stands in shell lines, quoted.
 """
 
 from __future__ import annotations
@@ -127,6 +127,11 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
         f"ln -sf {pickle_name(array.offset)} {here}/{task}_submitted.pkl",
     ]
+
+
+def unfit(path: str) -> str:
+    """Return what a folder's name may not hold: `%` and `\\` mean something to Slurm, `:` to Python, a line's end to both."""
+    return next((character for character in path if character in "%\\:" or ord(character) < 32 or ord(character) == 127), "")
 
 
 def without_none(text: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from processes import wait_for
 
 from orchestrator.cluster import Cluster
-from orchestrator.layout import ExperimentPaths
+from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.plan import Action, to_do
 from orchestrator.record import JobState, Record, RunState
 from orchestrator.spec import Run
@@ -70,8 +70,7 @@ class ClusterContract:
         wait_for_end(bench)
         assert states(bench, runs) == [RunState.DONE] * 5
         assert sorted(played.run for played in bench.played()) == sorted(run.id for run in runs)
-        seen = bench.cluster.observe(launched.paths, range(5))
-        assert [seen[index].state for index in range(5)] == [JobState.ENDED] * 5
+        wait_for(lambda: observed(bench, launched.paths, 5) == [JobState.ENDED] * 5, "the cluster to say so, too")
         assert bench.launch(runs).paths is None
 
     def test_observe_tells_what_waits_what_runs_and_what_has_ended(self, bench, work, gate):
@@ -79,16 +78,15 @@ class ClusterContract:
         paths = bench.launch(runs).paths
         work()
         wait_for(lambda: len(bench.played()) == self.slots, "as many runs as there are slots")
+        expected = [JobState.RUNNING] * self.slots + [JobState.PENDING]
+        wait_for(lambda: observed(bench, paths, len(runs)) == expected, "the cluster to tell which run, and which wait")
         seen = bench.cluster.observe(paths, range(len(runs)))
-        assert [seen[i].state for i in range(len(runs))] == [JobState.RUNNING] * self.slots + [JobState.PENDING]
         assert seen[0].job
         assert seen[0].node
         assert states(bench, runs) == [RunState.RUNNING] * self.slots + [RunState.QUEUED]
         gate.open()
         wait_for_end(bench)
-        assert {observation.state for observation in bench.cluster.observe(paths, range(len(runs))).values()} == {
-            JobState.ENDED
-        }
+        wait_for(lambda: set(observed(bench, paths, len(runs))) == {JobState.ENDED}, "the cluster to say so, too")
 
     def test_a_run_that_raises_is_failed_and_the_others_are_not(self, bench, work):
         runs = [scripted({"ends": ["raise"]}), scripted({"ends": ["exit"]}), scripted()]
@@ -230,6 +228,12 @@ def playing(bench: Bench, run: Run) -> Played:
     """Wait until a run has begun, and return by whom."""
     wait_for(lambda: any(played.run == run.id for played in bench.played()), f"{run.id} to begin")
     return next(played for played in bench.played() if played.run == run.id)
+
+
+def observed(bench: Bench, launch: LaunchPaths, count: int) -> list[JobState]:
+    """Return what the cluster says of a launch's tasks; it may be a moment behind what they say themselves."""
+    seen = bench.cluster.observe(launch, range(count))
+    return [seen[index].state for index in range(count)]
 
 
 def states(bench: Bench, runs: Sequence[Run]) -> list[RunState]:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from orchestrator.errors import ConfigError, nearest
 
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
+_FULL_KEY = re.compile(r"full_key: ([^\s\[]+)")
 _IN_FILE = re.compile(r"In '([^']+)'")
 
 
@@ -77,7 +78,9 @@ def _override(composer: Composes, error: Exception, text: str, overrides: Sequen
     if is_option and key in composer.groups and value not in composer.options(key):
         return unknown_option(composer, key, value)
     if f"'{key}'" in said and "struct" in f"{said}{error.__cause__}":
-        return _unknown_key(composer, key, text, overrides)
+        full = _FULL_KEY.search(f"{said}\n{error.__cause__}")  # a mapping as value has keys of its own
+        deeper = full is not None and full[1].startswith(f"{key}.")
+        return _unknown_key(composer, full[1] if full and deeper else key, text, overrides)
     if "Error merging override" in said and text in said:
         return ConfigError(
             f"override {text!r} does not fit what it overrides", why=str(error.__cause__ or said).splitlines()[0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 from orchestrator import ledger
 from orchestrator.errors import RequestError
@@ -22,7 +23,7 @@ class Inline:
         self._sidecars = Sidecars()
         self._supervisor = Supervisor(cpus=1, grace_seconds=grace_seconds, sync=self._sidecars.sync)
 
-    def check(self, shapes: Collection[Resources]) -> None:
+    def check(self, shapes: Collection[Resources], folder: Path) -> None:  # noqa: ARG002 - any folder will do
         check_one_process(shapes, "inline")
 
     def submit(self, launch: LaunchPaths) -> None:

@@ -42,7 +42,7 @@ class Workstation:
         self._cpus, self._grace = cpus or own_cpus(), grace_seconds
         self._queue = Queue(folder or state_dir() / "workstation" / socket.gethostname())
 
-    def check(self, shapes: Collection[Resources]) -> None:
+    def check(self, shapes: Collection[Resources], folder: Path) -> None:  # noqa: ARG002 - any folder will do
         check_one_process(shapes, "workstation")
         for shape in shapes:
             if shape.cpus_per_node > self._cpus:

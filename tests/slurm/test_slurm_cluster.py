@@ -39,7 +39,7 @@ class TestContract(ClusterContract):
 
     @pytest.fixture
     def bench(self, cluster, tmp_path):
-        folder = tmp_path / "it's a \"run's\" folder ü %j %% \\ $(touch x) `x`" / "x"
+        folder = tmp_path / "it's a \"run's\" folder ü $(touch x) `x`" / "x"
         return Bench(paths=ExperimentPaths(folder), kind="slurm", cluster=cluster, options={"max_requeues": 0})
 
     def kill(self, played):
