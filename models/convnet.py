@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.models.classifier import Classifier
 from torch import Tensor, nn
+
+from orchestrator.models.classifier import Classifier
 
 
 def _block(in_channels: int, out_channels: int) -> list[nn.Module]:

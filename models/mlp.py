@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.models.classifier import Classifier
 from torch import Tensor, nn
+
+from orchestrator.models.classifier import Classifier
 
 
 def _hidden(in_features: int, width: int, dropout: float) -> list[nn.Module]:

@@ -180,9 +180,7 @@ def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experimen
     )  # fmt: skip
 
 
-def _facts(
-    project: Project, options: SnapshotOptions, manifests: Mapping[str, Manifest], stack: ExitStack
-) -> Facts:
+def _facts(project: Project, options: SnapshotOptions, manifests: Mapping[str, Manifest], stack: ExitStack) -> Facts:
     from orchestrator import environment, snapshot
     from orchestrator.launch import Facts
 

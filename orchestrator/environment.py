@@ -135,7 +135,7 @@ def _pep_660_root(record: Path) -> Iterator[Path]:
 
 def _listing(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - names are all it takes
+        return sorted(os.listdir(folder))
     except OSError:
         return []
 

@@ -1,11 +1,11 @@
 """Where everything lies on disk: the one place that knows paths. See docs/reference/on-disk.md.
 
-    <runs>/<experiment>/launches/0007/         what was asked for, written whole, never changed
-    <runs>/<experiment>/code/<tree>/           frozen code, shared by launches
-    <runs>/<experiment>/data/<digest>.json     manifests, shared by launches
-    <runs>/<experiment>/runs/<run id>/a001/    one attempt, one writer
-    <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
-    <runs>/.mlflow/                            the embedded tracking store
+<runs>/<experiment>/launches/0007/         what was asked for, written whole, never changed
+<runs>/<experiment>/code/<tree>/           frozen code, shared by launches
+<runs>/<experiment>/data/<digest>.json     manifests, shared by launches
+<runs>/<experiment>/runs/<run id>/a001/    one attempt, one writer
+<runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
+<runs>/.mlflow/                            the embedded tracking store
 """
 
 from __future__ import annotations

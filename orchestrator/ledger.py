@@ -80,8 +80,11 @@ def read_launch(paths: LaunchPaths) -> Launch:
 
 
 def publish(
-    experiment: ExperimentPaths, number: int, header: Mapping[str, Any],
-    bases: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]],
+    experiment: ExperimentPaths,
+    number: int,
+    header: Mapping[str, Any],
+    bases: Sequence[Mapping[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
 ) -> LaunchPaths | None:
     """Publish launch `number` whole, by one rename; None if somebody else has published it first.
 

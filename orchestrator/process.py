@@ -34,7 +34,7 @@ def run(
     Raises ProgramError if it cannot be started, fails, or runs longer than `timeout_s` seconds.
     """
     try:
-        done = subprocess.run(  # noqa: S603 - an argv list, never a shell string
+        done = subprocess.run(
             argv, cwd=cwd, env={**os.environ, **(env or {})}, input=stdin,
             capture_output=True, timeout=timeout_s, check=False,
         )  # fmt: skip

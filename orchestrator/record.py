@@ -8,7 +8,7 @@ never gone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -81,9 +81,7 @@ def parse_event(line: Mapping[str, Any]) -> Event | None:
     if line.get("v") != EVENT_VERSION or not isinstance(line.get("seq"), int):
         return None
     data = {key: value for key, value in line.items() if key not in {"v", "seq", "kind", "time"}}
-    return Event(
-        sequence=line["seq"], kind=str(line.get("kind")), time=float(line.get("time", 0.0)), data=data
-    )
+    return Event(sequence=line["seq"], kind=str(line.get("kind")), time=float(line.get("time", 0.0)), data=data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,9 +297,7 @@ def reconcile(
     return Record(planned=planned, state=state, reason=reason, attempts=ordered, node=node, job=seen.job)
 
 
-def _with_exit(
-    planned: Planned, attempts: tuple[Attempt, ...], observation: Observation | None
-) -> tuple[Attempt, ...]:
+def _with_exit(planned: Planned, attempts: tuple[Attempt, ...], observation: Observation | None) -> tuple[Attempt, ...]:
     """Return the attempts with the failure of a job that ended without a word, or before it could claim one.
 
     A run of one process that was killed is interrupted; where there are several, one that is killed fails the run.

@@ -359,8 +359,16 @@ def test_what_is_wrong_is_refused_with_what_would_be_right(project, args, told):
 
 @pytest.mark.parametrize(
     "key",
-    ["devices", "num_nodes", "accelerator", "strategy", "logger", "default_root_dir", "plugins",
-     "enable_checkpointing"],
+    [
+        "devices",
+        "num_nodes",
+        "accelerator",
+        "strategy",
+        "logger",
+        "default_root_dir",
+        "plugins",
+        "enable_checkpointing",
+    ],
 )
 def test_arguments_of_the_trainer_that_the_engine_owns_are_refused(project, key):
     told = refused(project, "name=x", "model=small", f"+trainer.{key}=1")

@@ -69,9 +69,7 @@ def origin(tmp_path_factory):
     repo.mkdir()
     git(repo, "init", "-q", "-b", "main")
     dvc(repo, "init")
-    (repo / ".dvc/config").write_text(
-        "[core]\n    remote = bundled\n['remote \"bundled\"']\n    url = ../remote\n"
-    )
+    (repo / ".dvc/config").write_text("[core]\n    remote = bundled\n['remote \"bundled\"']\n    url = ../remote\n")
     for name, content in FILES.items():
         path = repo / "data/digits" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +77,7 @@ def origin(tmp_path_factory):
     (repo / "data/digits/run.sh").chmod(0o755)
     (repo / "data/labels.csv").write_bytes(b"a,b\r\n1,2\r\n")
     (repo / "dvc.yaml").write_text(
-        "stages:\n  copy:\n    cmd: cp data/labels.csv copy.csv\n"
-        "    deps: [data/labels.csv]\n    outs: [copy.csv]\n"
+        "stages:\n  copy:\n    cmd: cp data/labels.csv copy.csv\n    deps: [data/labels.csv]\n    outs: [copy.csv]\n"
     )
     dvc(repo, "add", "data/digits", "data/labels.csv")
     dvc(repo, "repro")
@@ -182,9 +179,7 @@ def test_resolving_writes_nothing_into_the_repository(clone):
 
 
 def test_the_manifest_says_where_it_came_from(pristine):
-    v1 = subprocess.run(
-        ["git", "-C", pristine, "rev-parse", "v1"], check=True, capture_output=True, text=True
-    )
+    v1 = subprocess.run(["git", "-C", pristine, "rev-parse", "v1"], check=True, capture_output=True, text=True)
     repair = shlex.join(["dvc", "--cd", str(pristine), "fetch", "--all-commits", "data/digits"])
     assert resolved(pristine, rev="v1").origin == {
         "source": "dvc", "repo": str(pristine), "path": "data/digits", "rev": "v1",
@@ -196,11 +191,7 @@ def test_the_manifest_says_where_it_came_from(pristine):
 def test_a_tag_a_branch_and_a_commit_are_the_same_version(pristine):
     commit_id = resolved(pristine, rev="v1").origin["commit"]
     assert resolved(pristine, rev="v1").digest == resolved(pristine, rev=commit_id).digest
-    assert (
-        resolved(pristine, rev="main").digest
-        == resolved(pristine).digest
-        != resolved(pristine, rev="v1").digest
-    )
+    assert resolved(pristine, rev="main").digest == resolved(pristine).digest != resolved(pristine, rev="v1").digest
 
 
 def test_uncommitted_changes_are_not_used_but_noted(clone):
@@ -426,9 +417,7 @@ def test_a_listing_that_is_damaged_everywhere_is_named(clone):
 # --- wrong requests -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "rev", ["v2", "mian", "--help", "0" * 40, "HEAD~99", "v1..main", "main:data", "new\nline"]
-)
+@pytest.mark.parametrize("rev", ["v2", "mian", "--help", "0" * 40, "HEAD~99", "v1..main", "main:data", "new\nline"])
 def test_an_unknown_revision_is_refused_with_those_that_exist(pristine, rev):
     with pytest.raises(RequestError, match="has no revision") as refusal:
         resolved(pristine, rev=rev)

@@ -47,9 +47,7 @@ def test_any_name_survives_writing_and_reading(path, tmp_path):
     assert Manifest.read(tmp_path / "new folder" / "m.json") == written
 
 
-@pytest.mark.parametrize(
-    "path", ["", "/absolute", "..", "a/../b", "./a", "a/.", "a//b", "a/", "nul\0", "/"], ids=repr
-)
+@pytest.mark.parametrize("path", ["", "/absolute", "..", "a/../b", "./a", "a/.", "a//b", "a/", "nul\0", "/"], ids=repr)
 def test_a_path_that_is_not_plainly_inside_is_refused(path):
     with pytest.raises(DataError, match="a path must be relative"):
         manifest(entry(path))

@@ -132,9 +132,7 @@ def test_after_the_repair_staging_goes_on_where_it_was(store, data, manifest):
     assert tree(store.stage(manifest).view) == tree(data)
 
 
-@pytest.mark.parametrize(
-    "spoil", [lambda p: p.write_bytes(b"wrong"), lambda p: p.write_bytes(b""), Path.unlink]
-)
+@pytest.mark.parametrize("spoil", [lambda p: p.write_bytes(b"wrong"), lambda p: p.write_bytes(b""), Path.unlink])
 def test_another_source_is_taken_instead(store, data, tmp_path, spoil, caplog):
     spare = tmp_path / "spare"
     shutil.copytree(data, spare)
@@ -274,8 +272,7 @@ def test_processes_that_stage_at_the_same_time_all_get_the_view(data, tmp_path):
     argv = [sys.executable, "-c", STAGER, str(tmp_path / "m.json"), str(tmp_path / "node"), str(ROUNDS)]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     stagers = [
-        subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        for _ in range(5)
+        subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(5)
     ]
     for _ in range(ROUNDS):
         assert {stager.stdout.readline() for stager in stagers} == {b"ready\n"}

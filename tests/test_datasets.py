@@ -15,12 +15,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from torch.utils.data import DataLoader, Subset
+
 from orchestrator.datasets.digits import DigitsDataModule, shift_images, split_indices
 from orchestrator.datasets.synthetic import SyntheticDataModule
 from orchestrator.models.convnet import ConvNet
 from orchestrator.models.mlp import MLP
-from torch.utils.data import DataLoader, Subset
-
 from orchestrator.process import run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -41,9 +41,7 @@ def test_it_knows_what_importlib_finds_in_the_site_folders():
 def test_a_worker_with_the_snapshot_on_its_path_gets_the_same(tmp_path):
     (tmp_path / "planted-1.0.dist-info").mkdir()
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PRINT], cwd=tmp_path, env=env, capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", PRINT], cwd=tmp_path, env=env, capture_output=True, check=True)
     there = Environment.from_json(json.loads(done.stdout))
     assert there == current()
     assert there.digest == current().digest

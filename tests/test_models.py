@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.nn import functional
+
 from orchestrator.datasets.synthetic import SyntheticDataModule
 from orchestrator.models.classifier import Classifier
 from orchestrator.models.convnet import ConvNet
 from orchestrator.models.mlp import MLP
-from torch.nn import functional
-
 from orchestrator.process import run
 
 ROOT = Path(__file__).resolve().parent.parent

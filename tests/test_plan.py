@@ -145,9 +145,7 @@ def test_a_first_attempt_that_died_before_its_claim_starts_anew():
 
 
 def test_the_steps_are_in_the_order_of_the_runs_and_only_acting_ones_are_to_do():
-    runs = [
-        Run(id=RunId(f"{i:012x}"), point={}, config={}, resources=Resources(), data_digest=None) for i in range(4)
-    ]
+    runs = [Run(id=RunId(f"{i:012x}"), point={}, config={}, resources=Resources(), data_digest=None) for i in range(4)]
     known = {runs[2].id: record(RunState.DONE, ONE), runs[0].id: record(RunState.RUNNING, ONE)}
     steps = make_plan(runs, known, code="new")
     assert [step.run for step in steps] == runs

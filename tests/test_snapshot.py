@@ -229,15 +229,11 @@ def test_include_adds_files_of_any_kind_even_ignored_ones(project):
     put_at(project / "assets" / "deep" / "logo.bin", "3")
     put_at(project / "weights.pt", "4")
     snapshot, code = freeze(project, SnapshotOptions(include=("**/*.csv", "assets", "weights.pt")))
-    assert {"table.csv", "data/deep/table.csv", "assets/deep/logo.bin", "weights.pt"} < set(
-        frozen_files(code)
-    )
+    assert {"table.csv", "data/deep/table.csv", "assets/deep/logo.bin", "weights.pt"} < set(frozen_files(code))
     assert (snapshot.dirty, snapshot.message) == (True, "")
 
 
-@pytest.mark.parametrize(
-    "pattern", ["/etc/*", "../other/*.py", "", "nothing/*.csv", "runs/*.csv", ".git/config"]
-)
+@pytest.mark.parametrize("pattern", ["/etc/*", "../other/*.py", "", "nothing/*.csv", "runs/*.csv", ".git/config"])
 def test_an_include_that_names_nothing_or_leaves_the_project_is_refused(project, pattern):
     put_at(project / "runs" / "x.csv", "1")
     with pytest.raises(RequestError, match=r"snapshot\.include") as caught:

@@ -38,9 +38,7 @@ def test_what_is_written_is_read_back(spool):
         writer.artifact(spool.parent.parent / "artifacts" / "plots" / "a.png", "plots")
     assert records(spool) == [
         Metrics(step=-3, time_ms=7, values={"loss": 0.1, "acc@5 é\n\ud800": 1.0}),
-        Params(
-            values={"model": {"lr": 1e-3, "layers": [64, 64], "act": "math.sqrt", "odd": "nan"}, "3": None}
-        ),
+        Params(values={"model": {"lr": 1e-3, "layers": [64, 64], "act": "math.sqrt", "odd": "nan"}, "3": None}),
         Tags(values={"best": "True"}),
         ArtifactLine(path="../artifacts/plots/a.png", folder="plots"),
     ]

@@ -340,9 +340,7 @@ def test_batches_of_long_names_stay_below_a_megabyte(folder):
 
 
 def test_what_is_not_finite_and_steps_of_any_size_are_stored(store, folder):
-    path = spool(
-        folder, 1, ("m", -7, math.nan), ("m", 2**70, math.inf), ("m", -(2**70), -math.inf), ("m", 2**62, 1.0)
-    )
+    path = spool(folder, 1, ("m", -7, math.nan), ("m", 2**70, math.inf), ("m", -(2**70), -math.inf), ("m", 2**62, 1.0))
     store.sync(experiment(run(spools=(path,))))
     found = dict(history(store, "m"))
     largest = sys.float_info.max

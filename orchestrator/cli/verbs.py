@@ -67,7 +67,9 @@ def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, r
         _say(f"{name}: nothing to do; {_states(project, name)}")
         return _status_of(api.read(project, name).records.values())
     number = launched.paths.number
-    _say(f"{name}: launch {number:04d}, {render.count(len(to_do(launched.steps)))}, {skipped} already there or under way")
+    _say(
+        f"{name}: launch {number:04d}, {render.count(len(to_do(launched.steps)))}, {skipped} already there or under way"
+    )
     if isinstance(cluster, Inline):
         _drive(project, name, number, cluster)
     elif arguments.wait or arguments.watch:
@@ -223,7 +225,8 @@ def diff(arguments: Namespace) -> int:
     names = [word for word in arguments.words if _is_experiment(project, word)]
     if len(ids) != 2:
         raise RequestError(
-            f"{len(ids)} runs are given", why="a difference needs two",
+            f"{len(ids)} runs are given",
+            why="a difference needs two",
             fix="orch diff 3fa2 77c1, or orch diff NAME 3fa2 77c1",
         )
     found = []
@@ -403,5 +406,3 @@ def _print_json(document: Any) -> None:
 def _say(*lines: str) -> None:
     for line in lines:
         print(line, file=sys.stderr)
-
-

@@ -202,9 +202,7 @@ def _reachable(all_reads: Mapping[Path, Reads], at: Path, seen: set[Path]) -> se
     seen.add(at)
     found = set(all_reads[at].resolvers)
     for other in all_reads:
-        if other not in seen and (
-            all_reads[at].dynamic or any(overlap(other, key) for key in all_reads[at].keys)
-        ):
+        if other not in seen and (all_reads[at].dynamic or any(overlap(other, key) for key in all_reads[at].keys)):
             found |= _reachable(all_reads, other, seen)
     return found
 

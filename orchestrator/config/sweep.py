@@ -48,9 +48,7 @@ def define(raw: Mapping[str, Any], *, replaced: Iterable[str] = (), axes: Mappin
     )
 
 
-def expand(
-    sweep: Sweep, given: Mapping[str, Any] | None = None
-) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+def expand(sweep: Sweep, given: Mapping[str, Any] | None = None) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
     """Return the points in order (the last axis varies fastest), and notes on rules that matched nothing.
 
     `given` are values that hold for all points: `exclude` sees them as it sees swept ones.
@@ -95,9 +93,7 @@ def _zip(group: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
             f"sweep.zip: {told} values", why="zipped keys go together, one value of each per point",
             fix="give all of them the same number of values, or use sweep.grid for the product",
         )  # fmt: skip
-    return tuple(
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    )
+    return tuple(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 def _zips(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -146,9 +146,7 @@ def _hash(file: Found) -> str:
     except OSError as error:
         raise _unreadable(file.real, error) from error
     if size != file.size:
-        raise RequestError(
-            f"{file.real} changed while it was read", fix="let whoever writes it finish, then try again"
-        )
+        raise RequestError(f"{file.real} changed while it was read", fix="let whoever writes it finish, then try again")
     return checksum
 
 

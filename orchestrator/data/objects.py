@@ -81,9 +81,7 @@ class Objects:
             folder.mkdir(parents=True, exist_ok=True)
         stop = threading.Event()
         with ThreadPoolExecutor(self._threads) as pool:
-            copies = {
-                pool.submit(self._fetch_batch, batch, repair, stop): batch for batch in _batches(missing)
-            }
+            copies = {pool.submit(self._fetch_batch, batch, repair, stop): batch for batch in _batches(missing)}
             try:
                 self._follow(copies, missing, report)
             finally:
@@ -142,9 +140,7 @@ class Objects:
                     copy.write(chunk)
                 os.fchmod(copy.fileno(), READ_ONLY)
             if str(checksum) != entry.hash:
-                raise _WrongBytesError(
-                    f"{source} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)"
-                )
+                raise _WrongBytesError(f"{source} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)")
             self._place(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -95,9 +95,7 @@ class Store:
         with ThreadPoolExecutor(self._threads) as pool:
             problems = list(pool.map(lambda entry: _problem(view, entry), manifest.entries))
         known = {entry.path for entry in manifest.entries}
-        extra = [
-            f"{path!r}: does not belong to the version" for path in _files_below(view) if path not in known
-        ]
+        extra = [f"{path!r}: does not belong to the version" for path in _files_below(view) if path not in known]
         return [problem for problem in problems if problem] + sorted(extra)
 
     # --- what is there ----------------------------------------------------------------------------------
@@ -212,9 +210,7 @@ def _files_below(view: Path) -> Iterator[str]:
 
 
 def _same_sizes(built: Path, view: Path, manifest: Manifest) -> bool:
-    return all(
-        regular_size(built / entry.path) == regular_size(view / entry.path) for entry in manifest.entries
-    )
+    return all(regular_size(built / entry.path) == regular_size(view / entry.path) for entry in manifest.entries)
 
 
 def _gb(size: int) -> str:

@@ -144,9 +144,7 @@ class Supervisor:
             state = RunState.FAILED
             signature = f"exit status {status} before training" if attempt.claim is None else f"exit status {status}"
             last = output.splitlines()[-1] if output else ""
-            ledger.write_observed(
-                run, task.attempt, "failed", signature=signature, message=last, traceback=output
-            )
+            ledger.write_observed(run, task.attempt, "failed", signature=signature, message=last, traceback=output)
         else:
             told = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
             ledger.write_observed(run, task.attempt, "interrupted", reason=told)

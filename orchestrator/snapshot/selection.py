@@ -165,9 +165,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise RequestError(
-            f"cannot list {folder}", why=str(error), fix="make it readable, or move it"
-        ) from error
+        raise RequestError(f"cannot list {folder}", why=str(error), fix="make it readable, or move it") from error
 
 
 def _inside(path: Path, project: Path) -> Iterator[str]:

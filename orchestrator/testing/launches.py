@@ -29,9 +29,27 @@ def scripted(script: Mapping[str, Any] | None = None, *, seed: int = 0, **resour
         "model": {"_target_": "orchestrator.testing.script.Script", **(script or {})},
         "data": {"_target_": None, "version": None}, "trainer": {}, "seed": seed, "task": "fit",
     }  # fmt: skip
+    return _run(config, Resources(**resources))
+
+
+def trained(net: Mapping[str, Any] | None = None, *, steps: int = 4, seed: int = 0, **resources: Any) -> Run:
+    """Return a run that really trains a Net with these arguments, for so many steps; its worker is the real one."""
+    trainer = {
+        "_target_": "pytorch_lightning.Trainer", "max_steps": steps, "max_epochs": -1, "log_every_n_steps": 1,
+        "enable_progress_bar": False, "enable_model_summary": False, "callbacks": {},
+    }  # fmt: skip
+    config = {
+        "model": {"_target_": "orchestrator.testing.net.Net", **(net or {})}, "trainer": trainer, "seed": seed,
+        "data": {"_target_": None, "version": None}, "task": "fit",
+    }  # fmt: skip
+    return _run(config, Resources(**resources))
+
+
+def _run(config: dict[str, Any], resources: Resources) -> Run:
+    document = canonical({**config, "world_size": resources.world_size})
     return Run(
-        id=RunId(hashlib.sha256(canonical(config).encode()).hexdigest()[:12]), point={"seed": seed}, config=config,
-        resources=Resources(**resources), data_digest=None,
+        id=RunId(hashlib.sha256(document.encode()).hexdigest()[:12]), point={"seed": config["seed"]}, config=config,
+        resources=resources, data_digest=None,
     )  # fmt: skip
 
 

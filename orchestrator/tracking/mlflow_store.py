@@ -382,9 +382,7 @@ def _search(client: MlflowClient, experiment: str) -> list[Run]:
     found: list[Run] = []
     token: str | None = ""
     while token is not None:
-        page = client.search_runs(
-            [experiment], run_view_type=ViewType.ALL, max_results=5_000, page_token=token or None
-        )
+        page = client.search_runs([experiment], run_view_type=ViewType.ALL, max_results=5_000, page_token=token or None)
         found += page
         token = page.token or None
     return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))

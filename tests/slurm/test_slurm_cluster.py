@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-from cluster_contract import ClusterContract, playing, states, wait_for_end
+from cluster_contract import ClusterContract
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
-from orchestrator.errors import ClusterError, RequestError
 from orchestrator.layout import ExperimentPaths
-from orchestrator.plan import Action, to_do
-from orchestrator.record import JobState, RunState
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.spec import Resources
-from orchestrator.testing.launches import Bench, scripted
+from orchestrator.testing.launches import Bench
 
 pytestmark = pytest.mark.slurm
 

@@ -1,0 +1,55 @@
+"""A tiny network that really trains, on all its ranks, and whose steps wait, fail and die as they are told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+_STEPS_PER_EPOCH = 8
+
+
+class Net(pl.LightningModule):
+    """Logs at each step how many ranks took it. A step lasts `seconds`, until the file `until` is there.
+
+    At step `at`, rank `rank` does what `does` says: raise, exit (with status 3) or kill (itself, with SIGKILL).
+    """
+
+    def __init__(
+        self, *, seconds: float = 0.0, until: str | None = None, does: str = "", at: int = 2, rank: int = 1
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._seconds, self._until = seconds, Path(until) if until else None
+        self._does, self._at, self._rank = does, at, rank
+        self.layer = torch.nn.Linear(4, 1)
+
+    def training_step(self, batch: tuple[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if self.global_step == self._at and self.global_rank == self._rank:
+            self._act()
+        if self._until is None or not self._until.exists():
+            time.sleep(self._seconds)
+        ones = self.all_gather(torch.ones(()))
+        self.log("ranks", ones.sum() if torch.is_tensor(ones) else 1.0)
+        loss: torch.Tensor = self.layer(batch[0]).pow(2).mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def train_dataloader(self) -> Any:
+        data = torch.utils.data.TensorDataset(torch.ones(_STEPS_PER_EPOCH * self.trainer.world_size, 4))
+        return torch.utils.data.DataLoader(data, batch_size=1)
+
+    def _act(self) -> None:
+        match self._does:
+            case "raise":
+                raise ArithmeticError("this rank was to fail")
+            case "exit":
+                os._exit(3)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
