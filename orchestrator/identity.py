@@ -1,4 +1,4 @@
-"""What makes a run the same run: its identity document and the id hashed from it (DESIGN, "Words").
+"""What makes a run the same run: its identity document and the id hashed from it (docs/explanation/how-it-works.md).
 
 In it: the resolved model, datamodule and trainer with their arguments, the data digest, the seed, the task
 and the world size. Not in it: partition, time, memory, cluster, tracking, devices, loggers, paths.
