@@ -11,7 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-_STEPS_PER_EPOCH = 8
+STEPS_PER_EPOCH = 20
+"""A regular checkpoint is saved at the end of each epoch."""
 
 
 class Net(pl.LightningModule):
@@ -42,7 +43,7 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
     def train_dataloader(self) -> Any:
-        data = torch.utils.data.TensorDataset(torch.ones(_STEPS_PER_EPOCH * self.trainer.world_size, 4))
+        data = torch.utils.data.TensorDataset(torch.ones(STEPS_PER_EPOCH * self.trainer.world_size, 4))
         return torch.utils.data.DataLoader(data, batch_size=1)
 
     def _act(self) -> None:
