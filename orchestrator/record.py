@@ -15,8 +15,9 @@ from typing import Any
 from orchestrator.process import ProcessId
 from orchestrator.spec import Point, Resources, RunId
 
-_SIGNALLED = 128
+_SIGNALLED = 128  # a shell's exit status of what was killed by signal n: this and n
 _ASKED_TO_STOP = 143
+
 EVENT_VERSION = 1
 """Written as `v` into each event; a reader skips events of a version it does not know."""
 
@@ -324,7 +325,8 @@ def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, st
     if last.state in {RunState.DONE, RunState.FAILED}:
         return last.state, last.reason
     if last.final and not _may_go_on(last, observation):
-        scheduler = observation.reason if observation and last.claim and last.claim.job else ""
+        asked = observation is not None and observation.status == _ASKED_TO_STOP  # and so it did: no news
+        scheduler = observation.reason if observation and last.claim and last.claim.job and not asked else ""
         return last.state, f"{last.reason} ({scheduler})" if scheduler else last.reason
     match observation:
         case None | Observation(state=JobState.ENDED):
@@ -332,7 +334,7 @@ def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, st
         case Observation(state=JobState.UNKNOWN):
             return RunState.UNKNOWN, observation.reason
         case Observation(state=JobState.PENDING):
-            return RunState.QUEUED, observation.reason
+            return RunState.QUEUED, f"requeued ({observation.reason}): {last.reason}" if last.final else observation.reason
     return RunState.RUNNING, last.stage
 
 

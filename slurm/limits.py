@@ -57,8 +57,8 @@ def partitions(text: str) -> list[Partition]:
 
 def refusal(need: Resources, chosen: Collection[str], known: Mapping[str, Partition]) -> str:
     """Return why none of the chosen partitions (or the default one) would ever run it, or nothing."""
-    asked = [known[name] for name in chosen if name in known] or [p for p in known.values() if p.default]
-    refusals = [partition.refuses(need) for partition in asked]
+    asked = [known.get(name) for name in chosen if name] or [p for p in known.values() if p.default]
+    refusals = [partition.refuses(need) if partition else "" for partition in asked]  # hidden ones are not shown
     return "; ".join(refusals) if refusals and all(refusals) else ""
 
 

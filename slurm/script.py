@@ -7,6 +7,7 @@ line for sbatch, which has quotes of its own. What remains of paths stands in sh
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,8 +76,8 @@ def comment(token: str, offset: int) -> str:
 
 def offset_in(text: str, token: str) -> int | None:
     """Return the offset in a job's comment; None if it is no job of that launch."""
-    own = text.split(" ", 1)[0].removeprefix(f"orch:{token}:")
-    return int(own) if own.isdecimal() else None
+    found = re.match(rf"orch:{re.escape(token)}:([0-9]+)(?: |$)", text)
+    return int(found[1]) if found else None
 
 
 def pickle_name(offset: int) -> str:
@@ -137,8 +138,7 @@ def unfit(path: str) -> str:
 def without_none(text: str) -> str:
     """Return a script without the options that were set to None to get rid of submitit's default."""
     head, mark, body = text.partition("\n# setup\n")
-    lines = head.splitlines(keepends=True)
-    return "".join(line for line in lines if not (line.startswith("#SBATCH ") and line.rstrip("\n").endswith("=None"))) + mark + body
+    return re.sub(r"^#SBATCH --[^=\n]+=None\n", "", head, flags=re.MULTILINE) + mark + body
 
 
 def _cpus_per_process(resources: Resources) -> int:

@@ -39,6 +39,7 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 CONTENT = {"models", "datasets", "conf"}  # usable without the engine; met only through `_target_` and Hydra
 
 TRAINING = (
+    "orchestrator/testing/net.py",
     "orchestrator/worker/training.py",
     "orchestrator/worker/checkpoints.py",
     "orchestrator/tracking/logger.py",

@@ -27,7 +27,7 @@ def reason(assignment: Assignment, signal: str) -> str:
         return f"cancelled, stopped by {signal}"
     if signal == TIME_LIMIT and assignment.place.job:
         limit = f"time limit of {hours:g} h" if hours else "time limit"
-        return f"{limit}, requeued {assignment.place.restart} times already" if _exhausted(assignment) else limit
+        return f"{limit}, no more requeues (cluster.max_requeues={_most(assignment)})" if _exhausted(assignment) else limit
     told = _told_by_slurm(assignment) if assignment.leads and assignment.place.job else ""
     return f"{told}, stopped by {signal}" if told else f"stopped by {signal}"
 
@@ -55,8 +55,12 @@ def _requeue(assignment: Assignment) -> None:
 
 
 def _exhausted(assignment: Assignment) -> bool:
-    most = assignment.header["cluster"].get("max_requeues")
-    return assignment.place.restart >= (_MAX_REQUEUES if most is None else int(most))
+    return assignment.place.restart >= _most(assignment)
+
+
+def _most(assignment: Assignment) -> int:
+    given = assignment.header["cluster"].get("max_requeues")
+    return _MAX_REQUEUES if given is None else int(given)
 
 
 def _told_by_slurm(assignment: Assignment) -> str:
@@ -66,8 +70,9 @@ def _told_by_slurm(assignment: Assignment) -> str:
     except ProgramError:
         return ""
     found = dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", text))
-    if found.get("JobState") == "CANCELLED":
-        return "cancelled in Slurm"
+    words = {"CANCELLED": "cancelled in Slurm", "PENDING": "requeued in Slurm", "COMPLETING": "requeued in Slurm"}
+    if told := words.get(found.get("JobState", "")):
+        return told
     return "preempted" if found.get("PreemptTime", "None") not in {"None", "Unknown"} else ""
 
 

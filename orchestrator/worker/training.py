@@ -96,6 +96,7 @@ class Progress(Callback):
 class StopOnSignal(Callback):
     """Saves a checkpoint at the end of the step during which a signal came, and ends the training.
 
+    It ends at the next hook, whichever comes first: Lightning logs a step's metrics after `on_train_batch_end`.
     Several ranks agree on the step, about once a second, over a group on the CPU: a signal may reach them at
     different steps, or only one of them.
     """
@@ -103,6 +104,7 @@ class StopOnSignal(Callback):
     def __init__(self, stop: StopSignal, checkpoints: Path) -> None:
         self._stop, self._checkpoints = stop, checkpoints
         self._group: Any = None
+        self._saved = False
         self._every, self._count, self._since = 1, 0, time.monotonic()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -118,13 +120,26 @@ class StopOnSignal(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         reason = self._agreed()
-        if reason:
+        if reason and not self._saved:
             self._stop.received = self._stop.received or reason
             trainer.save_checkpoint(self._checkpoints / LAST)
-            raise InterruptedByInfrastructureError(self._stop.received)
+            self._saved = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        self._leave()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave()
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if self._stop.received and self._group is None:
+            raise InterruptedByInfrastructureError(self._stop.received)
+
+    def _leave(self) -> None:
+        if self._saved:
             raise InterruptedByInfrastructureError(self._stop.received)
 
     def _agreed(self) -> str | None:

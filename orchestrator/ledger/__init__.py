@@ -1,0 +1,31 @@
+"""The records on disk: launches published whole, attempts claimed once, events appended by one writer.
+
+`mkdir` and `rename` are the only locks (atomic on NFS too); nothing here relies on flock.
+Reading never writes. Torn or NUL lines at the end of a file that a dying process left are skipped.
+
+    launches   what was asked for: header, plan, base configs
+    attempts   claims, events, the index
+    records    all of it together
+    files      private folders, whole texts
+"""
+
+from orchestrator.ledger.attempts import (
+    EventWriter,
+    claim_attempt,
+    counts,
+    job_output,
+    mark,
+    read_attempt,
+    read_claim,
+    read_events,
+    write_observed,
+)
+from orchestrator.ledger.files import check_private, make_private, replace_text
+from orchestrator.ledger.launches import Launch, planned, publish, read_config, read_launch, read_line, read_lines
+from orchestrator.ledger.records import Ledger, read
+
+__all__ = [
+    "EventWriter", "Launch", "Ledger", "check_private", "claim_attempt", "counts", "job_output", "make_private", "mark",
+    "planned", "publish", "read", "read_attempt", "read_claim", "read_config", "read_events", "read_launch",
+    "read_line", "read_lines", "replace_text", "write_observed",
+]  # fmt: skip

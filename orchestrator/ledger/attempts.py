@@ -1,0 +1,140 @@
+"""Attempts on disk: claimed once, then written by one process; and what observers saw of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
+from orchestrator.ledger.files import NOT_JSON, damaged, make_private, names, write_text
+from orchestrator.record import Attempt, Claim, Event, RunState, fold, parse_event
+
+_OUTPUT_BYTES = 65_536
+_MARK = re.compile(r"([0-9a-f]+)\.a(\d{3,})\.([a-z]+)")
+
+
+def claim_attempt(attempt: AttemptPaths, claim: Claim) -> bool:
+    """Take an attempt by renaming a folder that holds the claim to it; False if somebody has taken it.
+
+    Nobody ever sees an attempt without its claim: who takes over from a dead supervisor must know whose it is.
+    """
+    make_private(attempt.path.parent)
+    draft = AttemptPaths(attempt.path.with_name(f".tmp-{attempt.path.name}-{uuid.uuid4().hex}"))
+    make_private(draft.path)
+    write_text(draft.claim, json.dumps(claim.to_json()))
+    try:
+        draft.path.rename(attempt.path)
+    except OSError:
+        # As in publish: over NFS a rename may succeed and be reported as failed.
+        mine = read_claim(attempt) == claim
+        shutil.rmtree(draft.path, ignore_errors=True)
+        return mine
+    return True
+
+
+def read_claim(attempt: AttemptPaths) -> Claim | None:
+    """Return who took an attempt; None where the folder exists, but the claim was never written."""
+    try:
+        return Claim.from_json(json.loads(attempt.claim.read_bytes()))
+    except (OSError, KeyError, TypeError, *NOT_JSON):
+        return None
+
+
+class EventWriter:
+    """Appends the events of one attempt. One process writes; each line is one write to an O_APPEND file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._sequence, self._torn = path, 0, False
+
+    def write(self, kind: str, **data: Any) -> Event:
+        event = Event(sequence=self._sequence, kind=kind, time=time.time(), data=data)
+        line = json.dumps(event.to_json(), default=str) + "\n"
+        left = ("\n" + line if self._torn else line).encode()  # what a full disk cut off must not swallow this one
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._torn = True
+            while left:
+                left = left[os.write(descriptor, left) :]
+            self._torn = False
+        finally:
+            os.close(descriptor)
+        self._sequence += 1
+        return event
+
+
+def write_observed(run: RunPaths, attempt: int, kind: str, **data: Any) -> None:
+    """Record what an observer saw of an attempt that ended without a word, in a file of its own."""
+    make_private(run.observed)
+    EventWriter(run.observed / f"a{attempt:03d}.{uuid.uuid4().hex[:8]}.jsonl").write(kind, **data)
+
+
+def mark(experiment: ExperimentPaths, run_id: str, attempt: int, state: str) -> None:
+    """Leave an empty file in the index: one listing of it counts an experiment's runs by state."""
+    make_private(experiment.index)
+    (experiment.index / f"{run_id}.a{attempt:03d}.{state}").touch(mode=0o600)
+
+
+def counts(experiment: ExperimentPaths) -> dict[str, int]:
+    """Return the number of runs by the state of their last attempt, from the index alone."""
+    last: dict[str, tuple[int, bool, bool, str]] = {}
+    for match in filter(None, map(_MARK.fullmatch, names(experiment.index))):
+        run_id, attempt, state = match.groups()
+        key = (int(attempt), state != RunState.RUNNING, state == RunState.DONE, state)
+        last[run_id] = max(last.get(run_id, key), key)
+    states = [state for *_, state in last.values()]
+    return {state: states.count(state) for state in sorted(set(states))}
+
+
+def read_attempt(run: RunPaths, attempt: AttemptPaths) -> Attempt:
+    """Return the fold of one attempt's events and of what observers saw of it."""
+    observed = [e for path in _event_files(run.observed, f"a{attempt.number:03d}.") for e in read_events(path)]
+    ranks = [e for path in _event_files(attempt.path, "events.rank") for e in read_events(path)]
+    return fold(attempt.number, read_claim(attempt), read_events(attempt.events), observed, ranks)
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """Yield the events of a file; what is torn, NUL or foreign is skipped."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from error
+    for line in lines:
+        try:
+            event = parse_event(json.loads(line.decode())) if line.strip(b"\0") else None
+        except (TypeError, AttributeError, *NOT_JSON):
+            continue
+        if event is not None:
+            yield event
+
+
+def _event_files(folder: Path, start: str) -> list[Path]:
+    """Return a folder's event files by the start of their names; a glob takes eight times as long."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [folder / name for name in names if name.startswith(start) and name.endswith(".jsonl")]
+
+
+def job_output(launch: LaunchPaths, job: str, *, processes: int = 1) -> str:
+    """Return the end of what a scheduler's job printed outside the logs of its run."""
+    found = [_end(path) for path in launch.outputs(job, processes=processes)]
+    return "".join(found)
+
+
+def _end(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _OUTPUT_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

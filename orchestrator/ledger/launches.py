@@ -1,0 +1,163 @@
+"""Launches on disk: published whole by one rename, then only read."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import StateError
+from orchestrator.layout import ExperimentPaths, LaunchPaths
+from orchestrator.ledger.files import NOT_JSON, as_object, damaged, make_private, read_json, write_text
+from orchestrator.process import ProcessId
+from orchestrator.record import Planned
+from orchestrator.spec import Resources, RunId
+
+FORMAT_VERSION = 1
+_OFFSET_WIDTH = 16
+_HEADER = frozenset({"token", "time", "user", "process", "cluster"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A published launch: its folder, its header, and who published it."""
+
+    paths: LaunchPaths
+    header: Mapping[str, Any]
+
+    @property
+    def number(self) -> int:
+        return self.paths.number
+
+    @property
+    def launcher(self) -> ProcessId:
+        return ProcessId.from_json(self.header["process"])
+
+
+def read_launch(paths: LaunchPaths) -> Launch:
+    """Return a launch. Raises StateError if its header is damaged."""
+    header = read_json(paths.header)
+    if header.get("v") != FORMAT_VERSION:
+        raise StateError(
+            f"{paths.header} has format {header.get('v')!r}", why=f"this version reads {FORMAT_VERSION}",
+            fix="use the version of orch that wrote it",
+        )  # fmt: skip
+    if missing := _HEADER - header.keys():
+        raise damaged(paths.header, f"it lacks {', '.join(sorted(missing))}")
+    return Launch(paths=paths, header=header)
+
+
+def publish(
+    experiment: ExperimentPaths,
+    number: int,
+    header: Mapping[str, Any],
+    bases: Sequence[Mapping[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
+) -> LaunchPaths | None:
+    """Publish launch `number` whole, by one rename; None if somebody else has published it first.
+
+    This is the compare-and-swap of a launch: it was planned against all launches before `number`.
+    """
+    folder = experiment.path / "launches"
+    make_private(folder)
+    token = uuid.uuid4().hex
+    temporary = LaunchPaths(folder / f".tmp-{token}")
+    make_private(temporary.cancelled)
+    body = {
+        "v": FORMAT_VERSION, "token": token, "time": time.time(), "user": getpass.getuser(),
+        "process": ProcessId.current().to_json(), **header,
+    }  # fmt: skip
+    write_text(temporary.header, json.dumps(body, indent=1))
+    for i, base in enumerate(bases):
+        write_text(temporary.base(i), json.dumps(base))
+    _write_lines(temporary, lines)
+    return _swap(temporary, experiment.launch(number), token)
+
+
+def _swap(temporary: LaunchPaths, final: LaunchPaths, token: str) -> LaunchPaths | None:
+    try:
+        temporary.path.rename(final.path)
+    except OSError as error:
+        # Over NFS an answer can be lost and the rename repeated: it then fails although it has succeeded.
+        mine = final.header.exists() and read_launch(final).header["token"] == token
+        shutil.rmtree(temporary.path, ignore_errors=True)
+        if not final.path.exists():
+            raise StateError(
+                f"cannot publish {final.path}", why=error.strerror or str(error),
+                fix="make room, or choose another folder for runs with --runs or $ORCH_RUNS",
+            ) from error  # fmt: skip
+        return final if mine else None
+    return final
+
+
+def _write_lines(paths: LaunchPaths, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write one line per task, and fixed-width offsets so that a job reads its own line only."""
+    offset, text, offsets = 0, [], []
+    for line in lines:
+        row = (json.dumps(line) + "\n").encode()
+        text.append(row)
+        offsets.append(f"{offset:0{_OFFSET_WIDTH}d}\n")
+        offset += len(row)
+    paths.plan.write_bytes(b"".join(text))
+    write_text(paths.offsets, "".join(offsets))
+
+
+def read_line(paths: LaunchPaths, index: int) -> dict[str, Any]:
+    """Return one line of a launch's plan, without reading the others."""
+    try:
+        with paths.offsets.open("rb") as offsets:
+            offsets.seek(index * (_OFFSET_WIDTH + 1))
+            offset = int(offsets.read(_OFFSET_WIDTH))
+        with paths.plan.open("rb") as plan:
+            plan.seek(offset)
+            line = json.loads(plan.readline())
+    except (OSError, *NOT_JSON) as error:
+        raise damaged(paths.plan, f"line {index}: {error}") from error
+    return as_object(paths.plan, line)
+
+
+def read_lines(paths: LaunchPaths) -> list[dict[str, Any]]:
+    """Return all lines of a launch's plan. Raises StateError if one is damaged or missing."""
+    try:
+        lines = [json.loads(line) for line in paths.plan.read_bytes().splitlines()]
+        tasks = paths.offsets.stat().st_size // (_OFFSET_WIDTH + 1)
+    except (OSError, *NOT_JSON) as error:
+        raise damaged(paths.plan, str(error)) from error
+    if len(lines) != tasks or not lines:  # runs that are forgotten would be run again
+        raise damaged(paths.plan, f"it has {len(lines)} lines, and plan.offsets {tasks}")
+    return [as_object(paths.plan, line) for line in lines]
+
+
+def read_config(paths: LaunchPaths, line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's resolved config: its base with the leaves of its line set."""
+    config = read_json(paths.base(line["base"]))
+    try:
+        for path, value in line["set"]:
+            node = config
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = value
+    except (KeyError, TypeError) as error:
+        raise damaged(paths.base(line["base"]), f"it has no {error}") from error
+    return config
+
+
+def planned(line: Mapping[str, Any], launch: int) -> Planned:
+    """Return what a plan's line asks for."""
+    return Planned(
+        run=RunId(line["run"]), launch=launch, index=line["index"], action=line["action"], attempt=line["attempt"],
+        generation=line["generation"], history=line["history"], code=line["code"], point=line["point"],
+        resources=Resources(**line["resources"]),
+    )  # fmt: skip
+
+
+def wishes(launch: Launch) -> list[Planned]:
+    try:
+        return [planned(line, launch.number) for line in read_lines(launch.paths)]
+    except (KeyError, TypeError) as error:
+        raise damaged(launch.paths.plan, f"a line has no {error}") from error

@@ -1,0 +1,271 @@
+"""Submitting to a real Slurm: never twice, in any environment, within its limits, and nothing of a text is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster_contract import Gate, states, wait_for_end
+from conftest import empty_queue, running_devcluster
+from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
+from real_slurm import output
+
+from orchestrator.errors import ClusterError, RequestError
+from orchestrator.layout import ExperimentPaths
+from orchestrator.plan import to_do
+from orchestrator.record import RunState
+from orchestrator.slurm.cluster import SlurmCluster, jobs_of
+from orchestrator.slurm.devcluster import Options
+from orchestrator.slurm.options import SlurmOptions
+from orchestrator.testing.launches import Bench, scripted
+
+pytestmark = pytest.mark.slurm
+
+LAUNCH = """
+import json, os, sys
+from pathlib import Path
+from orchestrator.layout import ExperimentPaths
+from orchestrator.plan import to_do
+from orchestrator.slurm.cluster import SlurmCluster
+from orchestrator.slurm.options import SlurmOptions
+from orchestrator.testing.launches import Bench, scripted
+
+class Mortal(SlurmCluster):
+    def submit(self, launch):
+        super().submit(launch)
+        if os.environ.get("DIES") == "at the end":
+            os.kill(os.getpid(), 9)
+
+folder, script, count = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+os.environ["LAUNCHER"] = str(os.getpid())
+bench = Bench(paths=ExperimentPaths(folder), kind="slurm", cluster=Mortal(SlurmOptions()))
+launched = bench.launch([scripted(script, seed=seed) for seed in range(count)])
+print(len(to_do(launched.steps)))
+"""
+SBATCH = """#!/bin/bash
+for word in "$@"; do [ "$word" = --test-only ] && exec {real} "$@"; done
+[ "$DIES" = before ] && kill -9 "$LAUNCHER"
+{real} "$@" > "$0.answer"
+status=$?
+[ "$DIES" = after ] && kill -9 "$LAUNCHER"
+cat "$0.answer"
+exit $status
+"""
+
+
+@pytest.fixture
+def bench(slurm, tmp_path):
+    folder = tmp_path / "a run's folder" / "x"
+    return Bench(paths=ExperimentPaths(folder), kind="slurm", cluster=SlurmCluster(SlurmOptions()))
+
+
+def launcher(bench, *, script=None, count=2, **environ):
+    """Launch runs from a process of its own; returns it when it has ended."""
+    argv = [sys.executable, "-c", LAUNCH, str(bench.paths.path), json.dumps(script or {}), str(count)]
+    return subprocess.run(
+        argv, env={**os.environ, "PYTHONPATH": str(ROOT), **environ}, capture_output=True, text=True, check=False
+    )
+
+
+def program(folder, name, text):
+    """Write a program; returns PATH with its folder first."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+# --- never twice ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dies", ["before", "after", "at the end"])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_launcher_killed_on_the_way_is_made_good_by_the_next_launch(dies, held, bench, tmp_path):
+    gate = Gate(tmp_path / "open")
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    path = program(tmp_path / "bin", "sbatch", SBATCH.format(real=real))
+    runs = [scripted(gate.script(), seed=seed) for seed in range(2)]
+    died = launcher(bench, script=gate.script(), PATH=path, DIES=dies)
+    assert died.returncode == -9, died.stderr
+    first = bench.paths.launch(1)
+    assert not first.complete.exists()
+    assert bool(jobs_of(first)) == (dies == "at the end")
+    if held:
+        wait_for(lambda: len(bench.played()) == 2, "the lost launch's jobs to begin")
+    again = bench.launch(runs)
+    if held:
+        assert to_do(again.steps) == ()
+    gate.open()
+    wait_for_end(bench)
+    wait_for(lambda: not output("squeue", "--noheader"), "all jobs to end")
+    assert states(bench, runs) == [RunState.DONE] * 2
+    assert sorted(played.run for played in bench.played()) == sorted(run.id for run in runs)
+    assert [len(record.attempts) for record in bench.records().values()] == [1, 1]
+
+
+def test_jobs_of_a_lost_launch_can_be_cancelled(bench, tmp_path):
+    gate = Gate(tmp_path / "open")
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    path = program(tmp_path / "bin", "sbatch", SBATCH.format(real=real))
+    launcher(bench, script=gate.script(), count=1, PATH=path, DIES="after")
+    run = scripted(gate.script())
+    wait_for(lambda: bench.played(), "the run to begin")
+    bench.cancel(run)
+    wait_for(lambda: states(bench, [run]) == [RunState.CANCELLED], "the run to be cancelled")
+
+
+# --- the environment that we submit from ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_launching_from_inside_a_job_works(array, bench, tmp_path):
+    script = tmp_path / "launch it.py"
+    script.write_text(LAUNCH)
+    options = ["--ntasks=2", "--cpus-per-task=2", "--mem=100", f"--output={tmp_path}/inner.log"]
+    body = [sys.executable, str(script), str(bench.paths.path), json.dumps({}), "2"]
+    job = f"#!/bin/bash\n{' '.join(map(quoted, body))}\n"
+    (tmp_path / "job.sh").write_text(job)
+    extra = ["--array=3"] if array else []
+    output("sbatch", "--wait", *options, *extra, str(tmp_path / "job.sh"))
+    assert (tmp_path / "inner.log").read_text() == "2\n"
+    wait_for_end(bench)
+    assert {record.state for record in bench.records().values()} == {RunState.DONE}
+    assert len(bench.played()) == 2
+
+
+def quoted(text):
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def test_jobs_import_nothing_from_where_they_were_launched(bench, tmp_path, monkeypatch):
+    trap = tmp_path / "checkout"
+    (trap / "orchestrator").mkdir(parents=True)
+    (trap / "orchestrator" / "__init__.py").write_text("raise SystemExit('imported from the live checkout')")
+    (trap / "submitit.py").write_text("raise SystemExit('imported from the live checkout')")
+    monkeypatch.chdir(trap)
+    monkeypatch.setenv("PYTHONPATH", str(trap))
+    run = scripted()
+    bench.launch([run])
+    wait_for_end(bench)
+    assert states(bench, [run]) == [RunState.DONE]
+
+
+# --- nothing of a text is executed ------------------------------------------------------------------------
+
+NASTY = ["it's", 'say "hi"', "$(touch {mark})", "`touch {mark}`", "; touch {mark}", "ünïcode ✓", "| touch {mark} #", "\\"]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_a_nasty_comment_is_only_a_comment(text, slurm, tmp_path):
+    mark = tmp_path / "executed"
+    text = text.format(mark=mark)
+    bench = Bench(
+        paths=ExperimentPaths(tmp_path / f"a {text.replace('/', '_')}".replace("\\", "") / "x"), kind="slurm",
+        cluster=SlurmCluster(SlurmOptions.parse({"comment": text, "extra": {"mail-user": text}})),
+    )  # fmt: skip
+    run = scripted({"until": None, "reads": None, "steps": 1}, seed=1)
+    bench.launch([run])
+    told = output("squeue", "--noheader", "--states=all", "--format=%k").splitlines()[0]
+    wait_for_end(bench)
+    assert states(bench, [run]) == [RunState.DONE]
+    assert told.endswith(text)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["100% sure", "back\\slash", "new\nline", "co:lon"])
+def test_a_folder_that_slurm_would_misread_is_refused_before_anything_is_done(name, slurm, tmp_path):
+    folder = tmp_path / name / "x"
+    bench = Bench(paths=ExperimentPaths(folder), kind="slurm", cluster=SlurmCluster(SlurmOptions()))
+    with pytest.raises(RequestError, match="the folder for runs, .* in its name"):
+        bench.launch([scripted()])
+    assert not folder.exists()
+
+
+# --- limits -----------------------------------------------------------------------------------------------
+
+
+def test_impossible_shapes_are_refused_with_the_reason(slurm, tmp_path):
+    limited = Bench(
+        paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions(partition="limited"))
+    )
+    with pytest.raises(RequestError, match=r"hours=4.*partition limited allows 1 h"):
+        limited.launch([scripted(hours=4)])
+    with pytest.raises(RequestError, match=r"partition limited allows 1 nodes"):
+        limited.launch([scripted(nodes=2)])
+    default = Bench(paths=limited.paths, kind="slurm", cluster=SlurmCluster(SlurmOptions()))
+    for shape in ({"nodes": 99}, {"gpus_per_node": 9}, {"mem_gb_per_node": 9999}):
+        with pytest.raises(RequestError, match="Requested node configuration is not available"):
+            default.launch([scripted(**shape)])
+    nowhere = SlurmCluster(SlurmOptions(partition="nowhere"))
+    with pytest.raises(RequestError, match=r"(?i)invalid partition"):
+        Bench(paths=limited.paths, kind="slurm", cluster=nowhere).launch([scripted()])
+    assert not limited.paths.path.exists()
+
+
+@pytest.fixture
+def full_slurm(tmp_path_factory):
+    """A cluster that holds few jobs at once, and small arrays."""
+    shares = (str(tmp_path_factory.getbasetemp()),)
+    options = Options(nodes=1, gpus=0, max_array_size=4, max_job_count=12, shares=shares)
+    with running_devcluster(options) as cluster, empty_queue(cluster):
+        yield cluster
+
+
+def test_what_slurm_has_no_room_for_is_submitted_by_a_later_launch(full_slurm, tmp_path):
+    gate = Gate(tmp_path / "open")
+    bench = Bench(paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions()))
+    runs = [scripted(gate.script(), seed=seed) for seed in range(6)]
+    fillers = [output("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true") for _ in range(7)]
+    with pytest.raises(ClusterError, match=r"5 of 6 runs were submitted: Slurm's queue is full"):
+        bench.launch(runs)
+    first = states(bench, runs)
+    print(first)
+    output("scancel", *fillers)
+    gate.open()
+    wait_for_end(bench)
+    bench.launch(runs)
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 6
+    assert len(bench.played()) == 6
+
+
+def test_arrays_are_no_larger_than_slurm_allows(full_slurm, tmp_path):
+    bench = Bench(paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions()))
+    runs = [scripted(seed=seed) for seed in range(9)]
+    paths = bench.launch(runs).paths
+    assert [job.indices for job in jobs_of(paths)] == [(0, 1, 2, 3), (4, 5, 6, 7), (8,)]
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 9
+
+
+def test_a_submit_limit_lets_in_what_fits(accounted_slurm, tmp_path):
+    gate = Gate(tmp_path / "open")
+    output("sacctmgr", "-i", "add", "qos", "few", "set", "MaxSubmitJobsPerUser=3")
+    output("sacctmgr", "-i", "modify", "user", "root", "set", "qos+=few")
+    bench = Bench(paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions(qos="few")))
+    runs = [scripted(gate.script(), seed=seed) for seed in range(8)]
+    wait_for(lambda: accepted("sbatch", "--test-only", "--qos=few", "--wrap=true"), "slurmctld to know the qos")
+    with pytest.raises(ClusterError, match=r"3 of 8 runs were submitted.*QOSMaxSubmitJobPerUserLimit|job submit limit"):
+        bench.launch(runs)
+    gate.open()
+    for _ in range(2):
+        wait_for_end(bench)
+        if states(bench, runs) == [RunState.DONE] * 8:
+            break
+        try:
+            bench.launch(runs)
+        except ClusterError as error:
+            assert "runs were submitted" in str(error)
+    wait_for_end(bench)
+    bench.launch(runs)
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 8
+    assert len(bench.played()) == 8
+
+
+def accepted(*argv):
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0

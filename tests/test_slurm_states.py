@@ -1,0 +1,205 @@
+"""What Slurm prints is read whole: each of its states has a meaning, and nothing it may print is too much."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.record import JobState
+from orchestrator.slurm import limits, queue
+from orchestrator.slurm.limits import Limits, Partition
+from orchestrator.slurm.states import observation, parse
+from orchestrator.spec import Resources
+
+PENDING, RUNNING, ENDED = JobState.PENDING, JobState.RUNNING, JobState.ENDED
+WORDS = {
+    # squeue(1), sacct(1): JOB STATE CODES
+    "BOOT_FAIL": (ENDED, "its node did not boot"), "CANCELLED": (ENDED, "cancelled in Slurm"),
+    "COMPLETED": (ENDED, "ended without a word"), "DEADLINE": (ENDED, "deadline"), "FAILED": (ENDED, "failed in Slurm"),
+    "NODE_FAIL": (ENDED, "its node failed"), "OUT_OF_MEMORY": (ENDED, "out of memory: killed by Slurm"),
+    "PREEMPTED": (ENDED, "preempted"), "REVOKED": (ENDED, "revoked"), "TIMEOUT": (ENDED, "time limit"),
+    "LAUNCH_FAILED": (ENDED, "launch failed"), "RECONFIG_FAIL": (ENDED, "reconfig fail"),
+    "PENDING": (PENDING, "Why"), "CONFIGURING": (PENDING, "Why"), "REQUEUED": (PENDING, "Why"),
+    "REQUEUE_FED": (PENDING, "Why"), "RESV_DEL_HOLD": (PENDING, "Why"), "REQUEUE_HOLD": (PENDING, "requeue_hold"),
+    "SPECIAL_EXIT": (PENDING, "special_exit"), "RUNNING": (RUNNING, "Why"), "RESIZING": (RUNNING, "Why"),
+    "SIGNALING": (RUNNING, "Why"), "STAGE_OUT": (RUNNING, "Why"), "COMPLETING": (RUNNING, "completing"),
+    "STOPPED": (RUNNING, "stopped"), "SUSPENDED": (RUNNING, "suspended"),
+}  # fmt: skip
+
+
+# --- states -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", sorted(WORDS))
+def test_every_state_has_a_meaning(word):
+    seen = observation("7_1", word, "Why", "n1")
+    assert (seen.state, seen.reason, seen.job, seen.node) == (*WORDS[word], "7_1", "n1")
+
+
+@pytest.mark.parametrize("reason", ["None", "(null)", ""])
+def test_no_reason_is_none(reason):
+    assert observation("7_1", "PENDING", reason, "").reason == ""
+
+
+@pytest.mark.parametrize("reason", ["Priority", "Dependency", "QOSMaxJobsPerUserLimit", "ReqNodeNotAvail, UnavailableNodes:n[1-3]"])
+def test_what_a_job_waits_for_is_told_in_slurms_words(reason):
+    assert observation("7_1", "PENDING", reason, "").reason == reason
+
+
+@pytest.mark.parametrize("node", ["(null)", "None assigned", ""])
+def test_no_node_is_none(node):
+    assert observation("7_1", "PENDING", "Priority", node).node == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "state"), [("CANCELLED by 1000", ENDED), ("CANCELLED by 0", ENDED), ("PENDING+", PENDING), ("CANCELLED+", ENDED)]
+)
+def test_a_state_is_its_first_word(word, state):
+    assert observation("7_1", word, "None", "n1").state is state
+
+
+def test_who_cancelled_it_makes_no_difference():
+    assert observation("7_1", "CANCELLED by 1000", "None", "n1") == observation("7_1", "CANCELLED", "None", "n1")
+
+
+@pytest.mark.parametrize("word", ["HIBERNATING", "running", "", "RUNNINGX", "1", "?"])
+def test_an_unknown_word_stays_unknown_and_is_shown(word):
+    seen = observation("7_1", word, "None", "n1")
+    assert (seen.state, seen.reason) == (JobState.UNKNOWN, f"Slurm says {word!r}, which is not known here")
+
+
+# --- lines ------------------------------------------------------------------------------------------------
+
+
+def test_squeues_lines():
+    text = "41_0|RUNNING|None|n[1-2]|orch:t:0 mine\n41_1|PENDING|Priority||orch:t:0\n9|COMPLETED|None|n1|(null)\n"
+    assert [(seen.job, seen.observation.state, seen.observation.node, seen.comment) for seen in parse(text)] == [
+        ("41_0", RUNNING, "n[1-2]", "orch:t:0 mine"), ("41_1", PENDING, "", "orch:t:0"), ("9", ENDED, "n1", "(null)"),
+    ]  # fmt: skip
+
+
+def test_saccts_lines_have_no_comment():
+    text = "41_0|CANCELLED by 1000|None|n1\n41_1|OUT_OF_MEMORY|OutOfMemory|n2\n"
+    assert [(seen.job, seen.observation.reason, seen.comment) for seen in parse(text)] == [
+        ("41_0", "cancelled in Slurm", ""), ("41_1", "out of memory: killed by Slurm", ""),
+    ]  # fmt: skip
+
+
+def test_a_comment_may_hold_bars():
+    (seen,) = parse("41_0|RUNNING|None|n1|orch:t:0 a|b||c")
+    assert seen.comment == "orch:t:0 a|b||c"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "|", "slurm_load_jobs error: Socket timed out", "JOBID|STATE|REASON|NODELIST", "41_[0-3]|PENDING|None|",
+        "41_0", "41_0|RUNNING", "41_0|RUNNING|None", "41_0.batch|FAILED||n1", "41_x|RUNNING|None|n1", "-1|RUNNING|None|n1",
+        "٤١_0|RUNNING|None|n1", " 41_0|RUNNING|None|n1", "41_0_0|RUNNING|None|n1",
+    ],
+)  # fmt: skip
+def test_odd_lines_are_skipped_and_the_others_read(line):
+    assert [seen.job for seen in parse(f"{line}\n41_7|RUNNING|None|n1|")] == ["41_7"]
+
+
+@pytest.mark.parametrize(("word", "own"), [(word, word in {"COMPLETED", "FAILED"}) for word in sorted(WORDS)])
+def test_only_a_job_that_slurm_did_not_end_has_ended_of_itself(word, own):
+    (seen,) = parse(f"41_0|{word}|None|n1|")
+    assert seen.of_itself is own
+
+
+@given(st.text() | st.lists(st.sampled_from(["41_0", "|", "\n", "RUNNING", "CANCELLED by 1", "\0", "é", "+"])).map("".join))
+def test_parsing_never_raises_and_yields_only_tasks(text):
+    for seen in parse(text):
+        assert seen.job.replace("_", "", 1).isdecimal()
+        assert seen.observation.state in JobState
+        assert seen.observation.job == seen.job
+
+
+@given(st.text(), st.text(), st.text())
+def test_every_state_a_text_may_give_has_an_observation(word, reason, node):
+    assert observation("1", word, reason, node).state in JobState
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("sbatch: error: Invalid account\n", "Invalid account"), ("a\nsqueue: b\n \n", "b"), ("", "no message"),
+        ("\n \n", "no message"), ("plain", "plain"),
+    ],
+)  # fmt: skip
+def test_the_last_line_that_says_something(text, last):
+    assert queue.last_line(text) == last
+
+
+# --- limits -----------------------------------------------------------------------------------------------
+
+CONFIG = """Configuration data as of 2025-01-01T00:00:00
+MaxArraySize            = 501
+MaxDBDMsgs              = 20004
+MaxJobCount             = 90000
+MaxJobId                = 67043328
+"""
+SHOWN = (
+    "PartitionName=short AllowGroups=ALL Default=YES DefaultTime=NONE MaxNodes=2 MaxTime=01:30:00 MinNodes=0 "
+    "State=UP TRES=cpu=8,mem=4G\n"
+    "PartitionName=long Default=NO MaxNodes=UNLIMITED MaxTime=2-00:00:00\n"
+    "PartitionName=free Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED\n"
+)
+SHORT = Partition(name="short", default=True, max_minutes=90, max_nodes=2)
+LONG = Partition(name="long", default=False, max_minutes=2880, max_nodes=None)
+FREE = Partition(name="free", default=False, max_minutes=None, max_nodes=None)
+KNOWN = {partition.name: partition for partition in (SHORT, LONG, FREE)}
+
+
+def test_the_clusters_limits():
+    assert Limits.parse(CONFIG) == Limits(max_array_size=501, max_job_count=90_000)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "MaxArraySize = (null)", "  NotMaxArraySize = 7"])
+def test_what_slurm_does_not_say_is_its_default(text):
+    assert Limits.parse(text) == Limits(max_array_size=1001, max_job_count=10_000)
+
+
+def test_partitions():
+    assert limits.partitions(SHOWN) == [SHORT, LONG, FREE]
+
+
+@given(st.text())
+def test_limits_and_partitions_never_raise(text):
+    assert Limits.parse(text).max_array_size >= 0
+    assert limits.partitions(text) == [] or "PartitionName=" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("01:30:00", 90), ("00:01:00", 1), ("1-02:03:00", 1563), ("365-00:00:00", 525_600), ("UNLIMITED", None), ("", None),
+        ("NONE", None), ("90", None),
+    ],
+)  # fmt: skip
+def test_minutes(text, minutes):
+    assert limits.minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("need", "chosen", "told"),
+    [
+        (Resources(hours=1.5, nodes=2), [""], ""),
+        (Resources(), [""], ""),
+        (Resources(hours=2), [""], "partition short allows 1.5 h"),
+        (Resources(nodes=3), ["short"], "partition short allows 2 nodes"),
+        (Resources(hours=2), ["short", "long"], ""),
+        (Resources(hours=50), ["short", "long"], "partition short allows 1.5 h; partition long allows 48 h"),
+        (Resources(hours=5000, nodes=999), ["free"], ""),
+        (Resources(hours=2), ["hidden"], ""),
+        (Resources(hours=2), ["short", "hidden"], ""),
+    ],
+)
+def test_a_run_is_refused_only_where_no_chosen_partition_would_ever_take_it(need, chosen, told):
+    assert limits.refusal(need, chosen, KNOWN) == told
+
+
+def test_without_partitions_nothing_is_refused():
+    assert limits.refusal(Resources(hours=10_000, nodes=10_000), [""], {}) == ""
