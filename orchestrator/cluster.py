@@ -22,7 +22,7 @@ class Cluster(Protocol):
         """Whether `submit` returns before the tasks have run."""
 
     def check(self, shapes: Collection[Resources], folder: Path) -> None:
-        """Raise RequestError if a run of one of these shapes can never start here, or not from an experiment's folder."""
+        """Raise RequestError if a run of one of these shapes can never start here, or not from this folder."""
 
     def submit(self, launch: LaunchPaths) -> None:
         """Hand over all tasks of a published launch. Raises ClusterError; then none has been started."""

@@ -334,7 +334,8 @@ def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, st
         case Observation(state=JobState.UNKNOWN):
             return RunState.UNKNOWN, observation.reason
         case Observation(state=JobState.PENDING):
-            return RunState.QUEUED, f"requeued ({observation.reason}): {last.reason}" if last.final else observation.reason
+            before = f"requeued ({observation.reason}): {last.reason}"
+            return RunState.QUEUED, before if last.final else observation.reason
     return RunState.RUNNING, last.stage
 
 

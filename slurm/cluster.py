@@ -76,7 +76,8 @@ class SlurmCluster:
                 with submission.inherited_hidden():
                     run(["sbatch", "--test-only"], stdin=text.encode(), timeout_s=_ANSWER_SECONDS)
             except ProgramError as error:
-                raise _refused(error, resources) from error
+                if not submission.FULL.search(error.stderr):  # which is no fault of theirs, and passes
+                    raise _refused(error, resources) from error
 
     def submit(self, launch: LaunchPaths) -> None:
         """Submit a launch's arrays, in halves where a submit limit forbids the whole.
@@ -91,8 +92,10 @@ class SlurmCluster:
                 jobs.append(self._submit_array(array, launch, header))
             except submission.SubmitLimitError as error:
                 if len(array.indices) == 1:
-                    raise _too_many(error, sum(len(job.indices) for job in jobs), asked) from error
+                    raise _in_part(error, sum(len(job.indices) for job in jobs), asked) from error
                 waiting.extendleft(reversed(array.halves))
+            except ClusterError as error:
+                raise _in_part(error, sum(len(job.indices) for job in jobs), asked) from error
             else:
                 ledger.replace_text(launch.jobs, json.dumps([job.to_json() for job in jobs]))
 
@@ -109,11 +112,9 @@ class SlurmCluster:
 
     def _submit_array(self, array: script.Array, launch: LaunchPaths, header: Mapping[str, Any]) -> Job:
         room = self._limits.max_job_count - 1 - _in_memory()
-        if len(array.indices) > room:
-            raise submission.SubmitLimitError(
-                "Slurm's queue is full", why=f"it holds {self._limits.max_job_count} jobs (MaxJobCount)",
-                fix="launch again once some have ended: what is missing is submitted then",
-            )  # fmt: skip
+        if room < len(array.indices):
+            said = submission.full(self._limits.max_job_count)
+            raise submission.SubmitLimitError(said.what, why=said.why, fix=said.fix) if room > 0 else said
         folder = launch.submitit
         ledger.make_private(folder)
         name = f"{header['experiment']}.{launch.number:04d}"
@@ -233,7 +234,7 @@ def _scancel(tasks: str) -> None:
             raise ClusterError("scancel failed", why=queue.last_line(error.stderr), fix="cancel again later") from error
 
 
-def _too_many(error: ClusterError, submitted: int, asked: int) -> ClusterError:
+def _in_part(error: ClusterError, submitted: int, asked: int) -> ClusterError:
     return ClusterError(f"{submitted} of {asked} runs were submitted", why=f"{error.what} ({error.why})", fix=error.fix)
 
 

@@ -46,13 +46,14 @@ class Partition:
 def partitions(text: str) -> list[Partition]:
     """Read `scontrol --oneliner show partition`."""
     found = (dict(re.findall(r"(\w+)=(\S+)", line)) for line in text.splitlines())
-    return [
-        Partition(
-            name=each["PartitionName"], default=each.get("Default") == "YES",
-            max_minutes=minutes(each.get("MaxTime", "")), max_nodes=_number(each.get("MaxNodes", "")),
-        )  # fmt: skip
-        for each in found if "PartitionName" in each
-    ]  # fmt: skip
+    return [_partition(each) for each in found if "PartitionName" in each]
+
+
+def _partition(told: Mapping[str, str]) -> Partition:
+    return Partition(
+        name=told["PartitionName"], default=told.get("Default") == "YES",
+        max_minutes=minutes(told.get("MaxTime", "")), max_nodes=_number(told.get("MaxNodes", "")),
+    )  # fmt: skip
 
 
 def refusal(need: Resources, chosen: Collection[str], known: Mapping[str, Partition]) -> str:

@@ -13,6 +13,7 @@ TEXTS = ("partition", "account", "qos", "constraint", "exclude", "nodelist", "re
 
 _OURS = frozenset({
     "array", "output", "error", "open-mode", "job-name", "nodes", "ntasks-per-node", "cpus-per-task", "mem", "time",
+    "ntasks", "tasks-per-node", "gpus", "gpus-per-task", "mem-per-cpu", "mem-per-gpu", "wait", "clusters",
     "gpus-per-node", "signal", "wckey", "requeue", "no-requeue", "comment", "chdir", "wrap", "parsable", "test-only",
 })  # fmt: skip
 """Set by the engine, from resources or for its own ends; refused in `extra`."""
@@ -67,7 +68,8 @@ class SlurmOptions:
 def _check(key: str, value: Any, kind: type, told: str) -> None:
     wrong = not isinstance(value, kind) or isinstance(value, bool)
     if value is not None and (wrong or (isinstance(value, str) and _unprintable(value))):
-        raise ConfigError(f"cluster.{key} is {value!r}", why=f"it is {told}, on one line", fix=f"correct cluster.{key}")
+        why = f"it is {told}, on one line and without a backslash" if kind is str else f"it is {told}"
+        raise ConfigError(f"cluster.{key} is {value!r}", why=why, fix=f"correct cluster.{key}")
     if isinstance(value, int) and value < 0:
         raise ConfigError(f"cluster.{key} is {value}", why="it is at least 0", fix=f"correct cluster.{key}")
 
@@ -82,8 +84,9 @@ def _check_setup(setup: Any) -> None:
 def _check_extra(extra: Any) -> None:
     if not isinstance(extra, Mapping):
         raise ConfigError(
-            f"cluster.extra is {extra!r}", why="it maps sbatch options to values", fix="cluster.extra={licenses: 'foo:1'}"
-        )
+            f"cluster.extra is {extra!r}", why="it maps sbatch options to values",
+            fix="cluster.extra={licenses: 'foo:1'}",
+        )  # fmt: skip
     for key, value in extra.items():
         name = str(key).replace("_", "-")
         if name in _OURS or name in TEXTS or not name.replace("-", "").isalnum():
@@ -92,8 +95,12 @@ def _check_extra(extra: Any) -> None:
                 fix=f"remove it, or use cluster.{str(key).replace('-', '_')} or resources",
             )  # fmt: skip
         if isinstance(value, str) and _unprintable(value):
-            raise ConfigError(f"cluster.extra.{key} is {value!r}", why="it is one line", fix="remove the line break")
+            raise ConfigError(
+                f"cluster.extra.{key} is {value!r}", why="it is one line, without a backslash",
+                fix=f"correct cluster.extra.{key}",
+            )  # fmt: skip
 
 
 def _unprintable(text: str) -> bool:
-    return any(ord(character) < 32 or ord(character) == 127 for character in text)
+    """Return whether a text cannot be said to sbatch: it reads `\\` as an escape even within single quotes."""
+    return any(ord(character) < 32 or character in "\x7f\\" for character in text)

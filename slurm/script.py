@@ -98,7 +98,7 @@ def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, 
     fixed |= {"mem": f"{math.ceil(need.mem_gb_per_node * 1024)}MB"} if need.mem_gb_per_node else {}
     texts = {key: value for key in TEXTS if (value := getattr(options, key)) is not None}
     more = {
-        **{key.replace("_", "-"): value for key, value in options.extra.items()},
+        **{key.replace("_", "-"): value for key, value in options.extra.items() if value not in (None, False)},
         **{key: value for key, value in texts.items() if key == "reservation"},
         "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", "requeue": True,
         "time": math.ceil(need.hours * 60) if need.hours else None, "wckey": None,
@@ -135,10 +135,12 @@ def unfit(path: str) -> str:
     return next((character for character in path if character in "%\\:" or ord(character) < 32 or ord(character) == 127), "")
 
 
-def without_none(text: str) -> str:
+def without_none(text: str, options: Mapping[str, Any]) -> str:
     """Return a script without the options that were set to None to get rid of submitit's default."""
     head, mark, body = text.partition("\n# setup\n")
-    return re.sub(r"^#SBATCH --[^=\n]+=None\n", "", head, flags=re.MULTILINE) + mark + body
+    for key in (key for key, value in options.items() if value is None):
+        head = head.replace(f"\n#SBATCH --{key}=None\n", "\n")
+    return head + mark + body
 
 
 def _cpus_per_process(resources: Resources) -> int:

@@ -20,12 +20,9 @@ STATES: Mapping[str, JobState] = {
         ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"), JobState.RUNNING
     ),
     **dict.fromkeys(
-        (
-            "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL",
-            "DEADLINE", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL",
-        ),  # fmt: skip
-        JobState.ENDED,
+        ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"), JobState.ENDED
     ),
+    **dict.fromkeys(("BOOT_FAIL", "DEADLINE", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"), JobState.ENDED),
 }
 OF_ITSELF = frozenset({"COMPLETED", "FAILED"})
 """States of jobs that Slurm did not end: what their script left behind says why."""

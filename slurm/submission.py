@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,21 @@ from orchestrator.slurm import script
 from orchestrator.slurm.queue import BUSY, last_line
 from orchestrator.slurm.task import StartWorker
 
-_SUBMIT_LIMIT = re.compile(r"SubmitJob|MaxSubmit|job submit limit|temporarily unable to accept job", re.IGNORECASE)
+_SUBMIT_LIMIT = re.compile(r"SubmitJob|MaxSubmit|job submit limit", re.IGNORECASE)
+FULL = re.compile(r"temporarily unable to accept job|queue full|temporarily unavailable", re.IGNORECASE)
+_LATER = "launch again once some have ended: what is missing is submitted then"
+_SBATCH_SECONDS = 20  # where the queue is full it tries for two minutes; this is within one of its pauses
 _INHERITED = re.compile(r"SLURM_|SRUN_|SBATCH_")
 _PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class SubmitLimitError(ClusterError):
-    """Slurm takes no more jobs of this user's, or of anybody's, for now."""
+    """A limit on this user's jobs forbids so many of them; fewer may fit."""
+
+
+def full(max_job_count: int) -> ClusterError:
+    """Return the error of a cluster that holds as many jobs as it can."""
+    return ClusterError("Slurm's queue is full", why=f"it holds {max_job_count} jobs (MaxJobCount)", fix=_LATER)
 
 
 def executor(parameters: Mapping[str, Any], folder: Path) -> Any:
@@ -30,8 +39,12 @@ def executor(parameters: Mapping[str, Any], folder: Path) -> Any:
     import submitit
 
     class Executor(submitit.SlurmExecutor):  # type: ignore[misc] - submitit's types are partial
+        def _make_submission_command(self, path: Path) -> list[str]:
+            return ["timeout", str(_SBATCH_SECONDS), *super()._make_submission_command(path)]
+
         def _make_submission_file_text(self, command: str, uid: str) -> str:
-            return script.without_none(super()._make_submission_file_text(command, uid))
+            written = super()._make_submission_file_text(command, uid)
+            return script.without_none(written, parameters["additional_parameters"])
 
     made = Executor(folder=folder)
     made.update_parameters(**parameters)
@@ -58,13 +71,15 @@ def submit(
     DelayedSubmission(start).dump(folder / script.pickle_name(start.offset))
     for pause in (*_PAUSES_SECONDS, None):
         try:
-            with inherited_hidden(), chdir(folder.parent):
+            # What sbatch says on standard error is in the error, too.
+            with inherited_hidden(), chdir(folder.parent), redirect_stderr(io.StringIO()):
                 return str(executor(parameters, folder).submit(start).job_id)
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             if (found := find()) is not None:
                 return found
-            if pause is None or not BUSY.search(str(error)):
-                raise _refused(str(error)) from error
+            told = str(error).strip()
+            if pause is None or (told and not BUSY.search(told)):
+                raise _refused(told) from error
             time.sleep(pause)
     raise ClusterError("Slurm refused the jobs", fix="launch again later")
 
@@ -72,10 +87,9 @@ def submit(
 def _refused(told: str) -> ClusterError:
     why = last_line(told)
     if _SUBMIT_LIMIT.search(told):
-        return SubmitLimitError(
-            "Slurm accepts no more jobs for now", why=why,
-            fix="launch again once some have ended: what is missing is submitted then",
-        )  # fmt: skip
+        return SubmitLimitError("Slurm accepts no more jobs of yours for now", why=why, fix=_LATER)
+    if FULL.search(told):
+        return ClusterError("Slurm's queue is full", why=why, fix=_LATER)
     return ClusterError("Slurm refused the jobs", why=why, fix="correct the cluster's options, or launch again later")
 
 

@@ -42,7 +42,9 @@ def test_no_reason_is_none(reason):
     assert observation("7_1", "PENDING", reason, "").reason == ""
 
 
-@pytest.mark.parametrize("reason", ["Priority", "Dependency", "QOSMaxJobsPerUserLimit", "ReqNodeNotAvail, UnavailableNodes:n[1-3]"])
+@pytest.mark.parametrize(
+    "reason", ["Priority", "Dependency", "QOSMaxJobsPerUserLimit", "ReqNodeNotAvail, UnavailableNodes:n[1-3]"]
+)
 def test_what_a_job_waits_for_is_told_in_slurms_words(reason):
     assert observation("7_1", "PENDING", reason, "").reason == reason
 
@@ -53,7 +55,8 @@ def test_no_node_is_none(node):
 
 
 @pytest.mark.parametrize(
-    ("word", "state"), [("CANCELLED by 1000", ENDED), ("CANCELLED by 0", ENDED), ("PENDING+", PENDING), ("CANCELLED+", ENDED)]
+    ("word", "state"),
+    [("CANCELLED by 1000", ENDED), ("CANCELLED by 0", ENDED), ("PENDING+", PENDING), ("CANCELLED+", ENDED)],
 )
 def test_a_state_is_its_first_word(word, state):
     assert observation("7_1", word, "None", "n1").state is state
@@ -95,7 +98,7 @@ def test_a_comment_may_hold_bars():
     "line",
     [
         "", "|", "slurm_load_jobs error: Socket timed out", "JOBID|STATE|REASON|NODELIST", "41_[0-3]|PENDING|None|",
-        "41_0", "41_0|RUNNING", "41_0|RUNNING|None", "41_0.batch|FAILED||n1", "41_x|RUNNING|None|n1", "-1|RUNNING|None|n1",
+        "41_0", "41_0|RUNNING", "41_0|RUNNING|x", "41_0.batch|FAILED||n1", "41_x|RUNNING|None|n1", "-1|RUNNING|None|",
         "٤١_0|RUNNING|None|n1", " 41_0|RUNNING|None|n1", "41_0_0|RUNNING|None|n1",
     ],
 )  # fmt: skip
@@ -109,7 +112,9 @@ def test_only_a_job_that_slurm_did_not_end_has_ended_of_itself(word, own):
     assert seen.of_itself is own
 
 
-@given(st.text() | st.lists(st.sampled_from(["41_0", "|", "\n", "RUNNING", "CANCELLED by 1", "\0", "é", "+"])).map("".join))
+@given(
+    st.text() | st.lists(st.sampled_from(["41_0", "|", "\n", "RUNNING", "CANCELLED by 1", "\0", "é", "+"])).map("".join)
+)
 def test_parsing_never_raises_and_yields_only_tasks(text):
     for seen in parse(text):
         assert seen.job.replace("_", "", 1).isdecimal()
@@ -175,8 +180,8 @@ def test_limits_and_partitions_never_raise(text):
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [
-        ("01:30:00", 90), ("00:01:00", 1), ("1-02:03:00", 1563), ("365-00:00:00", 525_600), ("UNLIMITED", None), ("", None),
-        ("NONE", None), ("90", None),
+        ("01:30:00", 90), ("00:01:00", 1), ("1-02:03:00", 1563), ("365-00:00:00", 525_600), ("UNLIMITED", None),
+        ("NONE", None), ("90", None), ("", None),
     ],
 )  # fmt: skip
 def test_minutes(text, minutes):

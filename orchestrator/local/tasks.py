@@ -66,7 +66,7 @@ class Child:
     """A task's process that this process has started, in a session of its own: Ctrl-C does not reach it."""
 
     def __init__(self, task: Task, header: Mapping[str, Any]) -> None:
-        self._output: IO[bytes] = tempfile.TemporaryFile()
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read and closed when the process has ended
         self._process = subprocess.Popen(
             [header["python"], *header["worker"], str(task.launch.path), str(task.index)],
             env=environment(task), stdin=subprocess.DEVNULL, stdout=self._output,

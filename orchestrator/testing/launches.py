@@ -84,8 +84,8 @@ class Bench:
     def launch(self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER) -> Launched:
         """Launch what is missing of these runs."""
         return launch(
-            experiment(self.paths.name, runs, kind=self.kind, **self.options), facts(), self.paths, cluster=self.cluster,
-            cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
+            experiment(self.paths.name, runs, kind=self.kind, **self.options), facts(), self.paths,
+            cluster=self.cluster, cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
         )  # fmt: skip
 
     def records(self) -> Mapping[RunId, Record]:

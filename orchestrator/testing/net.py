@@ -29,7 +29,7 @@ class Net(pl.LightningModule):
         self._does, self._at, self._rank = does, at, rank
         self.layer = torch.nn.Linear(4, 1)
 
-    def training_step(self, batch: tuple[torch.Tensor], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: tuple[torch.Tensor], _batch_idx: int) -> torch.Tensor:
         if self.global_step == self._at and self.global_rank == self._rank:
             self._act()
         if self._until is None or not self._until.exists():

@@ -98,12 +98,12 @@ class Assignment:
                 _meet(claim.address)
                 return ours[-1]
             chosen = self._next_start()
-            if chosen is None or self.cancelled or chosen._is_somebody_elses():
+            if chosen is None or self.cancelled or chosen.taken_by_others:
                 return None
             time.sleep(0.1)
         raise ClusterError(
-            f"rank {self.place.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0", why="rank 0 has claimed no attempt",
-            fix="see the job's own output for what became of rank 0",
+            f"rank {self.place.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0", 
+            why="rank 0 has claimed no attempt", fix="see the job's own output for what became of rank 0",
         )  # fmt: skip
 
     def _next_start(self) -> Self | None:
@@ -111,7 +111,7 @@ class Assignment:
         ours = self._attempts_of_this_job()
         if ours and ledger.read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
             return None
-        return ours[-1]._next() if ours else self
+        return ours[-1].following() if ours else self
 
     def _attempts_of_this_job(self) -> list[Self]:
         """Return this task's attempts that the same scheduler's job has claimed, oldest first."""
@@ -120,14 +120,17 @@ class Assignment:
         while self.place.job and (claim := ledger.read_claim(candidate.attempt)) is not None:
             if claim.job == self.place.job and claim.launch == self.wish.launch:
                 found.append(candidate)
-            candidate = candidate._next()
+            candidate = candidate.following()
         return found
 
-    def _is_somebody_elses(self) -> bool:
+    @property
+    def taken_by_others(self) -> bool:
+        """Whether another job has claimed the attempt."""
         claim = ledger.read_claim(self.attempt)
         return claim is not None and claim.job != self.place.job
 
-    def _next(self) -> Self:
+    def following(self) -> Self:
+        """Return the same assignment, in the next attempt."""
         return replace(self, wish=replace(self.wish, attempt=self.wish.attempt + 1))
 
 

@@ -27,7 +27,8 @@ def reason(assignment: Assignment, signal: str) -> str:
         return f"cancelled, stopped by {signal}"
     if signal == TIME_LIMIT and assignment.place.job:
         limit = f"time limit of {hours:g} h" if hours else "time limit"
-        return f"{limit}, no more requeues (cluster.max_requeues={_most(assignment)})" if _exhausted(assignment) else limit
+        last = f"{limit}, no more requeues (cluster.max_requeues={_most(assignment)})"
+        return last if _exhausted(assignment) else limit
     told = _told_by_slurm(assignment) if assignment.leads and assignment.place.job else ""
     return f"{told}, stopped by {signal}" if told else f"stopped by {signal}"
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+
 import pytest
-from cluster_contract import ClusterContract
-from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
+from cluster_contract import ClusterContract, Gate, states, wait_for_end
+from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
 from orchestrator.layout import ExperimentPaths
-from orchestrator.slurm.cluster import SlurmCluster
+from orchestrator.plan import Action, to_do
+from orchestrator.record import RunState
+from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.testing.launches import Bench
+from orchestrator.testing.launches import Bench, scripted
 
 pytestmark = pytest.mark.slurm
 
@@ -36,3 +41,131 @@ class TestContract(ClusterContract):
     def kill(self, played):
         """Kill a run's process; it is the step of the only job, and its pid counts in its node only."""
         output("scancel", "--signal=KILL", "--user=root", "--state=RUNNING")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return bench_of(tmp_path)
+
+
+def bench_of(folder, **options):
+    cluster = SlurmCluster(SlurmOptions.parse(options))
+    return Bench(paths=ExperimentPaths(folder / "a run's folder" / "x"), kind="slurm", cluster=cluster)
+
+
+@pytest.fixture
+def gate(tmp_path):
+    gate = Gate(tmp_path / "open")
+    yield gate
+    gate.open()
+
+
+@pytest.mark.parametrize("program", ["squeue", "scontrol"])
+def test_a_slurm_that_does_not_answer_is_unknown_and_nothing_is_started_or_changed(program, bench, gate, tmp_path, monkeypatch):
+    runs = [scripted(gate.script(), seed=seed) for seed in range(2)]
+    bench.launch(runs)
+    wait_for(lambda: len(bench.played()) == 2, "both to begin")
+    wait_for(lambda: states(bench, runs) == [RunState.RUNNING] * 2, "Slurm to say so")
+    before = files(bench.paths.path)
+    (tmp_path / program).write_text("#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out' >&2\nexit 1\n")
+    (tmp_path / program).chmod(0o755)
+    with monkeypatch.context() as broken:
+        broken.setenv("PATH", str(tmp_path), prepend=":")
+        wait_for(lambda: states(bench, runs) == [UNKNOWN_IF[program]] * 2, "what was known to be old")
+        if program == "squeue":
+            assert {r.reason for r in bench.records().values()} == {
+                "Slurm does not answer: slurm_load_jobs error: Socket timed out"
+            }
+        assert bench.launch(runs).paths is None
+    assert files(bench.paths.path) == before
+    gate.open()
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 2
+
+
+UNKNOWN_IF = {"squeue": RunState.UNKNOWN, "scontrol": RunState.RUNNING}  # scontrol is not asked about jobs
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.suffix not in {".out", ".pyc"})
+
+
+def test_what_a_run_waits_for_is_in_its_status(tmp_path, gate):
+    bench = bench_of(tmp_path, nodelist="n0", throttle=1)
+    runs = [scripted(gate.script(), seed=0), scripted(gate.script(), seed=1), scripted(cpus_per_node=4, seed=2)]
+    bench.launch(runs)
+    wait_for(lambda: len(bench.played()) == 1, "one to begin")
+    wait_for(lambda: bench.records()[runs[1].id].reason == "JobArrayTaskLimit", "the throttle's word")
+    wait_for(lambda: bench.records()[runs[2].id].reason == "Resources", "the scheduler's word")
+    assert bench.records()[runs[0].id].node == "n0"
+
+
+def test_a_held_job_waits_until_it_is_released_and_is_not_started_again(bench):
+    run = scripted()
+    (job,) = jobs_of(bench.launch([run]).paths)
+    output("scontrol", "requeuehold", f"{job.id}_0")
+    wait_for(lambda: states(bench, [run]) == [RunState.QUEUED], "Slurm to hold it")
+    assert bench.launch([run]).paths is None
+    output("scontrol", "release", f"{job.id}_0")
+    wait_for_end(bench)
+    assert states(bench, [run]) == [RunState.DONE]
+
+
+def test_a_job_that_dies_in_its_setup_lines_is_failed_with_what_it_printed(tmp_path):
+    bench = bench_of(tmp_path, setup=["echo 'no such module: cuda/99' >&2", "exit 7"])
+    run = scripted()
+    bench.launch([run])
+    wait_for_end(bench)
+    record = bench.records()[run.id]
+    assert (record.state, record.reason) == (RunState.FAILED, "exit status 7 before training")
+    assert record.failure.message == "no such module: cuda/99"
+    assert record.failure.traceback == "no such module: cuda/99\n"
+    assert to_do(bench.launch([run]).steps)[0].action is Action.RETRY
+
+
+def test_what_is_known_of_a_dead_run_is_kept_when_slurm_has_forgotten_its_job(tmp_path, monkeypatch):
+    bench = bench_of(tmp_path)
+    runs = [scripted({"ends": ["exit"]}), scripted({"ends": ["kill"]}), scripted()]
+    bench.launch(runs)
+    wait_for_end(bench)
+    known = states(bench, runs)
+    assert known == [RunState.FAILED, RunState.INTERRUPTED, RunState.DONE]
+    (tmp_path / "squeue").write_text("#!/bin/sh\n")  # it has forgotten everything
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert states(bench, runs) == known
+    assert bench.records()[runs[0].id].failure.signature == "exit status 3"
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_with_accounting_the_same_is_known(forgets, accounted_slurm, tmp_path, gate, monkeypatch):
+    bench = bench_of(tmp_path)
+    runs = [scripted({"ends": ["raise"]}), scripted({"ends": ["exit"]}), scripted(), scripted(gate.script(), seed=3)]
+    paths = bench.launch(runs).paths
+    wait_for(lambda: any(played.run == runs[3].id for played in bench.played()), "the last to begin")
+    job = jobs_of(paths)[0]
+    output("scancel", f"{job.id}_3")
+    wait_for_end(bench)
+    if forgets:
+        (tmp_path / "squeue").write_text("#!/bin/sh\n")
+        (tmp_path / "squeue").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        wait_for(lambda: "CANCELLED" in output("sacct", "-nX", "--format=State%20", f"--jobs={job.id}"), "sacct to know")
+    assert states(bench, runs) == [RunState.FAILED, RunState.FAILED, RunState.DONE, RunState.INTERRUPTED]
+    assert "cancelled in Slurm" in bench.records()[runs[3].id].reason
+
+
+def test_ten_watchers_ask_slurm_about_once_a_second(bench, gate, tmp_path, monkeypatch):
+    run = scripted(gate.script())
+    bench.launch([run])
+    real = shutil.which("squeue")
+    (tmp_path / "squeue").write_text(f'#!/bin/sh\necho >> "$0.calls"\nexec {real} "$@"\n')
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    began = time.monotonic()
+    for _ in range(30):
+        bench.records()
+    calls = len((tmp_path / "squeue.calls").read_text())
+    assert 1 <= calls <= 2 + (time.monotonic() - began)
