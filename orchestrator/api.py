@@ -187,8 +187,9 @@ def _facts(project: Project, options: SnapshotOptions, manifests: Mapping[str, M
     roots = [project.folder, *environment.editable_roots(), *_own_checkout()]
     roots = [root for i, root in enumerate(roots) if not any(_within(root, other) for other in roots[:i])]
     elsewhere = replace(options, include=())  # globs of the project's own
+    data = [Path(str(m.origin["folder"])) for m in manifests.values() if m.origin.get("folder")]  # pinned already
     code = tuple(
-        stack.enter_context(snapshot.take(root, options if i == 0 else elsewhere, exclude=[project.runs.path]))
+        stack.enter_context(snapshot.take(root, options if i == 0 else elsewhere, exclude=[project.runs.path, *data]))
         for i, root in enumerate(roots)
     )
     return Facts(code=code, environment=environment.current(), manifests=manifests)
@@ -208,11 +209,18 @@ def _within(inner: Path, outer: Path) -> bool:
 def _notes(experiment: Experiment, facts: Facts) -> tuple[str, ...]:
     own = facts.code[0].snapshot.message  # of the project; what is installed elsewhere is not its user's to mend
     notes = [*experiment.notes, *([own] if own else [])]
+    gpus = any(run.resources.gpus_per_node for run in experiment.runs)
+    if gpus and experiment.cluster["kind"] != "slurm" and not _has_gpu():
+        notes.append("resources ask for GPUs, and this machine has none: these runs train on the CPU")
     if not facts.manifests:
         notes.append("no data version: nothing pins the data that these runs read")
     edited = [manifest.origin for manifest in facts.manifests.values() if manifest.origin.get("dirty")]
     notes += [f"data {o['path']}: uncommitted changes of its .dvc file are not used; {o['rev']} is" for o in edited]
     return tuple(notes)
+
+
+def _has_gpu() -> bool:
+    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
 def _run_again(launch: LaunchPaths, record: Record) -> Run:

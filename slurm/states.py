@@ -40,7 +40,7 @@ _REASONS: Mapping[str, str] = {
 }
 _TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%k")
-SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State,Reason,NodeList")
+SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -574,7 +574,7 @@ class Parked:
 
     background = True
 
-    def check(self, shapes):
+    def check(self, shapes, folder):
         pass
 
     def submit(self, launch):
@@ -718,12 +718,12 @@ CHOICES = [
     (("status", "base", "ffffffffffff"), ["ffffffffffff"]),
     (("status", "nothing=here"), ["nothing=here"]),
     (("status", "base", "other"), ["base and other", "name one"]),
-    (("show", "base"), ["17 runs are chosen", "id prefix"]),
+    (("show", "base"), ["17 runs chosen", "id prefix"]),
     (("show", "base", "state=done", "seed=1"), ["no run"]),
-    (("logs", "base", "-f"), ["17 runs are chosen"]),
+    (("logs", "base", "-f"), ["17 runs chosen"]),
     (("logs", "base", "done", "--attempt", "9"), ["no attempt 9"]),
-    (("diff", "base"), ["0 runs are given", "two"]),
-    (("diff", "base", "seed=1"), ["1 runs are given"]),
+    (("diff", "base"), ["0 runs given", "two"]),
+    (("diff", "base", "seed=1"), ["1 run given"]),
     (("diff", "base", "seed=1", "seed=99"), ["seed=99"]),
     (("compare", "base", "--metric", "val/ac"), ["'val/ac'", "did you mean 'val/acc'"]),
     (("run", "experiment=base", "seed=0,1"), ["base has 2 points", "orch launch"]),
@@ -750,7 +750,7 @@ def test_a_wrong_choice_of_runs_is_refused(project, refused, two_experiments, ar
 def test_a_prefix_that_several_runs_share_is_refused(refused, two_experiments):
     firsts = [run_id[0] for run_id in two_experiments]
     shared = next(first for first in firsts if firsts.count(first) > 1)  # 17 runs, 16 digits
-    refused("show", "base", shared).names("runs are chosen", "one is needed")
+    refused("show", "base", shared).names("runs chosen", "one is needed")
 
 
 @pytest.mark.parametrize("verb", ["show", "logs", "compare", "cancel", "retry", "diff", "ui"])

@@ -55,7 +55,7 @@ class Scheduler:
     def __init__(self, state, *, reason="", meanwhile=lambda: None):
         self.state, self.reason, self.meanwhile, self.asked = state, reason, meanwhile, []
 
-    def check(self, shapes):
+    def check(self, shapes, folder):
         raise AssertionError(shapes)
 
     def submit(self, launch):

@@ -149,7 +149,15 @@ def test_all_options_of_slurm_s_own_arrive_as_they_are():
         "partition": "a,b", "account": "x", "qos": "y", "constraint": "a|h", "exclude": "n[1-3]", "nodelist": "n4",
         "reservation": "maint", "gres": "shard:1",
     }  # fmt: skip
-    written = head(text(**given, comment="mine", throttle=7, signal_seconds=30, extra={"exclusive": True, "nice": 5, "hold": False, "x": None}))
+    written = head(
+        text(
+            **given,
+            comment="mine",
+            throttle=7,
+            signal_seconds=30,
+            extra={"exclusive": True, "nice": 5, "hold": False, "x": None},
+        )
+    )
     for key, value in given.items():
         assert f"#SBATCH --{key}={shlex.quote(value)}\n" in written
     for line in ("comment='orch:f00d:0 mine'", "array=0-2,5%7", "signal=USR2@30", "exclusive", "nice=5"):
@@ -190,7 +198,11 @@ def test_a_setup_line_that_ends_in_none_is_kept():
 
 # --- nothing is executed ----------------------------------------------------------------------------------
 
-LINE = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\\\u2028\u2029"), min_size=1, max_size=30)
+LINE = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\\\u2028\u2029"),
+    min_size=1,
+    max_size=30,
+)
 
 
 @given(LINE)
@@ -226,9 +238,7 @@ def test_a_shell_makes_of_the_setup_lines_what_was_meant(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != "srun"] == ["submit"]
 
 
-@pytest.mark.parametrize(
-    "value", ["it's", 'say "hi"', "$(x)", "`x`", "a  b", "ü ✓", "a; b | c > d", "#no", "\u2028"]
-)
+@pytest.mark.parametrize("value", ["it's", 'say "hi"', "$(x)", "`x`", "a  b", "ü ✓", "a; b | c > d", "#no", "\u2028"])
 def test_bash_reads_the_script_whatever_its_options_and_paths_hold(value):
     shape = script.Shape(resources=Resources(), python_path=(f"/{value}",))
     written = text(shape, folder=Path("/a") / value, **dict.fromkeys(TEXTS, value), extra={"mail-user": value})

@@ -15,7 +15,7 @@ from orchestrator.api import best_value, told
 from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Action, Step
-from orchestrator.record import Record, RunState
+from orchestrator.record import Attempt, Record, RunState
 from orchestrator.spec import Objective, Resources
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "grey": "90", "bold": "1"}
@@ -74,7 +74,11 @@ def count(runs: int) -> str:
 
 def need(resources: Resources) -> str:
     """Return resources in words: `2 nodes x (4 GPUs, 8 CPUs, 32 GB), 4 h`."""
-    node = [f"{resources.gpus_per_node} GPUs"] if resources.gpus_per_node else []
+    node = (
+        [f"{resources.gpus_per_node} GPU{'s' if resources.gpus_per_node > 1 else ''}"]
+        if resources.gpus_per_node
+        else []
+    )
     node += [f"{resources.cpus_per_node} CPU{'s' if resources.cpus_per_node > 1 else ''}"]
     node += [f"{resources.mem_gb_per_node:g} GB"] if resources.mem_gb_per_node else []
     per_node = ", ".join(node)
@@ -139,11 +143,14 @@ def progress(record: Record) -> str:
 
 
 def duration(record: Record) -> str:
-    """Return how long the run has taken so far, or took."""
-    if record.started is None:
-        return ""
-    end = time.time() if record.state is RunState.RUNNING else record.ended
-    return clock(end - record.started) if end is not None else ""
+    """Return how long the run's attempts have taken together; the time between them does not count."""
+    spans = [_span(attempt) for attempt in record.history]
+    return clock(sum(spans)) if any(spans) else ""
+
+
+def _span(attempt: Attempt) -> float:
+    end = attempt.ended or (time.time() if attempt.state is RunState.RUNNING else None)
+    return end - attempt.claim.time if attempt.claim and end is not None else 0.0
 
 
 def clock(seconds: float) -> str:

@@ -225,7 +225,7 @@ def diff(arguments: Namespace) -> int:
     names = [word for word in arguments.words if _is_experiment(project, word)]
     if len(ids) != 2:
         raise RequestError(
-            f"{len(ids)} runs are given",
+            f"{render.count(len(ids))} given",
             why="a difference needs two",
             fix="orch diff 3fa2 77c1, or orch diff NAME 3fa2 77c1",
         )
@@ -265,11 +265,15 @@ def _without_log(record: Record, number: int) -> str:
 
 def _follow(project: Project, name: str, record: Record) -> int:
     tails: dict[int, _Tail] = {}
+    told = ""
     while True:
         record = api.read(project, name).records[record.id]
         for attempt in record.history:
             path = project.runs.experiment(name).run(record.id).attempt(attempt.number).log
             tails.setdefault(attempt.number, _Tail(path)).copy()
+        if not tails and not told:
+            told = f"{record.id[:8]}: {record.state.value}, {record.reason}"
+            _say(told)
         if not record.state.active:
             _say(f"{record.id[:8]}: {record.state.value}{': ' + record.reason if record.reason else ''}")
             return _status_of([record])
@@ -365,13 +369,25 @@ def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[R
     chosen = selection.parse([word for word in words if word not in named], experiments=experiments)
     candidates = named or experiments
     found = [(book, chosen.choose(book.records.values())) for book in (api.read(project, name) for name in candidates)]
-    hits = [(book, records) for book, records in found if records or named or (not chosen.ids and len(found) == 1)]
+    only_states = not (chosen.ids or chosen.point)
+    _check_keys(chosen, [record for book, _ in found for record in book.records.values()])
+    hits = [(book, records) for book, records in found if records or named or (only_states and len(found) == 1)]
     if len(hits) != 1:
         _refuse(project, words, [book.experiment.name for book, _ in hits], experiments)
     book, records = hits[0]
-    if chosen.ids and not records:
+    if (chosen.ids or chosen.point) and not records:
         raise RequestError(f"no run of {named[0]} is chosen by {' '.join(words)}", fix=f"orch status {named[0]}")
     return book.experiment.name, book, records
+
+
+def _check_keys(chosen: selection.Selection, records: Sequence[Record]) -> None:
+    known = sorted({key for record in records for key in record.planned.point})
+    for key, values in chosen.point.items():
+        if records and key not in known:
+            raise RequestError(
+                f"{key}={','.join(values)} chooses no runs{nearest(key, known)}", why=f"swept were {', '.join(known) or 'no keys'}",
+                fix="choose by one of them, an id prefix, state=... or launch=N",
+            )  # fmt: skip
 
 
 def _refuse(project: Project, words: Sequence[str], hits: Sequence[str], experiments: Sequence[str]) -> None:
@@ -389,8 +405,10 @@ def _refuse(project: Project, words: Sequence[str], hits: Sequence[str], experim
 
 def _one(records: Sequence[Record]) -> Record:
     if len(records) != 1:
-        some = ", ".join(record.id[:8] for record in records[:4])
-        raise RequestError(f"{len(records)} runs are chosen ({some} ...)", why="one is needed", fix="give an id prefix")
+        some = "; ".join(f"{record.id[:8]} {api.told(record.planned.point)}" for record in records[:4])
+        more = " ..." if len(records) > 4 else ""
+        chosen = f" ({some}{more})" if some else ""
+        raise RequestError(f"{render.count(len(records))} chosen{chosen}", why="one is needed", fix="give an id prefix")
     return records[0]
 
 

@@ -93,12 +93,23 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     fixed = [text for text in line.fixed if text != "sweep=none"]
     config = composer.compose(fixed).config
     raw = OmegaConf.to_container(config, resolve=False)
+    _check_package(raw)
     schema.check_top_level(cast("Mapping[str, Any]", raw))
     head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment"})}
     written = {} if line.drop_sweep else _expand_text(head["sweep"])
     axes = {axis.key: axis.values for axis in line.axes}
     head["sweep"] = {key: value for key, value in written.items() if value}
     return head, sweep.define(written, replaced=line.keys, axes=axes)
+
+
+def _check_package(raw: Any) -> None:
+    """Refuse an experiment's file that Hydra has put under `experiment:`, where nothing reads it."""
+    if isinstance(raw, Mapping) and isinstance(raw.get("experiment"), Mapping):
+        raise ConfigError(
+            f"the experiment's {', '.join(map(str, raw['experiment']))} came under `experiment:`, where nothing reads it",
+            why="without a package directive Hydra puts a file's keys under its group's name",
+            fix="make `# @package _global_` the first line of the experiment's file",
+        )
 
 
 def _section(config: Any, key: str) -> Any:

@@ -134,7 +134,7 @@ def trainer(value: Mapping[str, Any]) -> dict[str, Any]:
     for key in value:
         if key in _ENGINE_OWNS:
             raise ConfigError(
-                f"trainer.{key} is {value[key]!r}", why=f"it derives from {_ENGINE_OWNS[key]}: one place for devices",
+                f"trainer.{key} is {value[key]!r}", why=f"it derives from {_ENGINE_OWNS[key]}",
                 fix=f"remove trainer.{key}",
             )  # fmt: skip
     component("trainer", value, optional=False)

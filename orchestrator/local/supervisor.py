@@ -148,6 +148,7 @@ class Supervisor:
         else:
             told = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
             ledger.write_observed(run, task.attempt, "interrupted", reason=told)
+            state = RunState.CANCELLED if task.cancelled else state
         ledger.mark(task.experiment, task.run_id, task.attempt, state.value)
         self._notify(task)
 

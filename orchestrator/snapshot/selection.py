@@ -208,7 +208,7 @@ def _refuse_credentials(paths: Iterable[str]) -> None:
         raise RequestError(
             f"cannot freeze what looks like credentials: {listed(found)}",
             why="a snapshot is a copy that others may come to read",
-            fix="name them in .gitignore (and not in snapshot.include), or move them out of the project",
+            fix="move them out of the project, or, in a git repository, name them in .gitignore",
         )  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def _too_large(paths: Sequence[str], sizes: Mapping[str, int], why: str, limit: 
     listed = ", ".join(f"{path!r} ({megabytes(sizes[path])})" for path in paths)
     return RequestError(
         "the project is too large to be frozen", why=f"{why}: {listed}",
-        fix=f"name data in .gitignore, or raise snapshot.{limit}",
+        fix=f"in a git repository name data in .gitignore; else move it away, or raise snapshot.{limit}",
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
     except InterruptedByInfrastructureError as error:
         _log.warning("stopped by %s", error)
         events.write("interrupted", reason=_why(assignment, error))
-        _mark(assignment, RunState.INTERRUPTED)
+        _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
         requeue.after_interruption(assignment, str(error))
         return 143
     except BaseException as error:  # noqa: BLE001 - whatever ended the run is its failure
@@ -137,9 +137,7 @@ def _fail(assignment: Assignment, events: ledger.EventWriter, error: BaseExcepti
     text = "".join(traceback.format_exception(error))
     if not assignment.leads:
         events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank))
-    events.write(
-        "failed", signature=signature(error, assignment.code), message=str(error), traceback=text
-    )
+    events.write("failed", signature=signature(error, assignment.code), message=str(error), traceback=text)
     _mark(assignment, RunState.FAILED)
 
 

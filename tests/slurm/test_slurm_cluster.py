@@ -100,12 +100,12 @@ def test_what_a_run_waits_for_is_in_its_status(tmp_path, gate):
     assert bench.records()[runs[0].id].node == "n0"
 
 
-def test_a_held_job_waits_until_it_is_released_and_is_not_started_again(bench):
-    run = scripted()
+def test_a_held_job_waits_until_it_is_released_and_is_not_started_again(tmp_path):
+    bench, run = bench_of(tmp_path, extra={"hold": True}), scripted()
     (job,) = jobs_of(bench.launch([run]).paths)
-    output("scontrol", "requeuehold", f"{job.id}_0")
-    wait_for(lambda: states(bench, [run]) == [RunState.QUEUED], "Slurm to hold it")
+    assert states(bench, [run]) == [RunState.QUEUED]
     assert bench.launch([run]).paths is None
+    wait_for(lambda: bench.records()[run.id].reason in {"JobHeldUser", "JobHeldAdmin"}, "Slurm to say so")
     output("scontrol", "release", f"{job.id}_0")
     wait_for_end(bench)
     assert states(bench, [run]) == [RunState.DONE]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -229,10 +230,22 @@ def test_what_slurm_has_no_room_for_is_submitted_by_a_later_launch(full_slurm, t
     output("scancel", *fillers)
     gate.open()
     wait_for_end(bench)
-    bench.launch(runs)
-    wait_for_end(bench)
-    assert states(bench, runs) == [RunState.DONE] * 6
-    assert len(bench.played()) == 6
+    make_room(full_slurm)
+    later = Bench(paths=bench.paths, kind="slurm", cluster=SlurmCluster(SlurmOptions()))
+    assert len(to_do(later.launch(runs).steps)) == 6 - taken
+    wait_for_end(later)
+    assert states(later, runs) == [RunState.DONE] * 6
+    assert len(later.played()) == 6
+
+
+def make_room(cluster):
+    """Have a cluster hold more jobs: Slurm remembers those that ended for minutes, and counts them."""
+    cluster.slurm_conf.write_text(cluster.slurm_conf.read_text().replace("MaxJobCount=12\n", "MaxJobCount=99\n"))
+    saved = cluster.slurm_conf.parents[1] / "slurmctld" / "job_state"
+    now = time.time()
+    wait_for(lambda: saved.stat().st_mtime > now, "slurmctld to save its state")
+    cluster.crash("slurmctld")
+    cluster.restore("slurmctld")
 
 
 def test_arrays_are_no_larger_than_slurm_allows(full_slurm, tmp_path):
