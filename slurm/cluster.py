@@ -64,7 +64,8 @@ class SlurmCluster:
         """Ask Slurm, by its partitions' limits and `sbatch --test-only`, whether such runs could ever start."""
         if found := script.unfit(str(folder)):
             raise RequestError(
-                f"the folder for runs, {str(folder)!r}, has {found!r} in its name", why="Slurm, or Python, would misread it",
+                f"the folder for runs, {str(folder)!r}, has {found!r} in its name",
+                why="Slurm, or Python, would misread it",
                 fix="choose another folder for runs with --runs or $ORCH_RUNS",
             )  # fmt: skip
         for resources in sorted(shapes, key=str):
@@ -241,7 +242,7 @@ def _in_part(error: ClusterError, submitted: int, asked: int) -> ClusterError:
 def _refused(error: ProgramError, resources: Resources) -> Exception:
     why = queue.last_line(error.stderr)
     if error.status is None or queue.BUSY.search(error.stderr):
-        return ClusterError("Slurm does not answer", why=why, fix="is this a Slurm login node, and does `sinfo` answer?")
+        return ClusterError("Slurm does not answer", why=why, fix="is this a login node, and does `sinfo` answer?")
     return _impossible(resources, why)
 
 

@@ -102,5 +102,5 @@ def _check_extra(extra: Any) -> None:
 
 
 def _unprintable(text: str) -> bool:
-    """Return whether a text cannot be said to sbatch: it reads `\\` as an escape even within single quotes."""
+    """Return whether a text cannot be said to sbatch: it reads a backslash as an escape even in single quotes."""
     return any(ord(character) < 32 or character in "\x7f\\" for character in text)

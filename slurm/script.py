@@ -131,8 +131,8 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
 
 
 def unfit(path: str) -> str:
-    """Return what a folder's name may not hold: `%` and `\\` mean something to Slurm, `:` to Python, a line's end to both."""
-    return next((character for character in path if character in "%\\:" or ord(character) < 32 or ord(character) == 127), "")
+    """Return what a folder's name may not hold: Slurm reads `%` and backslashes, Python `:`."""
+    return next((each for each in path if each in "%\\:" or ord(each) < 32 or ord(each) == 127), "")
 
 
 def without_none(text: str, options: Mapping[str, Any]) -> str:

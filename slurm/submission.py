@@ -38,7 +38,7 @@ def executor(parameters: Mapping[str, Any], folder: Path) -> Any:
     """Return submitit's executor; options set to None are left out of its script."""
     import submitit
 
-    class Executor(submitit.SlurmExecutor):  # type: ignore[misc] - submitit's types are partial
+    class Executor(submitit.SlurmExecutor):
         def _make_submission_command(self, path: Path) -> list[str]:
             return ["timeout", str(_SBATCH_SECONDS), *super()._make_submission_command(path)]
 
@@ -58,9 +58,7 @@ def text(parameters: Mapping[str, Any], folder: Path) -> str:
     return written
 
 
-def submit(
-    parameters: Mapping[str, Any], start: StartWorker, folder: Path, *, find: Callable[[], str | None]
-) -> str:
+def submit(parameters: Mapping[str, Any], start: StartWorker, folder: Path, *, find: Callable[[], str | None]) -> str:
     """Submit an array and return its job's id. `find` looks for it in Slurm after an answer that was lost.
 
     Raises SubmitLimitError where a limit forbids so many jobs, ClusterError where it is refused otherwise.

@@ -385,7 +385,8 @@ def _check_keys(chosen: selection.Selection, records: Sequence[Record]) -> None:
     for key, values in chosen.point.items():
         if records and key not in known:
             raise RequestError(
-                f"{key}={','.join(values)} chooses no runs{nearest(key, known)}", why=f"swept were {', '.join(known) or 'no keys'}",
+                f"{key}={','.join(values)} chooses no runs{nearest(key, known)}",
+                why=f"swept were {', '.join(known) or 'no keys'}",
                 fix="choose by one of them, an id prefix, state=... or launch=N",
             )  # fmt: skip
 

@@ -106,8 +106,8 @@ def _check_package(raw: Any) -> None:
     """Refuse an experiment's file that Hydra has put under `experiment:`, where nothing reads it."""
     if isinstance(raw, Mapping) and isinstance(raw.get("experiment"), Mapping):
         raise ConfigError(
-            f"the experiment's {', '.join(map(str, raw['experiment']))} came under `experiment:`, where nothing reads it",
-            why="without a package directive Hydra puts a file's keys under its group's name",
+            f"the experiment's keys came under `experiment:`: {', '.join(map(str, raw['experiment']))}",
+            why="nothing reads them there; without a package directive Hydra puts a file's keys under its group's name",
             fix="make `# @package _global_` the first line of the experiment's file",
         )
 

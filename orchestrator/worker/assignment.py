@@ -102,7 +102,7 @@ class Assignment:
                 return None
             time.sleep(0.1)
         raise ClusterError(
-            f"rank {self.place.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0", 
+            f"rank {self.place.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0",
             why="rank 0 has claimed no attempt", fix="see the job's own output for what became of rank 0",
         )  # fmt: skip
 

@@ -160,7 +160,7 @@ def _gone(process: ProcessId, *, seconds: float) -> bool:
 def listening(port: int) -> bool:
     """Return whether something listens on a TCP port; looking, not knocking, keeps the daemons' logs quiet."""
     found = psutil.net_connections(kind="tcp")
-    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found)
+    return any(each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port for each in found)
 
 
 def wait_until(done: Callable[[], bool], *, seconds: float, daemon: Daemon, process: ProcessId, what: str) -> None:

@@ -78,5 +78,3 @@ def test_a_dead_rank_fails_the_run_in_seconds(does, nodes, bench):
     assert record.state is RunState.FAILED
     assert record.reason
     assert logged(bench, run)[-1][0] <= 3
-    # The others learn of it from the broken connection, or by Slurm's hand (SLURM_KILL_BAD_EXIT).
-    assert record.attempts[0].ended - record.attempts[0].claim.time < 60

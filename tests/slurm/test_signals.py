@@ -7,7 +7,7 @@ in the middle of their second epoch: their last regular checkpoint is older than
 from __future__ import annotations
 
 import pytest
-from cluster_contract import Gate, playing, wait_for_end
+from cluster_contract import Gate, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
@@ -28,7 +28,8 @@ STEPS = 400
 class Story:
     """Two runs of one launch that train slowly until the gate is open."""
 
-    def __init__(self, folder, *, options=SlurmOptions(), seconds=0.2, hours=None):
+    def __init__(self, folder, *, options=None, seconds=0.2, hours=None):
+        options = options or SlurmOptions()
         self.gate = Gate(folder / "open")
         self.bench = Bench(
             paths=ExperimentPaths(folder / "it's a run's folder" / "x"), kind="slurm", cluster=SlurmCluster(options)

@@ -61,7 +61,7 @@ def gate(tmp_path):
 
 
 @pytest.mark.parametrize("program", ["squeue", "scontrol"])
-def test_a_slurm_that_does_not_answer_is_unknown_and_nothing_is_started_or_changed(program, bench, gate, tmp_path, monkeypatch):
+def test_a_slurm_that_does_not_answer_is_unknown_and_nothing_is_started(program, bench, gate, tmp_path, monkeypatch):
     runs = [scripted(gate.script(), seed=seed) for seed in range(2)]
     bench.launch(runs)
     wait_for(lambda: len(bench.played()) == 2, "both to begin")
@@ -152,7 +152,8 @@ def test_with_accounting_the_same_is_known(forgets, accounted_slurm, tmp_path, g
         (tmp_path / "squeue").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        wait_for(lambda: "CANCELLED" in output("sacct", "-nX", "--format=State%20", f"--jobs={job.id}"), "sacct to know")
+        asked = ("sacct", "-nX", "--format=State%20", f"--jobs={job.id}")
+        wait_for(lambda: "CANCELLED" in output(*asked), "sacct to know")
     assert states(bench, runs) == [RunState.FAILED, RunState.FAILED, RunState.DONE, RunState.INTERRUPTED]
     assert "cancelled in Slurm" in bench.records()[runs[3].id].reason
 
