@@ -254,3 +254,50 @@ def test_a_retry_that_has_not_begun_will_run_the_planned_code():
     failed = Attempt(number=1, claim=claim(code="old"), state=R.FAILED)
     record = reconcile(planned(attempt=2, history=2, code="new"), [failed], observation=None, cancelled=False)
     assert (record.code, record.history) == ("new", (failed,))
+
+
+# --- a scheduler's job that ended by itself ---------------------------------------------------------------
+
+
+def ended(status, output=""):
+    return Observation(state=JobState.ENDED, reason="failed in Slurm", job="5_0", status=status, output=output)
+
+
+@pytest.mark.parametrize(("ranks", "state", "status", "expected"), [
+    (1, "running", 3, RunState.FAILED),
+    (1, "running", 137, RunState.INTERRUPTED),    # killed: it goes on from its checkpoint
+    (1, "running", 143, RunState.INTERRUPTED),
+    (1, "interrupted", 143, RunState.INTERRUPTED),
+    (2, "running", 3, RunState.FAILED),
+    (2, "running", 137, RunState.FAILED),         # one rank died, and the others with it
+    (2, "interrupted", 137, RunState.FAILED),
+    (2, "interrupted", 143, RunState.INTERRUPTED),
+    (2, "done", 137, RunState.DONE),
+    (2, "failed", 3, RunState.FAILED),
+])  # fmt: skip
+def test_a_job_that_ended_by_itself_tells_what_its_run_could_not(ranks, state, status, expected):
+    wish = planned(resources=Resources(nodes=ranks))
+    events = [] if state == "running" else [event(0, state)]
+    record = reconcile(wish, [fold(1, claim(job="5_0"), events)], observation=ended(status), cancelled=False)
+    assert record.state is expected
+
+
+def test_a_job_that_failed_before_its_claim_is_an_attempt_with_what_it_printed():
+    record = reconcile(planned(), [], observation=ended(7, "loading\nno such module\n"), cancelled=False)
+    assert (record.state, record.reason) == (RunState.FAILED, "exit status 7 before training")
+    assert (record.failure.message, record.failure.traceback) == ("no such module", "loading\nno such module\n")
+    assert [attempt.number for attempt in record.attempts] == [planned().attempt]
+
+
+def test_a_requeued_run_says_what_it_waits_for_and_what_stopped_it():
+    first = fold(1, claim(job="5_0"), [event(0, "interrupted", reason="preempted, stopped by SIGTERM")])
+    waits = Observation(state=JobState.PENDING, reason="BeginTime", job="5_0")
+    record = reconcile(planned(), [first], observation=waits, cancelled=False)
+    assert (record.state, record.reason) == (RunState.QUEUED, "requeued (BeginTime): preempted, stopped by SIGTERM")
+
+
+def test_a_run_is_asked_for_where_its_attempt_was_claimed():
+    by_another = fold(1, claim(launch=1, index=4), [])
+    record = reconcile(planned(launch=2, index=0), [by_another], observation=None, cancelled=False)
+    assert record.task == (1, 4)
+    assert reconcile(planned(launch=2, index=0), [], observation=None, cancelled=False).task == (2, 0)

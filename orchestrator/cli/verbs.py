@@ -240,20 +240,28 @@ def diff(arguments: Namespace) -> int:
 def logs(arguments: Namespace) -> int:
     project = _project(arguments)
     name, book, records = _select(project, arguments.words)
-    begun = [record for record in records if record.attempts]
+    begun = [record for record in records if record.attempts or _printed(book, record)]
     if not begun and not arguments.follow:
         _say(f"{name}: none of {len(records)} chosen runs has started")
         return 0
     if arguments.follow:
         return _follow(project, name, _one(records))
     for record in begun:
-        number = arguments.attempt or record.attempts[-1].number
+        number = arguments.attempt or (record.attempts[-1].number if record.attempts else record.planned.attempt)
         path = book.experiment.run(record.id).attempt(number).log
         if len(begun) > 1:
             print(f"==> {record.id[:8]} {api.told(record.planned.point)} (attempt {number}) <==")
         text = path.read_text(errors="replace") if path.exists() else ""
-        sys.stdout.write(text or f"{_without_log(record, number)}\n")
+        sys.stdout.write(text or f"{_printed(book, record) or _without_log(record, number)}\n")
     return 0
+
+
+def _printed(book: Ledger, record: Record) -> str:
+    """Return what a scheduler's job printed that has ended: all that is left of one that never came to its run."""
+    if not record.job or record.state.active or record.state is RunState.DONE:
+        return ""
+    launch = book.experiment.launch(record.task[0])
+    return ledger.job_output(launch, record.job, processes=record.planned.resources.world_size)
 
 
 def _without_log(record: Record, number: int) -> str:

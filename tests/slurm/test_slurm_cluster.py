@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
 from cluster_contract import ClusterContract, Gate, states, wait_for_end
-from processes import tidy, wait_for  # noqa: F401 - one is a fixture
+from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
+from orchestrator import ledger
 from orchestrator.layout import ExperimentPaths
 from orchestrator.plan import Action, to_do
 from orchestrator.record import RunState
@@ -121,6 +125,21 @@ def test_a_job_that_dies_in_its_setup_lines_is_failed_with_what_it_printed(tmp_p
     assert record.failure.message == "no such module: cuda/99"
     assert record.failure.traceback == "no such module: cuda/99\n"
     assert to_do(bench.launch([run]).steps)[0].action is Action.RETRY
+
+
+def test_a_job_that_slurm_ended_before_its_run_began_says_so(tmp_path):
+    bench, run = bench_of(tmp_path, setup=["echo in its setup; sleep 600"]), scripted()
+    paths = bench.launch([run]).paths
+    job = f"{jobs_of(paths)[0].id}_0"
+    wait_for(lambda: ledger.job_output(paths, job) == "in its setup\n", "the job to begin")
+    output("scancel", job)
+    wait_for_end(bench)
+    record = bench.records()[run.id]
+    assert (record.state, record.reason, record.attempts) == (RunState.INTERRUPTED, "cancelled in Slurm", ())
+    argv = [sys.executable, "-m", "orchestrator", "logs", "x", "--runs", str(bench.paths.path.parent)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert told.stdout.startswith("in its setup\n"), told.stderr
 
 
 def test_what_is_known_of_a_dead_run_is_kept_when_slurm_has_forgotten_its_job(tmp_path, monkeypatch):

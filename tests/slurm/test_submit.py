@@ -247,6 +247,7 @@ def make_room(cluster):
     wait_for(lambda: saved.stat().st_mtime > now, "slurmctld to save its state")
     cluster.crash("slurmctld")
     cluster.restore("slurmctld")
+    wait_for(lambda: accepted("sbatch", "--test-only", "--wrap=true"), "its node to be known again")
 
 
 def test_arrays_are_no_larger_than_slurm_allows(full_slurm, tmp_path):
