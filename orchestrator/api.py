@@ -6,7 +6,6 @@ milliseconds.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from orchestrator.data import Manifest
     from orchestrator.launch import Facts, Launched
     from orchestrator.tracking import Report
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

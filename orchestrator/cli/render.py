@@ -35,14 +35,13 @@ def paint(text: str, colour: str, stream: IO[str]) -> str:
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None) -> list[str]:
-    """Return aligned lines; columns without any content are left out; lines are cut at `width`."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return aligned lines; columns without any content are left out."""
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     columns = [[header[i], *(row[i] for row in rows)] for i in kept]
     widths = [max(map(len, column)) for column in columns]
     aligned = ([cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in zip(*columns, strict=True))
-    lines = ["  ".join(cells).rstrip() for cells in aligned]
-    return [line if not width or len(line) <= width else line[: width - 1] + "…" for line in lines]
+    return ["  ".join(cells).rstrip() for cells in aligned]
 
 
 def terminal_width() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 
 from orchestrator import api
 from orchestrator.api import best_value
@@ -77,11 +76,10 @@ class Watch:
         return "  ".join(part for part in parts if part)
 
 
-def wait(project: Project, name: str, launch: int, *, quiet: bool, also: Callable[[], None] = lambda: None) -> None:
+def wait(project: Project, name: str, launch: int, *, quiet: bool) -> None:
     """Return when no run of a launch waits or runs any more."""
     if not quiet:
         Watch(project, name, launch=launch).until_ended()
         return
     while any(r.state.active for r in api.read(project, name).records.values() if r.planned.launch == launch):
-        also()
         time.sleep(0.5)
