@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,18 @@ def run(
     if done.returncode != 0:
         raise ProgramError(argv, done.returncode, done.stderr.decode(errors="replace"))
     return done.stdout
+
+
+def start_detached(argv: Sequence[str], *, cwd: Path, log: Path) -> None:
+    """Start a program that outlives this process, in a session of its own; what it prints is appended to `log`.
+
+    Raises OSError if it cannot be started.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=cwd
+        )
+    threading.Thread(target=process.wait, daemon=True).start()  # a long-lived parent keeps no zombie
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,11 +25,7 @@ from orchestrator.local.workstation import Queue, Workstation
 from orchestrator.record import RunState
 from orchestrator.testing.launches import WORKER, Bench, scripted
 
-# A supervisor is meant to outlive the process that started it.
-pytestmark = [
-    pytest.mark.usefixtures("tidy"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
+pytestmark = pytest.mark.usefixtures("tidy")
 
 
 class TestInline(OrderedClusterContract):

@@ -18,11 +18,7 @@ from orchestrator.plan import to_do
 from orchestrator.record import RunState
 from orchestrator.testing.launches import Bench, scripted
 
-# A supervisor is meant to outlive the process that started it.
-pytestmark = [
-    pytest.mark.usefixtures("tidy"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
+pytestmark = pytest.mark.usefixtures("tidy")
 ROUNDS = 25
 
 

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -26,6 +25,7 @@ from orchestrator.layout import LaunchPaths, state_dir
 from orchestrator.local.inline import check_one_process
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe, own_cpus
+from orchestrator.process import start_detached
 from orchestrator.record import JobState, Observation
 from orchestrator.spec import Resources
 
@@ -115,11 +115,8 @@ class Queue:
                 return
         # Between here and the new process's own lock another may start too; one of them then ends at once.
         try:
-            with (self._folder / "log").open("ab") as log:
-                subprocess.Popen(
-                    [sys.executable, "-m", "orchestrator.local.workstation", str(self._folder)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self._folder,
-                )  # fmt: skip
+            argv = [sys.executable, "-m", "orchestrator.local.workstation", str(self._folder)]
+            start_detached(argv, cwd=self._folder, log=self._folder / "log")
         except OSError as error:
             raise StateError(
                 "the workstation's supervisor cannot be started", why=str(error), fix=f"see {self._folder / 'log'}"
