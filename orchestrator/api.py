@@ -6,6 +6,8 @@ milliseconds.
 
 from __future__ import annotations
 
+import getpass
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,6 +57,7 @@ def prepare(project: Project, overrides: Sequence[str]) -> Iterator[Prepared]:
 
     with placing(project.folder, overrides):
         composed = draft(project.folder, overrides)
+        composed = replace(composed, tracking=_addressed(project, composed))
         cluster_for(composed.cluster)  # checks its options
         check_targets(project, composed)
         manifests = _resolve_data(project, composed)
@@ -107,6 +110,23 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
     with ExitStack() as stack:
         facts = _facts(project, experiment.snapshot, manifests, stack)
         yield Prepared(experiment=experiment, facts=facts, notes=())
+
+
+def _addressed(project: Project, composed: Draft) -> Mapping[str, Any]:
+    """Return the tracking options, with the address of the server and the experiment's name on it."""
+    from orchestrator.config.schema import tracking as checked
+
+    tracking = composed.tracking
+    if tracking["kind"] != "server":
+        return tracking
+    uri = tracking["uri"] or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise ConfigError(
+            "tracking.uri is not set", why="and neither is MLFLOW_TRACKING_URI: there is no server to send to",
+            fix="tracking.uri=http://HOST:5000, or tracking=embedded",
+        )  # fmt: skip
+    own = f"{getpass.getuser()}/{project.folder.name}/{composed.name}"
+    return checked({**tracking, "uri": uri, "experiment": tracking["experiment"] or own})
 
 
 def check_targets(project: Project, composed: Draft) -> None:
@@ -313,4 +333,14 @@ def sync(project: Project, name: str) -> Report:
 
     if not (project.runs.experiment(name).path / "launches").is_dir():
         raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
-    return MlflowStore.embedded(project.runs.mlflow).sync(tracked(read(project, name)))
+    uri = server_of(project, name)
+    ids = project.runs.experiment(name).tracking(uri) if uri else None
+    store = MlflowStore.server(uri, ids) if uri and ids else MlflowStore.embedded(project.runs.mlflow)
+    return store.sync(tracked(read(project, name)))
+
+
+def server_of(project: Project, name: str) -> str | None:
+    """Return the address of the tracking server that an experiment's latest launch sends to, if it does."""
+    launches = project.runs.experiment(name).launches()
+    tracking = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    return str(tracking["uri"]) if tracking.get("kind") == "server" else None

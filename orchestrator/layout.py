@@ -4,12 +4,14 @@
 <runs>/<experiment>/code/<tree>/           frozen code, shared by launches
 <runs>/<experiment>/data/<digest>.json     manifests, shared by launches
 <runs>/<experiment>/runs/<run id>/a001/    one attempt, one writer
+<runs>/<experiment>/tracking/<server>/     which of a tracking server's runs are ours
 <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
 <runs>/.mlflow/                            the embedded tracking store
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -199,6 +201,10 @@ class ExperimentPaths:
 
     def manifest(self, digest: str) -> Path:
         return self.path / "data" / f"{digest}.json"
+
+    def tracking(self, uri: str) -> Path:
+        """Return the folder that says which runs of a tracking server are ours."""
+        return self.path / "tracking" / hashlib.sha256(uri.encode()).hexdigest()[:12]
 
     def run(self, run_id: str) -> RunPaths:
         return RunPaths(self.path / "runs" / run_id)

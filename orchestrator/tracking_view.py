@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,24 @@ def tracked(book: Ledger) -> TrackedExperiment:
     """Return what the store is told of an experiment: runs that have begun, with everything they logged."""
     launches = {launch.number: launch for launch in book.launches}
     begun = [record for record in book.records.values() if record.last is not None]
-    return TrackedExperiment(
-        name=book.experiment.name, project=f"{socket.gethostname()}:{book.experiment.path}",
-        note=_note(book), tags={"orch.experiment": book.experiment.name},
-        runs=[_run(book.experiment, launches[record.planned.launch], record) for record in begun],
+    return replace(
+        experiment_of(book.launches), note=_note(book),
+        runs=[tracked_run(book.experiment, launches[record.planned.launch], record) for record in begun],
     )  # fmt: skip
 
 
-def _run(paths: ExperimentPaths, launch: Launch, record: Record) -> TrackedRun:
+def experiment_of(launches: Sequence[Launch]) -> TrackedExperiment:
+    """Return what the store is told of an experiment by itself. Its first launch's token tells projects apart."""
+    last = launches[-1].header
+    ours = str(last["experiment"])
+    return TrackedExperiment(
+        name=str(last["tracking"].get("experiment") or ours), project=str(launches[0].header["token"]),
+        tags={"orch.experiment": ours},
+    )  # fmt: skip
+
+
+def tracked_run(paths: ExperimentPaths, launch: Launch, record: Record) -> TrackedRun:
+    """Return what the store is told of one run that has begun."""
     line = ledger.read_line(launch.paths, record.planned.index)
     history = [paths.run(record.id).attempt(attempt.number) for attempt in record.history]
     last = record.last

@@ -32,7 +32,7 @@ LAYERS = (
     {"launch", "worker"},
     {"project", "selection", "tracking_view"},
     {"api"},
-    {"sidecar", "cli"},
+    {"sidecar", "uploader", "cli"},
     {"testing", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -53,7 +53,11 @@ MAY_IMPORT = {
     "hydra": ("orchestrator/config/",),
     "lightning": TRAINING,
     "lightning_fabric": TRAINING,
-    "mlflow": ("orchestrator/tracking/mlflow_store.py",),
+    "mlflow": (
+        "orchestrator/tracking/mlflow_store.py",
+        "orchestrator/tracking/mlflow_run.py",
+        "orchestrator/tracking/embedded.py",
+    ),
     "omegaconf": ("orchestrator/config/",),
     "pytorch_lightning": TRAINING,
     "rich": (),

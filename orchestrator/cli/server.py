@@ -23,8 +23,10 @@ _START_SECONDS = 180.0
 def serve(project: Project, names: Sequence[str], *, port: int) -> int:
     """Sync, serve until Ctrl-C, and stop cleanly. Says how to reach it from another machine."""
     port = _free_port(port)
+    _sync(project, names)
     for name in names:
-        api.sync(project, name)
+        if uri := api.server_of(project, name):
+            _say(f"{name} is on {uri}")
     _say("starting the MLflow UI ...")
     server = _start(project, port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -73,11 +75,15 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int) -> None:
 def _sync_while_up(project: Project, names: Sequence[str], server: subprocess.Popen[bytes]) -> None:
     while server.poll() is None:
         time.sleep(_PERIOD_SECONDS)
-        for name in names:
-            try:
-                api.sync(project, name)
-            except OrchError as error:
-                _say(f"not synced yet: {error}")
+        _sync(project, names)
+
+
+def _sync(project: Project, names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            api.sync(project, name)
+        except OrchError as error:
+            _say(f"not synced yet: {error}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator import api, ledger, selection
 from orchestrator.cli import render
 from orchestrator.cli.watch import Watch, wait
-from orchestrator.errors import RequestError, nearest
+from orchestrator.errors import OrchError, RequestError, nearest
 from orchestrator.ledger import Ledger
 from orchestrator.local.inline import Inline
 from orchestrator.plan import to_do
@@ -334,12 +334,26 @@ def ui(arguments: Namespace) -> int:
     names = [paths.name for paths in project.runs.experiments()]
     if not names:
         raise RequestError(f"no experiments in {project.runs.path}", fix="start one: orch launch experiment=NAME")
-    if arguments.once:
-        for name in names:
-            report = api.sync(project, name)
-            _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
-        return 0
-    return serve(project, names, port=arguments.port)
+    servers = {name: uri for name in names if (uri := api.server_of(project, name))}
+    local = [name for name in names if name not in servers]
+    if local and not arguments.once:
+        return serve(project, names, port=arguments.port)
+    status = 0
+    for name in names:
+        status = max(status, _sync(project, name))
+    _print(f"{name}: {uri}" for name, uri in servers.items())
+    return status
+
+
+def _sync(project: Project, name: str) -> int:
+    """Sync one experiment and say so. A server that is down holds up no other."""
+    try:
+        report = api.sync(project, name)
+    except OrchError as error:
+        _say(f"error: {error}")
+        return 1
+    _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
+    return 0
 
 
 def data(arguments: Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -23,7 +24,14 @@ _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
     "inline": frozenset({"kind", "scratch", "grace_seconds"}),
     "workstation": frozenset({"kind", "scratch", "grace_seconds", "cpus"}),
 }
-_TRACKING_KEYS: Mapping[str, frozenset[str]] = {"embedded": frozenset({"kind"}), "none": frozenset({"kind"})}
+_SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
+_END_SECONDS = 60.0
+_SERVER_DEFAULTS: Mapping[str, Any] = {"uri": None, "experiment": None, "upload": "jobs", "end_seconds": None}
+_TRACKING_KEYS: Mapping[str, frozenset[str]] = {
+    "embedded": frozenset({"kind"}),
+    "none": frozenset({"kind"}),
+    "server": frozenset({"kind", "uri", "experiment", "upload", "end_seconds"}),
+}
 
 
 def check_top_level(config: Mapping[str, Any]) -> None:
@@ -108,7 +116,24 @@ def cluster(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def tracking(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tracking's checked options."""
-    return _kind("tracking", value, _TRACKING_KEYS)
+    entries = _kind("tracking", value, _TRACKING_KEYS)
+    return _server({**_SERVER_DEFAULTS, **entries}) if entries["kind"] == "server" else entries
+
+
+def _server(entries: dict[str, Any]) -> dict[str, Any]:
+    uri, name = entries["uri"], entries["experiment"]
+    if uri is not None and not _SERVER.fullmatch(str(uri)):
+        secret = isinstance(uri, str) and "@" in uri
+        raise ConfigError(
+            "tracking.uri holds a user or password" if secret else f"tracking.uri is {uri!r}",
+            why="it would be written to disk" if secret else "it is the address of an MLflow server",
+            fix="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead" if secret
+            else "tracking.uri=http://HOST:5000, or set MLFLOW_TRACKING_URI",
+        )  # fmt: skip
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise ConfigError(f"tracking.experiment is {name!r}", why="it is a name", fix="remove it, or give a name")
+    _choice("tracking.upload", entries["upload"], ("jobs", "login"))
+    return {**entries, "end_seconds": _positive("tracking.end_seconds", entries["end_seconds"]) or _END_SECONDS}
 
 
 def seed(value: Any) -> int:

@@ -154,7 +154,7 @@ class Supervisor:
 
     def _notify(self, task: Task) -> None:
         header = self._headers[task.launch]
-        if header["tracking"]["kind"] != "none":
+        if header["tracking"]["kind"] == "embedded":  # to a server each run has its own uploader
             self._sync(header["python"], runs_root(task.launch), task.experiment.name)
 
 

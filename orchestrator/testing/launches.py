@@ -21,6 +21,7 @@ from orchestrator.spec import Experiment, Resources, Run, RunId
 
 WORKER = ("-m", "orchestrator.testing.worker")
 _TREE = "the-package-itself"
+_UNTRACKED: Mapping[str, Any] = {"kind": "none"}
 
 
 def scripted(script: Mapping[str, Any] | None = None, *, seed: int = 0, **resources: Any) -> Run:
@@ -53,10 +54,12 @@ def _run(config: dict[str, Any], resources: Resources) -> Run:
     )  # fmt: skip
 
 
-def experiment(name: str, runs: Sequence[Run], *, kind: str, **options: Any) -> Experiment:
-    """Return an experiment of such runs, for a cluster of a kind with these options, without tracking."""
+def experiment(
+    name: str, runs: Sequence[Run], *, kind: str, tracking: Mapping[str, Any] = _UNTRACKED, **options: Any
+) -> Experiment:
+    """Return an experiment of such runs, for a cluster of a kind with these options."""
     cluster = {"kind": kind, "scratch": None, **options}
-    return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking={"kind": "none"})
+    return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking=tracking)
 
 
 def facts() -> Facts:
@@ -80,11 +83,13 @@ class Bench:
     kind: str
     cluster: Cluster
     options: Mapping[str, Any] = field(default_factory=dict)
+    tracking: Mapping[str, Any] = field(default_factory=lambda: _UNTRACKED)
 
     def launch(self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER) -> Launched:
         """Launch what is missing of these runs."""
+        wanted = experiment(self.paths.name, runs, kind=self.kind, tracking=self.tracking, **self.options)
         return launch(
-            experiment(self.paths.name, runs, kind=self.kind, **self.options), facts(), self.paths,
+            wanted, facts(), self.paths,
             cluster=self.cluster, cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
         )  # fmt: skip
 

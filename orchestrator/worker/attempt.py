@@ -22,6 +22,7 @@ from orchestrator.tracking import SpoolWriter
 from orchestrator.worker import requeue
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
+from orchestrator.worker.uploading import Uploader
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
     events = ledger.EventWriter(attempt.events if assignment.leads else Path(os.devnull))
     events.write("started", launch=assignment.wish.launch, attempt=attempt.number)
     _mark(assignment, RunState.RUNNING)
+    uploader = Uploader.beside(assignment)
     try:
         _check_environment(assignment)
         config = _place(assignment, events)
@@ -46,15 +48,24 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
         _log.warning("stopped by %s", error)
         events.write("interrupted", reason=_why(assignment, error))
         _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
+        if uploader:
+            uploader.release()  # it sends while we wait to be killed
         requeue.after_interruption(assignment, str(error))
-        return 143
+        return _leave(assignment, uploader, 143)
     except BaseException as error:  # noqa: BLE001 - whatever ended the run is its failure
         _fail(assignment, events, error)
-        return 1
+        return _leave(assignment, uploader, 1)
     events.write("done", **result)
     _mark(assignment, RunState.DONE)
     _log.info("done")
-    return 0
+    return _leave(assignment, uploader, 0)
+
+
+def _leave(assignment: Assignment, uploader: Uploader | None, status: int) -> int:
+    """Give the tracking server its moment; the run's own record has been written."""
+    if uploader:
+        uploader.close(float(assignment.header["tracking"]["end_seconds"]))
+    return status
 
 
 def _train(

@@ -1,0 +1,57 @@
+"""The embedded store's folder: a database that is made whole or not at all, and one writer at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from orchestrator.errors import TrackingError
+
+
+def make_database(path: Path) -> None:
+    """Make the database if it is not there, whole or not at all; raise if it is no database.
+
+    MLflow itself tries for 100 seconds to open what cannot be opened, so that is found out first.
+    """
+    if path.exists():
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: PLC0415 - loads SQLAlchemy
+
+    partial = path.with_name("mlflow.db.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    store = SqlAlchemyStore(  # type: ignore[no-untyped-call]  # mlflow ships it untyped
+        f"sqlite:///{partial}", (path.parent / "artifacts").as_uri()
+    )
+    store.engine.dispose()
+    partial.replace(path)
+
+
+@contextmanager
+def locked(folder: Path, wait_seconds: float) -> Iterator[None]:
+    """Be the only writer of an embedded store. `flock` will do: the store is on a local disk by design."""
+    with (folder / "lock").open("a") as file:
+        deadline = time.monotonic() + wait_seconds
+        while not _try_lock(file.fileno()):
+            if time.monotonic() > deadline:
+                raise TrackingError(
+                    f"the tracking store {folder} is busy",
+                    why=f"another process has been writing to it for more than {wait_seconds:g} s",
+                    fix="wait for it to end and sync again: `orch ui --once`",
+                )
+            time.sleep(0.05)
+        yield
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""Writing one run to MLflow: its tags, params, metrics, artifacts and status. What is there is not written again.
+
+MLflow's limits shape it: infinities become the largest double, params cannot change (the first value stays, the
+tag `orch.params_changed` names them), a start time is that of the run's creation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before the import, which would start a thread that reports usage over the network.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+from orchestrator.tracking.fields import (
+    PARAM_CHARACTERS,
+    TAG_CHARACTERS,
+    cut_name,
+    digest,
+    encode,
+    flatten,
+    shorten,
+    text,
+)
+from orchestrator.tracking.upload import Artifact, Batch, Point, Report, chunks
+
+_ENDED = {"FINISHED", "FAILED", "KILLED"}
+_OURS = "orch."
+_OFFSET = "orch.offset."
+_INT64 = 2**63 - 1
+_LINKED = {".ckpt"}
+"""Written once and large: linked into the embedded store instead of copied."""
+_TOO_LARGE = re.compile(r"\b413\b|too large", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """Writes to one MLflow experiment. `linked`: its artifacts lie on this machine, and large ones are links."""
+
+    client: MlflowClient
+    experiment: str
+    linked: bool
+
+    def create(self, tags: Mapping[str, str], start_ms: int | None) -> Run:
+        """Create a run. Its tags come with it, or an interruption would leave one that nobody finds."""
+        texts = {encode(key): text(value) for key, value in tags.items()}
+        short = {key: value for key, value in texts.items() if len(value) <= TAG_CHARACTERS}
+        return self.client.create_run(self.experiment, start_ms, short, tags["mlflow.runName"])
+
+    def set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
+        """Set the tags that differ. The whole of one that is too long is logged first."""
+        wanted = {encode(key): text(value) for key, value in {**tags, **_cut_names(tags)}.items()}
+        shown = {key: shorten(value, TAG_CHARACTERS, _whole("tags", key)) for key, value in wanted.items()}
+        changed = {key: value for key, value in shown.items() if run.data.tags.get(key) != value}
+        self._log_long(run, "tags", {key: wanted[key] for key in changed}, TAG_CHARACTERS)
+        entries = [RunTag(key, value) for key, value in changed.items()]
+        for chunk in chunks(entries, lambda tag: 6 * len(tag.key + tag.value), 100):
+            self.client.log_batch(run.info.run_id, tags=chunk)
+        run.data.tags.update(changed)
+
+    def set_params(self, run: Run, params: Mapping[str, str]) -> None:
+        """Log the params that are new. MLflow refuses to change one, so a tag names those that differ."""
+        wanted = {encode(key): value for key, value in params.items()}
+        limit, stored = PARAM_CHARACTERS, run.data.params
+        shown = {key: shorten(value, limit, _whole("params", key)) for key, value in wanted.items()}
+        new = {key: value for key, value in shown.items() if key not in stored}
+        differ = {key for key, value in shown.items() if stored.get(key, value) != value}
+        self._log_long(run, "params", {key: wanted[key] for key in new}, limit)
+        entries = [Param(key, value) for key, value in new.items()]
+        for chunk in chunks(entries, lambda param: 6 * len(param.key + param.value), 100):
+            self.client.log_batch(run.info.run_id, params=chunk)
+        stored.update(new)
+        self.set_tags(run, _cut_names(params))
+        if differ:
+            differ |= set(filter(None, run.data.tags.get("orch.params_changed", "").split(", ")))
+            self.set_tags(run, {"orch.params_changed": ", ".join(sorted(differ))})
+
+    def _log_long(self, run: Run, kind: str, values: Mapping[str, str], limit: int) -> None:
+        for key, value in values.items():
+            if len(value) > limit:
+                self.client.log_text(run.info.run_id, value, _whole(kind, key))
+
+    def log_artifact(self, run: Run, artifact: Artifact) -> Report:
+        """Log a file or directory that is new or has changed since."""
+        tag = f"orch.artifact.{artifact.name}"
+        signature = artifact.signature()
+        if signature is None:
+            return Report(artifacts_missing=1)
+        if run.data.tags.get(encode(tag)) == signature:
+            return Report()
+        try:
+            for file, folder in artifact.files():
+                self._place(run, file, folder)
+        except FileNotFoundError:  # it was there a moment ago
+            return Report(artifacts_missing=1)
+        self.set_tags(run, {tag: signature})
+        return Report(artifacts_logged=1)
+
+    def _place(self, run: Run, file: Path, folder: str) -> None:
+        if self.linked and file.suffix in _LINKED:
+            top = local_file_uri_to_path(run.info.artifact_uri)  # type: ignore[no-untyped-call]  # same
+            place = Path(top) / folder
+            place.mkdir(parents=True, exist_ok=True)
+            _link(file, place / file.name)
+        else:
+            self.client.log_artifact(run.info.run_id, str(file), folder or None)
+
+    def send(self, run: Run, batch: Batch, fixed: Mapping[str, str], params: Mapping[str, str]) -> Report:
+        """Store one batch and commit it, the offsets last.
+
+        `fixed` tags and `params` come from the run's record; what the run itself logs cannot overrule them.
+        """
+        report = sum((self.log_artifact(run, artifact) for artifact in batch.artifacts), Report())
+        own = {key: value for key, value in flatten(batch.params).items() if not _configured(key, value, params)}
+        self.set_params(run, {_free_name(key, value, params): value for key, value in own.items()})
+        free = [key for key in batch.tags if key not in fixed and not key.startswith(_OURS)]
+        tags = {key: batch.tags[key] for key in free} | _cut_names(point.key for point in batch.points)
+        if batch.diverged and "metrics_diverged" not in run.data.tags:
+            tags["metrics_diverged"] = batch.diverged
+        self.set_tags(run, tags)
+        self._commit(run, batch)
+        return report + Report(metrics_sent=len(batch.points))
+
+    def _commit(self, run: Run, batch: Batch) -> None:
+        """Send the points and their offsets in one call, which stores them in this order."""
+        offsets = {f"{_OFFSET}{attempt}": str(offset) for attempt, offset in batch.offsets.items()}
+        tags = [RunTag(key, value) for key, value in offsets.items()]
+        self._log(run, [_metric(point) for point in batch.points], tags)
+        run.data.tags.update(offsets)
+
+    def _log(self, run: Run, metrics: Sequence[Metric], tags: Sequence[RunTag]) -> None:
+        """Log points, then tags; in halves where something on the way takes less than MLflow's megabyte."""
+        try:
+            self.client.log_batch(run.info.run_id, metrics=metrics, tags=tags)
+        except MlflowException as error:
+            if len(metrics) < 2 or not _TOO_LARGE.search(str(error)):
+                raise
+            middle = len(metrics) // 2
+            self._log(run, metrics[:middle], [])
+            self._log(run, metrics[middle:], tags)
+
+    def set_status(self, run: Run, status: str | None, ended_ms: int | None) -> bool:
+        """Set a status that is known and differs; return whether the run has ended by that."""
+        if status is None:
+            return False
+        changed = run.info.status != status
+        ended = status in _ENDED
+        if ended and (changed or (ended_ms and run.info.end_time != ended_ms)):
+            self.client.set_terminated(run.info.run_id, status, end_time=ended_ms)
+        elif changed:
+            self.client.update_run(run.info.run_id, status=status)
+        return ended and changed
+
+
+def committed(child: Run) -> dict[str, int]:
+    tags = child.data.tags
+    return {key.removeprefix(_OFFSET): int(tags[key]) for key in tags if key.startswith(_OFFSET)}
+
+
+def _cut_names(names: Iterable[str]) -> dict[str, str]:
+    return {key: value for name in names for key, value in cut_name(name).items()}
+
+
+def _configured(key: str, value: str, params: Mapping[str, str]) -> bool:
+    """Return whether a hyperparameter that Lightning saved only repeats an argument of the model or the data."""
+    return any(params.get(f"{section}.{key}") == value for section in ("model", "data"))
+
+
+def _free_name(key: str, value: str, taken: Mapping[str, str]) -> str:
+    """Return the name of a run's own hyperparameter: its own, unless the config has another value there."""
+    return key if taken.get(key, value) == value else f"hparams.{key}"
+
+
+def _metric(point: Point) -> Metric:
+    step = max(-_INT64, min(_INT64, point.step))
+    return Metric(encode(point.key), point.value, max(0, min(_INT64, point.time_ms)), step)
+
+
+def _whole(kind: str, key: str) -> str:
+    """Return the artifact that holds the whole of a value which was cut."""
+    return f"{kind}/{key if len(key.encode()) < 200 else digest(key)}.txt"
+
+
+def _link(file: Path, target: Path) -> None:
+    """Publish a file under another name by a hard link, or by a copy where the filesystem has none."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as scratch:
+        partial = Path(scratch) / "file"
+        try:
+            os.link(file, partial)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            shutil.copyfile(file, partial)
+        partial.replace(target)

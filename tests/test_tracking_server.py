@@ -1,0 +1,301 @@
+"""Tracking by a server: whatever becomes of it, training does not wait, and everything arrives in the end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faulty_server import Proxy, mlflow_server
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from processes import of_this_test, wait_for
+
+from orchestrator import api
+from orchestrator.config import schema
+from orchestrator.errors import ConfigError
+from orchestrator.layout import ExperimentPaths, RunsRoot
+from orchestrator.local.workstation import Workstation
+from orchestrator.project import Project
+from orchestrator.record import RunState
+from orchestrator.testing.launches import WORKER, Bench, scripted
+from orchestrator.tracking import Metrics, SpoolWriter, TrackedExperiment, TrackedRun, read
+from orchestrator.tracking.mlflow_store import MlflowStore
+
+pytestmark = pytest.mark.usefixtures("tidy")
+POINTS = 3_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow server")) as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(server: str) -> Iterator[Proxy]:
+    made = Proxy(server)
+    yield made
+    made.close()
+
+
+def tracking(uri: str, name: str, **changes: object) -> dict[str, object]:
+    return schema.tracking({"kind": "server", "uri": uri, "experiment": name, "end_seconds": 60, **changes})
+
+
+@pytest.fixture
+def bench(tmp_path: Path, proxy: Proxy) -> Iterator[Bench]:
+    """An experiment on the workstation that sends to the server through the proxy."""
+    paths = ExperimentPaths(tmp_path / "runs" / "e")
+    options = tracking(proxy.address, str(tmp_path))
+    yield Bench(paths=paths, kind="workstation", cluster=Workstation(cpus=2), tracking=options)
+    wait_for(lambda: not uploaders(), "the uploaders to end, before their server does")
+
+
+def uploaders() -> list[int]:
+    return [p.pid for p in of_this_test() if "orchestrator.uploader" in (p.info["cmdline"] or [])]
+
+
+def project(bench: Bench) -> Project:
+    runs = bench.paths.path.parent
+    return Project(folder=runs.parent, runs=RunsRoot(runs))
+
+
+def runs_on(server: str, bench: Bench, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    client = MlflowClient(server)
+    found = client.get_experiment_by_name(str(bench.tracking["experiment"]))
+    return client.search_runs([found.experiment_id], run_view_type=view) if found else []
+
+
+def children(server: str, bench: Bench) -> list[Run]:
+    return [run for run in runs_on(server, bench) if run.data.tags["orch.kind"] == "run"]
+
+
+def stored(server: str, run: Run) -> set[tuple[str, int, float]]:
+    client = MlflowClient(server)
+    found: set[tuple[str, int, float]] = set()
+    for key in run.data.metrics:
+        history = client.get_metric_history(run.info.run_id, key)
+        assert len(history) == len({metric.step for metric in history}), f"{key} is stored twice"
+        found |= {(key, metric.step, metric.value) for metric in history}
+    return found
+
+
+def spooled(*spools: Path) -> set[tuple[str, int, float]]:
+    lines = [record for spool in spools for record, _ in read(spool)]
+    return {(key, r.step, value) for r in lines if isinstance(r, Metrics) for key, value in r.values.items()}
+
+
+def ended(bench: Bench) -> bool:
+    return all(record.state not in {RunState.QUEUED, RunState.RUNNING} for record in bench.records().values())
+
+
+# --- a launch -----------------------------------------------------------------------------------------------
+
+
+def test_runs_carry_themselves_to_the_server_and_the_last_one_their_parent(bench, server):
+    bench.launch([scripted({"steps": 3}, seed=seed) for seed in (1, 2)], worker=WORKER)
+    bench.launch([scripted({"ends": ["raise"]}, seed=3)], worker=WORKER)
+    wait_for(lambda: ended(bench), "the runs to end")
+    wait_for(lambda: {r.info.status for r in runs_on(server, bench)} == {"FINISHED", "FAILED"}, "the last words")
+    wait_for(lambda: "1 failed" in parent(server, bench).data.tags.get("mlflow.note.content", ""), "the summary")
+    assert parent(server, bench).info.status == "FAILED"
+    assert [child.info.status for child in children(server, bench)].count("FINISHED") == 2
+    for child in children(server, bench):
+        attempt = bench.paths.run(child.data.tags["orch.run"]).attempt(1)
+        assert stored(server, child) == (spooled(attempt.metrics) if attempt.metrics.exists() else set())
+        names = {entry.path for entry in MlflowClient(server).list_artifacts(child.info.run_id)}
+        assert {"config.yaml", "logs"} <= names
+
+
+def parent(server: str, bench: Bench) -> Run:
+    (found,) = [run for run in runs_on(server, bench) if run.data.tags["orch.kind"] == "parent"]
+    return found
+
+
+@pytest.mark.parametrize("fault", ["down", "frozen", "500", "slow"])
+def test_a_server_that_fails_costs_the_run_a_limited_time_at_its_end_and_nothing_else(bench, server, proxy, fault):
+    proxy.fault = fault
+    quick = Bench(
+        paths=bench.paths, kind="workstation", cluster=bench.cluster, tracking={**bench.tracking, "end_seconds": 0.5}
+    )
+    run = scripted({"steps": 30, "seconds": 0.01})
+    quick.launch([run], worker=WORKER)
+    wait_for(lambda: ended(bench), "the run to end")
+    assert bench.records()[run.id].state is RunState.DONE
+    assert len(spooled(bench.paths.run(run.id).attempt(1).metrics)) == 60
+    proxy.fault = None
+    api.sync(project(bench), "e")
+    (child,) = children(server, bench)
+    assert child.info.status == "FINISHED"
+    assert stored(server, child) == spooled(bench.paths.run(run.id).attempt(1).metrics)
+
+
+def test_where_nodes_have_no_network_nothing_is_sent_until_the_login_node_does(bench, server, proxy):
+    offline = Bench(
+        paths=bench.paths, kind="workstation", cluster=bench.cluster, tracking={**bench.tracking, "upload": "login"}
+    )
+    run = scripted({"steps": 3})
+    offline.launch([run], worker=WORKER)
+    wait_for(lambda: ended(bench), "the run to end")
+    assert proxy.calls == 0
+    api.sync(project(bench), "e")
+    (child,) = children(server, bench)
+    assert stored(server, child) == spooled(bench.paths.run(run.id).attempt(1).metrics)
+
+
+def test_a_cancelled_run_is_killed_on_the_server_too(bench, server, tmp_path):
+    run = scripted({"steps": 2, "until": str(tmp_path / "never")})
+    bench.launch([run], worker=WORKER)
+    wait_for(lambda: bool(children(server, bench)), "the run to appear")
+    bench.cancel(run)
+    wait_for(lambda: [child.info.status for child in children(server, bench)] == ["KILLED"], "its last word")
+
+
+# --- the uploader, beside a spool that grows -----------------------------------------------------------------
+
+
+@pytest.fixture
+def carried(bench: Bench, proxy: Proxy, tmp_path: Path) -> tuple[Bench, Path, list[str]]:
+    """A run that waits while the test writes to its spool: its experiment, the spool, and an uploader's command."""
+    offline = Bench(
+        paths=bench.paths, kind="workstation", cluster=bench.cluster, tracking={**bench.tracking, "upload": "login"}
+    )
+    run = scripted({"steps": 1, "until": str(tmp_path / "open")})
+    launched = offline.launch([run], worker=WORKER)
+    wait_for(lambda: bench.records()[run.id].state is RunState.RUNNING, "the run to begin")
+    attempt = bench.paths.run(run.id).attempt(1)
+    return bench, attempt.metrics, [sys.executable, "-m", "orchestrator.uploader", str(launched.paths.path), "0"]
+
+
+def write(spool: Path, first: int, count: int) -> None:
+    with SpoolWriter(spool) as writer:
+        for step in range(first, first + count):
+            writer.metrics({"loss": step / 7, "acc": -step}, step)
+
+
+@pytest.mark.parametrize("fault", ["413", "500", "down"])
+def test_what_a_faulty_server_refused_arrives_once_it_answers(carried, server, proxy, tmp_path, fault):
+    bench, spool, argv = carried
+    proxy.fault = fault
+    write(spool, 0, POINTS)
+    uploader = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(lambda: proxy.calls or uploader.poll() is not None, "some calls")
+    if fault != "413":  # that one stays: smaller batches pass
+        proxy.fault = None
+    _, told = uploader.communicate()
+    assert uploader.returncode == 0, told
+    (child,) = children(server, bench)
+    assert stored(server, child) == spooled(spool)
+    (tmp_path / "open").touch()
+    wait_for(lambda: ended(bench), "the run to end")
+
+
+def test_killed_at_random_moments_uploaders_lose_and_double_nothing(carried, server, tmp_path):
+    bench, spool, argv = carried
+    moments = random.Random()
+    for kill in range(8):
+        write(spool, kill * POINTS // 4, POINTS // 4)
+        uploader = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.5, 4.0))
+        uploader.send_signal(signal.SIGKILL)
+        uploader.wait()
+    assert subprocess.run(argv, stdin=subprocess.DEVNULL, check=False).returncode == 0
+    (child,) = children(server, bench)
+    assert stored(server, child) == spooled(spool)
+    (tmp_path / "open").touch()
+    wait_for(lambda: ended(bench), "the run to end")
+
+
+def test_many_that_begin_at_once_agree_on_one_child_and_one_parent(server, tmp_path):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from orchestrator.tracking.mlflow_store import MlflowStore\n"
+        "from orchestrator.tracking import TrackedExperiment, TrackedRun\n"
+        "store = MlflowStore.server(sys.argv[1], Path(sys.argv[2]) / 'ids')\n"
+        "run = TrackedRun(experiment='e', run_id='r', generation=1, history=1, name='r', params={'a': 1},\n"
+        "                 tags={}, state='running')\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "store.follow(TrackedExperiment(name=sys.argv[2], project='p')).send(run)\n"
+    )
+    argv = [sys.executable, "-c", program, server, str(tmp_path)]
+    started = [
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    answers = [process.communicate("go\n")[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 6, answers
+    client = MlflowClient(server)
+    found = client.search_runs([client.get_experiment_by_name(str(tmp_path)).experiment_id])
+    assert sorted(run.data.tags["orch.kind"] for run in found) == ["parent", "run"]
+
+
+def test_a_server_that_was_emptied_is_filled_again(server, tmp_path):
+    run = TrackedRun(experiment="e", run_id="r", generation=1, history=1, name="r", params={}, tags={}, state="done")
+    experiment = TrackedExperiment(name=str(tmp_path), project="p", runs=[run])
+    ids = tmp_path / "ids"
+    MlflowStore.server(server, ids).sync(experiment)
+    for agreed in ids.glob("*/id"):
+        agreed.write_text("0" * 32)  # as another server's, or one that began anew
+    report = MlflowStore.server(server, ids).sync(experiment)
+    assert report.created == 0, "found again by its tags"
+    assert MlflowStore.server(server, ids).sync(experiment).created == 0
+
+
+def test_two_projects_with_an_experiment_of_the_same_name_keep_apart(server, tmp_path):
+    run = TrackedRun(experiment="e", run_id="r", generation=1, history=1, name="r", params={}, tags={}, state="done")
+    for owner in ("one-project", "two-project"):
+        experiment = TrackedExperiment(name=str(tmp_path), project=owner, runs=[run])
+        for _ in range(2):
+            MlflowStore.server(server, tmp_path / owner).sync(experiment)
+    client = MlflowClient(server)
+    for name in (str(tmp_path), f"{tmp_path} two-pr"):
+        found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+        assert len(found) == 2
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"uri": "http://me:secret@host"}, "user or password"),
+        ({"uri": "host:5000"}, "address of an MLflow server"),
+        ({"uri": 5}, "address of an MLflow server"),
+        ({"experiment": " "}, "it is a name"),
+        ({"upload": "job"}, "did you mean|one of"),
+        ({"end_seconds": -1}, "positive number"),
+        ({"url": "http://host"}, "uri"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(changes, told):
+    with pytest.raises(ConfigError, match=told) as caught:
+        schema.tracking({"kind": "server", "uri": "http://host:5000", **changes})
+    assert "secret" not in str(caught.value)
+
+
+def test_without_an_address_the_launch_says_which_variable_to_set(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = Path(__file__).resolve().parent.parent
+    here = Project(folder=root, runs=RunsRoot(root / "runs"))
+    with (
+        pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"),
+        api.prepare(here, ["tracking=server", "experiment=digits_lr"]),
+    ):
+        pass
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:1"
+    try:
+        with api.prepare(here, ["tracking=server", "experiment=digits_lr"]) as prepared:
+            assert prepared.experiment.tracking["uri"] == "http://127.0.0.1:1"
+            assert str(prepared.experiment.tracking["experiment"]).endswith("/digits-lr")
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
