@@ -53,10 +53,10 @@ def _run(config: dict[str, Any], resources: Resources) -> Run:
     )  # fmt: skip
 
 
-def experiment(name: str, runs: Sequence[Run], *, kind: str, **options: Any) -> Experiment:
-    """Return an experiment of such runs, for a cluster of a kind with these options, without tracking."""
+def experiment(name: str, runs: Sequence[Run], *, kind: str, tracking: str = "none", **options: Any) -> Experiment:
+    """Return an experiment of such runs, for a cluster of a kind with these options."""
     cluster = {"kind": kind, "scratch": None, **options}
-    return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking={"kind": "none"})
+    return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking={"kind": tracking})
 
 
 def facts() -> Facts:
@@ -80,11 +80,13 @@ class Bench:
     kind: str
     cluster: Cluster
     options: Mapping[str, Any] = field(default_factory=dict)
+    tracking: str = "none"
 
     def launch(self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER) -> Launched:
         """Launch what is missing of these runs."""
         return launch(
-            experiment(self.paths.name, runs, kind=self.kind, **self.options), facts(), self.paths,
+            experiment(self.paths.name, runs, kind=self.kind, tracking=self.tracking, **self.options), facts(),
+            self.paths,
             cluster=self.cluster, cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
         )  # fmt: skip
 
