@@ -7,8 +7,11 @@ milliseconds.
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import ledger
 from orchestrator.cluster import Cluster
-from orchestrator.errors import ConfigError, RequestError, TrackingError
+from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
 from orchestrator.local.inline import Inline
 from orchestrator.local.workstation import Workstation
 from orchestrator.plan import Rerun, Step, make_plan
+from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
 from orchestrator.slurm.cluster import SlurmCluster
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
     from orchestrator.data import Manifest
     from orchestrator.launch import Facts, Launched
     from orchestrator.tracking import Report
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +295,54 @@ def read(project: Project, name: str) -> ledger.Ledger:
     if not EXPERIMENT_NAME.fullmatch(name):
         raise RequestError(f"{name!r} is no experiment's name", fix="orch status lists the experiments")
     return ledger.read(project.runs.experiment(name), observers())
+
+
+def look(project: Project, name: str) -> ledger.Ledger:
+    """Return what `read` returns, and put right what runs left behind that died without a word.
+
+    How they ended is written down, and a process that we do not wait for brings the tracking store in line.
+    """
+    book = read(project, name)
+    _put_right(project, book)
+    return book
+
+
+def overview(project: Project, experiment: ExperimentPaths) -> dict[str, int]:
+    """Return the number of an experiment's runs that have started, by state. Only running ones are looked at."""
+    marked = {run_id: state for run_id, (_, state) in ledger.marks(experiment).items()}
+    running = {run_id for run_id, state in marked.items() if state == RunState.RUNNING}
+    if running:
+        book = ledger.read(experiment, observers(), only=running)
+        _put_right(project, book)
+        marked |= {record.id: record.state.value for record in book.records.values() if record.last}
+    found = Counter(marked.values())
+    return {state: found[state] for state in sorted(found)}
+
+
+def _put_right(project: Project, book: ledger.Ledger) -> None:
+    news = ledger.settle(book)
+    tracked = bool(book.launches) and book.launches[-1].header["tracking"]["kind"] != "none"
+    if tracked and _due(book.experiment.unsynced, news=bool(news)):
+        _sync_in_background(project, book.experiment)
+
+
+def _due(unsynced: Path, *, news: bool) -> bool:
+    """Return whether the tracking store is to be told: of news, or again where that has not worked for a while."""
+    try:
+        return time.time() - unsynced.stat().st_mtime > _RETRY_SECONDS
+    except OSError:
+        return news
+
+
+def _sync_in_background(project: Project, experiment: ExperimentPaths) -> None:
+    """Start a process that syncs an experiment, and removes the mark first: it sees what ended until then."""
+    argv = [sys.executable, "-m", "orchestrator.sidecar", str(project.runs.path), experiment.name]
+    try:
+        experiment.unsynced.touch(mode=0o600)
+        ledger.make_private(cache_dir())
+        start_detached(argv, cwd=project.runs.path, log=cache_dir() / "sync.log")
+    except (OSError, OrchError) as error:
+        _log.info("not synced: %s", error)
 
 
 def told(point: Mapping[str, Any]) -> str:

@@ -180,6 +180,11 @@ class ExperimentPaths:
     def index(self) -> Path:
         return self.path / "index"
 
+    @property
+    def unsynced(self) -> Path:
+        """An empty file: somebody has seen runs end of which the tracking store has not been told."""
+        return self.path / "unsynced"
+
     def launch(self, number: int) -> LaunchPaths:
         return LaunchPaths(self.path / "launches" / f"{number:04d}")
 

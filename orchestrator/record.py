@@ -53,7 +53,9 @@ class JobState(StrEnum):
 class Observation:
     """A scheduler's last word on one task: its state, why, the job's name there, and the node.
 
-    `status` is the exit status of a job that failed by itself, `output` what it printed.
+    `status` is the exit status of a job that failed by itself, `output` what it printed. `ended` is when it ended,
+    in seconds since the epoch. `unattended`: it has ended, and nobody but who looks will ever write down how.
+    `forgotten`: the scheduler has no memory of it, so that `reason` is no news.
     """
 
     state: JobState
@@ -62,6 +64,9 @@ class Observation:
     node: str = ""
     status: int | None = None
     output: str = ""
+    ended: float | None = None
+    unattended: bool = False
+    forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +140,8 @@ class Attempt:
     """The fold of one attempt's events. `state` is RUNNING until a final event, or an observer, says more.
 
     `progress` holds epoch, epochs, step; `metrics` the last value of each metric; `best` the objective's
-    best value with its step and checkpoint.
+    best value with its step and checkpoint; `usage` the most memory it has taken. `first_progress` is
+    the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
     """
 
     number: int
@@ -149,6 +155,11 @@ class Attempt:
     best: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    first_progress: Mapping[str, Any] = field(default_factory=dict)
+    first_progressed: float | None = None
+    progressed: float | None = None
+    heard: float | None = None
 
     @property
     def final(self) -> bool:
@@ -168,6 +179,7 @@ def fold(
     for event in sorted(events, key=lambda event: event.sequence):
         if "state" not in seen or event.kind == "done":
             _take(seen, event)
+            seen["heard"] = event.time
     for event in ranks:
         if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED:
             _take(seen, event)
@@ -180,13 +192,17 @@ def fold(
 def _take(seen: dict[str, Any], event: Event) -> None:
     """Take an event into the fields of an attempt; a kind that a newer version added says nothing."""
     data = event.data
+    if isinstance(data.get("usage"), Mapping):  # of a kind of its own, or with the first or last word
+        seen["usage"] = data["usage"]
     match event.kind:
         case "staged":
             seen |= {"stage": "building", "data": data}
         case "training":
             seen["stage"] = "training"
         case "progress":
-            seen["progress"] = data.get("progress", {})
+            seen |= {"progress": data.get("progress", {}), "progressed": event.time}
+            seen.setdefault("first_progress", seen["progress"])
+            seen.setdefault("first_progressed", event.time)
             seen["metrics"] |= data.get("metrics", {})
         case "done":
             seen["metrics"] |= data.get("metrics", {})
@@ -197,9 +213,15 @@ def _take(seen: dict[str, Any], event: Event) -> None:
                 signature=str(data.get("signature", "unknown")), message=str(data.get("message", "")),
                 traceback=str(data.get("traceback", "")),
             )  # fmt: skip
-            seen |= {"state": RunState.FAILED, "ended": event.time, "failure": failure, "reason": failure.signature}
+            seen |= {"state": RunState.FAILED, "ended": _end(event), "failure": failure, "reason": failure.signature}
         case "interrupted":
-            seen |= {"state": RunState.INTERRUPTED, "ended": event.time, "reason": str(data.get("reason", ""))}
+            seen |= {"state": RunState.INTERRUPTED, "ended": _end(event), "reason": str(data.get("reason", ""))}
+
+
+def _end(event: Event) -> float:
+    """Return when an attempt ended: an observer may have looked much later."""
+    ended = event.data.get("ended")
+    return float(ended) if isinstance(ended, int | float) else event.time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +250,7 @@ class Record:
     attempts: tuple[Attempt, ...]
     node: str = ""
     job: str = ""
+    observation: Observation | None = None
 
     @property
     def id(self) -> RunId:
@@ -261,7 +284,10 @@ class Record:
     @property
     def history(self) -> tuple[Attempt, ...]:
         """The attempts that belong together: from the last start from scratch on."""
-        first = self.last.claim.history if self.last and self.last.claim else self.planned.history
+        claim = self.attempts[-1].claim if self.attempts else None
+        if claim is not None and len(self.attempts) == 1:
+            return self.attempts
+        first = claim.history if claim else self.planned.history
         return tuple(attempt for attempt in self.attempts if attempt.number >= first)
 
     @property
@@ -271,6 +297,19 @@ class Record:
     @property
     def ended(self) -> float | None:
         return self.last.ended if self.last and not self.state.active else None
+
+    def spans(self, now: float) -> tuple[float, ...]:
+        """Return how many seconds each of the attempts that belong together has taken."""
+        return tuple([self._span(attempt, now) for attempt in self.history])
+
+    def seconds(self, now: float) -> float:
+        """Return how long these attempts have taken together; the time between them does not count."""
+        return sum(self.spans(now))
+
+    def _span(self, attempt: Attempt, now: float) -> float:
+        alive = attempt is self.last and self.state in {RunState.RUNNING, RunState.UNKNOWN}
+        end = attempt.ended or (now if alive else attempt.heard)
+        return max(0.0, end - attempt.claim.time) if attempt.claim and end is not None else 0.0
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -295,7 +334,10 @@ def reconcile(
         state, reason = RunState.CANCELLED, "cancelled"
     seen = observation or Observation(state=JobState.UNKNOWN)
     node = seen.node or (last.claim.process.host if last and last.claim and not last.final else "")
-    return Record(planned=planned, state=state, reason=reason, attempts=ordered, node=node, job=seen.job)
+    return Record(
+        planned=planned, state=state, reason=reason, attempts=ordered, node=node, job=seen.job,
+        observation=observation,
+    )  # fmt: skip
 
 
 def _with_exit(planned: Planned, attempts: tuple[Attempt, ...], observation: Observation | None) -> tuple[Attempt, ...]:
@@ -325,9 +367,8 @@ def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, st
     if last.state in {RunState.DONE, RunState.FAILED}:
         return last.state, last.reason
     if last.final and not _may_go_on(last, observation):
-        asked = observation is not None and observation.status == _ASKED_TO_STOP  # and so it did: no news
-        scheduler = observation.reason if observation and last.claim and last.claim.job and not asked else ""
-        return last.state, f"{last.reason} ({scheduler})" if scheduler else last.reason
+        news = _news(observation) if last.claim and last.claim.job else ""
+        return last.state, f"{last.reason} ({news})" if news not in last.reason else last.reason
     match observation:
         case None | Observation(state=JobState.ENDED):
             return RunState.INTERRUPTED, observation.reason if observation else "its launch has ended"
@@ -336,7 +377,14 @@ def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, st
         case Observation(state=JobState.PENDING):
             before = f"requeued ({observation.reason}): {last.reason}"
             return RunState.QUEUED, before if last.final else observation.reason
-    return RunState.RUNNING, last.stage
+    return RunState.RUNNING, observation.reason or last.stage
+
+
+def _news(observation: Observation | None) -> str:
+    """Return what a scheduler knows of an end that the attempt's own last word may not have told."""
+    if observation is None or observation.forgotten or observation.status == _ASKED_TO_STOP:  # and so it did
+        return ""
+    return observation.reason
 
 
 def _may_go_on(last: Attempt, observation: Observation | None) -> bool:

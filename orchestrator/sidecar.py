@@ -1,8 +1,8 @@
 """`python -m orchestrator.sidecar RUNS`: carries metrics to the tracking store while runs are running.
 
 Reads names of experiments from standard input, one per line, and keeps those in sync; at its end, one last
-time. It is no part of a training process: nothing here can make training wait, and what it fails to carry
-`orch ui --once` catches up with.
+time. With an experiment's name after RUNS it syncs that one and returns. It is no part of a training process:
+nothing here can make training wait, and what it fails to carry `orch ui --once` catches up with.
 """
 
 from __future__ import annotations
@@ -53,17 +53,32 @@ def _collect(named: queue.SimpleQueue[str | None], experiments: set[str]) -> boo
     return False
 
 
-def _sync(project: Project, experiment: str) -> None:
+def _sync(project: Project, experiment: str) -> bool:
     try:
         api.sync(project, experiment)
     except OrchError as error:
         _log.warning("not synced yet: %s", error)
+        return False
     except Exception:  # noqa: BLE001 - nothing that a store does may end the sidecar: it tries again
         _log.exception("not synced yet")
+        return False
+    return True
+
+
+def catch_up(project: Project, experiment: str) -> None:
+    """Sync an experiment once. Where that fails, the next who looks at it tries again."""
+    unsynced = project.runs.experiment(experiment).unsynced
+    unsynced.unlink(missing_ok=True)  # first: what ends from now on is for the next
+    if not _sync(project, experiment):
+        unsynced.touch(mode=0o600)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="tracking: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the runs; what they logged is carried all the same
     runs = Path(sys.argv[1])
-    follow(Project(folder=runs.parent, runs=RunsRoot(runs)))
+    project = Project(folder=runs.parent, runs=RunsRoot(runs))
+    if sys.argv[2:]:
+        catch_up(project, sys.argv[2])
+    else:
+        follow(project)

@@ -69,9 +69,9 @@ class Source:
 
     def is_last(self) -> bool:
         """Return whether all runs of the experiment have ended, by its index."""
-        counts = ledger.counts(self.paths)
+        states = {run_id: state for run_id, (_, state) in ledger.marks(self.paths).items()}
         wanted = {line["run"] for launch in self.paths.launches() for line in ledger.read_lines(launch)}
-        return RunState.RUNNING not in counts and sum(counts.values()) >= len(wanted)
+        return wanted <= states.keys() and RunState.RUNNING not in states.values()
 
     @property
     def project(self) -> Project:

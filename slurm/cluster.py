@@ -21,7 +21,7 @@ from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
 from orchestrator.slurm import limits, queue, script, submission
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.slurm.states import Seen
+from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
 from orchestrator.slurm.task import StartWorker
 from orchestrator.spec import Resources
 
@@ -198,7 +198,7 @@ def _strays(launch: LaunchPaths, known: Collection[str]) -> list[Job]:
 def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Observation:
     """Return what is known of a task: Slurm's word, and the exit status that a job left that ended by itself."""
     gone = Seen(job=name, of_itself=True, observation=Observation(
-        state=JobState.ENDED, reason="Slurm no longer knows its job", job=name
+        state=JobState.ENDED, reason="Slurm no longer knows its job", job=name, unattended=True, forgotten=True
     ))  # fmt: skip
     task = seen.get(name, gone)
     if task.observation.state is not JobState.ENDED or not task.of_itself:
@@ -206,9 +206,11 @@ def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Obser
     status = _exit_status(launch, name)
     if not status:
         return task.observation
-    told = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
     output = ledger.job_output(launch, name, processes=_OUTPUTS)
-    return replace(task.observation, reason=told, status=status, output=output)
+    if killed_for_memory(output):
+        return replace(task.observation, reason=OUT_OF_MEMORY, forgotten=False)
+    told = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
+    return replace(task.observation, reason=told, status=status, output=output, forgotten=False)
 
 
 def _exit_status(launch: LaunchPaths, name: str) -> int | None:

@@ -16,7 +16,7 @@ from orchestrator import ledger
 from orchestrator.errors import ClusterError
 from orchestrator.layout import cache_dir
 from orchestrator.process import ProgramError, run
-from orchestrator.slurm.states import SACCT, SQUEUE, Seen, parse
+from orchestrator.slurm.states import SACCT, SQUEUE, TIMES, Seen, parse
 
 BUSY = re.compile(r"socket timed out|try again|slurm_load|slow response|unable to contact", re.IGNORECASE)
 _ANSWER_SECONDS = 60.0
@@ -24,10 +24,10 @@ _FRESH_SECONDS = 1.0
 _FIX = "is this a Slurm login node, and does `sinfo` answer?"
 
 
-def ask(argv: Sequence[str], *, stdin: bytes = b"") -> str:
+def ask(argv: Sequence[str], *, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> str:
     """Return what one of Slurm's commands prints. Raises ClusterError with its last words."""
     try:
-        return run(argv, stdin=stdin, timeout_s=_ANSWER_SECONDS).decode(errors="replace")
+        return run(argv, stdin=stdin, env=env, timeout_s=_ANSWER_SECONDS).decode(errors="replace")
     except ProgramError as error:
         raise ClusterError(f"{argv[0]} failed", why=last_line(error.stderr), fix=_FIX) from error
 
@@ -46,7 +46,7 @@ def tasks(user: int, wanted: Collection[str]) -> Mapping[str, Seen]:
 
 def queue(user: int) -> dict[str, Seen]:
     """Return what squeue says now of all tasks of a user."""
-    text = ask([*SQUEUE, f"--user={user}"])
+    text = ask([*SQUEUE, f"--user={user}"], env=TIMES)
     path = _cache(user)
     ledger.make_private(path.parent)
     ledger.replace_text(path, text)
@@ -80,7 +80,8 @@ def _by_name(text: str) -> dict[str, Seen]:
 def _account(jobs: Sequence[str]) -> dict[str, Seen]:
     """Return sacct's answer about jobs that squeue has forgotten; nothing where there is no accounting."""
     try:
-        return _by_name(run([*SACCT, "--jobs", ",".join(jobs)], timeout_s=_ANSWER_SECONDS).decode(errors="replace"))
+        argv = [*SACCT, "--jobs", ",".join(jobs)]
+        return _by_name(run(argv, env=TIMES, timeout_s=_ANSWER_SECONDS).decode(errors="replace"))
     except ProgramError as error:
         if "accounting storage is disabled" in error.stderr:
             return {}

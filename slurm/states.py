@@ -27,8 +27,9 @@ STATES: Mapping[str, JobState] = {
 OF_ITSELF = frozenset({"COMPLETED", "FAILED"})
 """States of jobs that Slurm did not end: what their script left behind says why."""
 
+OUT_OF_MEMORY = "out of memory: killed by Slurm"
 _REASONS: Mapping[str, str] = {
-    "OUT_OF_MEMORY": "out of memory: killed by Slurm",
+    "OUT_OF_MEMORY": OUT_OF_MEMORY,
     "TIMEOUT": "time limit",
     "NODE_FAIL": "its node failed",
     "PREEMPTED": "preempted",
@@ -38,9 +39,15 @@ _REASONS: Mapping[str, str] = {
     "COMPLETED": "ended without a word",
     "FAILED": "failed in Slurm",
 }
+_MEMORY = re.compile(
+    r"^(slurmstepd.* error: .*(exceeded (job |step )?memory limit|oom.kill)|srun: error: .*: out of memory)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
-SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%k")
-SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList")
+SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%k")
+SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End")
+TIMES = {"SLURM_TIME_FORMAT": "%s"}
+"""In the environment of both: times are in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +66,16 @@ class Seen:
 def parse(text: str) -> Iterator[Seen]:
     """Yield the tasks in the output of SQUEUE or SACCT; lines that tell of none are skipped."""
     for line in text.splitlines():
-        job, *rest = line.split("|", 4)
+        job, *rest = line.split("|", 5)
         if len(rest) >= 3 and re.fullmatch(r"[0-9]+(_[0-9]+)?", job, re.ASCII):
-            word, reason, node, *comment = rest
+            word, reason, node, end, comment = [*rest, "", ""][:5]
             yield Seen(
-                job=job, observation=observation(job, word, reason, node), comment="".join(comment),
+                job=job, observation=observation(job, word, reason, node, end), comment=comment,
                 of_itself=_name(word) in OF_ITSELF,
             )  # fmt: skip
 
 
-def observation(job: str, word: str, reason: str, node: str) -> Observation:
+def observation(job: str, word: str, reason: str, node: str, end: str = "") -> Observation:
     """Return what a state means. `CANCELLED by 1000` and `PENDING+` are read by their first word."""
     name = _name(word)
     state = STATES.get(name, JobState.UNKNOWN)
@@ -79,7 +86,16 @@ def observation(job: str, word: str, reason: str, node: str) -> Observation:
         told = f"Slurm says {word!r}, which is not known here"
     elif name in _TOLD:
         told = name.lower()
-    return Observation(state=state, reason=told, job=job, node="" if node in {"(null)", "None assigned"} else node)
+    ended = state is JobState.ENDED
+    return Observation(
+        state=state, reason=told, job=job, node="" if node in {"(null)", "None assigned"} else node, unattended=ended,
+        ended=float(end) if ended and re.fullmatch(r"[0-9]{1,12}", end, re.ASCII) else None,
+    )  # fmt: skip
+
+
+def killed_for_memory(output: str) -> bool:
+    """Return whether Slurm says so in what a job printed: where only a step was killed, the job is but FAILED."""
+    return _MEMORY.search(output) is not None
 
 
 def _name(word: str) -> str:

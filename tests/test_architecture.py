@@ -30,7 +30,7 @@ LAYERS = (
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
     {"local", "slurm"},
     {"launch", "worker"},
-    {"project", "selection", "tracking_view"},
+    {"project", "selection", "forecast", "consumption", "tracking_view"},
     {"api"},
     {"sidecar", "uploader", "cli"},
     {"testing", "__main__"},

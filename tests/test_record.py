@@ -301,3 +301,39 @@ def test_a_run_is_asked_for_where_its_attempt_was_claimed():
     record = reconcile(planned(launch=2, index=0), [by_another], observation=None, cancelled=False)
     assert record.task == (1, 4)
     assert reconcile(planned(launch=2, index=0), [], observation=None, cancelled=False).task == (2, 0)
+
+
+@pytest.mark.parametrize("usage", [None, 7, "much", []])
+def test_what_is_no_usage_or_no_time_of_an_end_says_nothing(usage):
+    attempt = fold(1, None, [event(0, "interrupted", 9.0, usage=usage, ended="late")])
+    assert (attempt.usage, attempt.ended) == ({}, 9.0)
+
+
+def test_the_latest_usage_counts_and_the_first_progress_is_kept():
+    told = [("started", {"usage": {"memory_bytes": 1}}), ("progress", {"progress": {"step": 1}}),
+            ("usage", {"usage": {"memory_bytes": 2}}), ("progress", {"progress": {"step": 2}})]  # fmt: skip
+    attempt = fold(1, None, [event(i, kind, float(i), **data) for i, (kind, data) in enumerate(told)])
+    assert attempt.usage == {"memory_bytes": 2}
+    assert (attempt.first_progress, attempt.first_progressed) == ({"step": 1}, 1.0)
+    assert (attempt.progress, attempt.progressed, attempt.heard) == ({"step": 2}, 3.0, 3.0)
+
+
+def test_a_run_that_its_scheduler_has_suspended_runs_and_says_so():
+    suspended = Observation(state=JobState.RUNNING, reason="suspended")
+    record = reconcile(
+        planned(), [Attempt(number=1, claim=claim(), stage="training")], observation=suspended, cancelled=False
+    )
+    assert (record.state, record.reason) == (RunState.RUNNING, "suspended")
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        (Observation(state=JobState.ENDED, reason="deadline"), "stopped by SIGTERM (deadline)"),
+        (Observation(state=JobState.ENDED, reason="stopped by SIGTERM"), "stopped by SIGTERM"),
+        (Observation(state=JobState.ENDED, reason="who?", forgotten=True), "stopped by SIGTERM"),
+    ],
+)
+def test_slurms_word_is_added_where_it_is_news(word, reason):
+    stopped = Attempt(number=1, claim=replace(claim(), job="7_0"), state=R.INTERRUPTED, reason="stopped by SIGTERM")
+    assert reconcile(planned(), [stopped], observation=word, cancelled=False).reason == reason

@@ -258,6 +258,14 @@ def test_show_tells_everything_of_one_run(story):
     assert shown["config"]["model"]["dies_at"] == 6
 
 
+def test_what_runs_took_is_measured_and_told(story):
+    (line,) = [line for line in story.status.splitlines() if line.startswith("memory: ")]
+    assert re.fullmatch(r"memory: [0-9.]+ GB at most; time: [0-9]+ (s|min) at most", line)
+    for run in story.runs.values():  # also of the one that was killed
+        assert 0.02 < run["usage"]["memory_gb"] < 20
+        assert run["usage"]["hours"] > 0
+
+
 def test_diff_of_two_runs_shows_config_and_code(story):
     ids = [story.runs[name]["run"] for name in ("done", "raises")]
     told = story.desk.orch("diff", *ids).out

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.record import JobState
 from orchestrator.slurm import limits, queue
 from orchestrator.slurm.limits import Limits, Partition
-from orchestrator.slurm.states import observation, parse
+from orchestrator.slurm.states import killed_for_memory, observation, parse
 from orchestrator.spec import Resources
 
 PENDING, RUNNING, ENDED = JobState.PENDING, JobState.RUNNING, JobState.ENDED
@@ -72,26 +72,54 @@ def test_an_unknown_word_stays_unknown_and_is_shown(word):
     assert (seen.state, seen.reason) == (JobState.UNKNOWN, f"Slurm says {word!r}, which is not known here")
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("slurmstepd-n0: error: StepId=1.0 exceeded memory limit (328437760 > 104857600), being killed", True),
+        ("slurmstepd-n0: error: Exceeded job memory limit", True),
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=5.0. Some of your processes may have been", True),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=5.batch. Some of the step tasks have been", True),
+        ("srun: error: n0: task 0: Out Of Memory", True),
+        ("srun: error: n0: task 0: Killed", False), ("the loss exceeded memory limit", False),
+        ("RuntimeError: CUDA out of memory", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_step_killed_for_its_memory_is_known_by_what_slurm_printed(line, told):
+    assert killed_for_memory(f"loading data\n{line}\nsrun: error: n0: task 0: Exited\n") is told
+
+
 # --- lines ------------------------------------------------------------------------------------------------
 
 
 def test_squeues_lines():
-    text = "41_0|RUNNING|None|n[1-2]|orch:t:0 mine\n41_1|PENDING|Priority||orch:t:0\n9|COMPLETED|None|n1|(null)\n"
+    text = (
+        "41_0|RUNNING|None|n[1-2]|9|orch:t:0 mine\n41_1|PENDING|Priority||N/A|orch:t:0\n9|COMPLETED|None|n1|5|(null)\n"
+    )
     assert [(seen.job, seen.observation.state, seen.observation.node, seen.comment) for seen in parse(text)] == [
         ("41_0", RUNNING, "n[1-2]", "orch:t:0 mine"), ("41_1", PENDING, "", "orch:t:0"), ("9", ENDED, "n1", "(null)"),
     ]  # fmt: skip
 
 
 def test_saccts_lines_have_no_comment():
-    text = "41_0|CANCELLED by 1000|None|n1\n41_1|OUT_OF_MEMORY|OutOfMemory|n2\n"
+    text = "41_0|CANCELLED by 1000|None|n1|7\n41_1|OUT_OF_MEMORY|OutOfMemory|n2|8\n"
     assert [(seen.job, seen.observation.reason, seen.comment) for seen in parse(text)] == [
         ("41_0", "cancelled in Slurm", ""), ("41_1", "out of memory: killed by Slurm", ""),
     ]  # fmt: skip
 
 
 def test_a_comment_may_hold_bars():
-    (seen,) = parse("41_0|RUNNING|None|n1|orch:t:0 a|b||c")
+    (seen,) = parse("41_0|RUNNING|None|n1|N/A|orch:t:0 a|b||c")
     assert seen.comment == "orch:t:0 a|b||c"
+
+
+@pytest.mark.parametrize(
+    ("word", "end", "ended"),
+    [("CANCELLED by 0", "1795392067", 1795392067.0), ("TIMEOUT", "Unknown", None), ("FAILED", "", None),
+     ("RUNNING", "1795392067", None), ("FAILED", "2026-11-23T00:01:07", None), ("FAILED", "٤", None)],
+)  # fmt: skip
+def test_when_a_job_ended_is_known_once_it_has(word, end, ended):
+    (seen,) = parse(f"41_0|{word}|None|n1|{end}|")
+    assert seen.observation.ended == ended
 
 
 @pytest.mark.parametrize(

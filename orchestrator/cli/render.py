@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
-from orchestrator import ledger
 from orchestrator.api import best_value, told
+from orchestrator.cli.points import complete, points
+from orchestrator.consumption import Consumption, consumption, most
+from orchestrator.forecast import Forecast, forecast
 from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Action, Step
-from orchestrator.record import Attempt, Record, RunState
+from orchestrator.record import Record, RunState
 from orchestrator.spec import Objective, Resources
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "grey": "90", "bold": "1"}
@@ -24,6 +26,7 @@ STATE_COLOURS: Mapping[RunState, str] = {
     RunState.FAILED: "red", RunState.INTERRUPTED: "yellow", RunState.CANCELLED: "yellow",
     RunState.UNKNOWN: "yellow",
 }  # fmt: skip
+_WEEK_SECONDS = 6 * 86_400
 ROWS = 50
 """How many runs `status` lists before it asks for --all."""
 
@@ -98,12 +101,67 @@ def step_json(step: Step) -> dict[str, Any]:
 
 def summary(book: Ledger) -> str:
     """Return one line: the experiment, its runs by state, its last launch."""
-    counts = Counter(record.state for record in book.records.values())
-    states = ", ".join(f"{counts[state]} {state.value}" for state in RunState if counts[state])
     last = book.launches[-1] if book.launches else None
     launch = f"   launch {last.number:04d} {_when(last.header['time'])} by {last.header['user']}" if last else ""
     why = f": {last.header['message']}" if last and last.header["message"] else ""
-    return f"{book.experiment.name}   {count(len(book.records))}: {states}{launch}{why}"
+    return f"{book.experiment.name}   {states(book)}{launch}{why}"
+
+
+def states(book: Ledger) -> str:
+    """Return how many runs there are, and how many in each state."""
+    counts = Counter(record.state for record in book.records.values())
+    each = ", ".join(f"{counts[state]} {state.value}" for state in RunState if counts[state])
+    return f"{count(len(book.records))}: {each}"
+
+
+def outlook(book: Ledger, now: float) -> list[str]:
+    """Return, where there is something to say, when all will have ended, and what was taken of what was asked."""
+    end = forecast(book.records.values(), now)
+    return [*([_end(end, now)] if end else []), *filter(None, [_taken(most(book.records.values(), now))])]
+
+
+def _end(end: Forecast, now: float) -> str:
+    if end.seconds is None:
+        return f"end: unknown, {end.unknown}"
+    at = time.localtime(now + end.seconds)
+    day = "%a %H:%M" if end.seconds < _WEEK_SECONDS else "%a %Y-%m-%d %H:%M"
+    return f"end: about {about(end.seconds)} left, done {time.strftime(day, at)}"
+
+
+def about(seconds: float) -> str:
+    """Return a duration in two units at most: `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if not minutes:
+        return f"{max(1, round(seconds))} s"
+    hours, days = minutes // 60, minutes // 1440
+    parts = [(days, "d"), (hours % 24, "h")] if days else [(hours, "h"), (minutes % 60, "min")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
+
+
+def _taken(most_taken: Consumption) -> str:
+    memory, gpu = most_taken.memory_gb, most_taken.gpu_memory_gb
+    parts = [
+        f"memory: {_of(_gb(memory), most_taken.memory_gb_asked, 'GB')} at most" if memory else "",
+        f"GPU memory: {_gb(gpu)} GB at most" if gpu else "",
+        _time_taken(most_taken),
+    ]  # fmt: skip
+    return "; ".join(filter(None, parts))
+
+
+def _of(taken: str, asked: float | None, unit: str) -> str:
+    return f"{taken} of {asked:g} {unit} asked" if asked else f"{taken} {unit}"
+
+
+def _gb(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def _time_taken(most_taken: Consumption) -> str:
+    if not most_taken.hours:
+        return ""
+    taken = about(most_taken.hours * 3600)
+    asked = most_taken.hours_asked
+    return f"time: {taken} of {about(asked * 3600)} asked at most" if asked else f"time: {taken} at most"
 
 
 def status_lines(book: Ledger, records: Sequence[Record], *, everything: bool = False) -> list[str]:
@@ -111,45 +169,56 @@ def status_lines(book: Ledger, records: Sequence[Record], *, everything: bool = 
     objective = objective_of(book)
     shown = sorted(records, key=lambda record: list(RunState).index(record.state))
     cut = shown if everything else shown[:ROWS]
-    metric = objective.metric if objective else "METRIC"
-    rows = [_status_row(record, objective) for record in cut]
-    lines = [summary(book), *table(["RUN", "POINT", "STATE", "TRY", "PROGRESS", metric, "TIME", "WHERE", ""], rows)]
+    metric, at = objective.metric if objective else "METRIC", points(book, cut)
+    rows = [_status_row(record, told(at[record.id]), objective) for record in cut]
+    header = ["RUN", "POINT", "STATE", "TRY", "PROGRESS", metric, "TIME", "WHERE", ""]
+    lines = [summary(book), *outlook(book, time.time()), *table(header, rows)]
     if len(cut) < len(shown):
         lines.append(f"... and {len(shown) - len(cut)} more: orch status {book.experiment.name} --all")
     return [*lines, *_failures(book.experiment, records)]
 
 
-def _status_row(record: Record, objective: Objective | None) -> list[str]:
-    value = best_value(record, objective.metric) if objective else None
+def _status_row(record: Record, point: str, objective: Objective | None) -> list[str]:
     number = str(record.last.number) if record.last else ""
-    reason = "" if record.state in {RunState.DONE, RunState.RUNNING} else record.reason
     return [
-        record.id[:8], told(record.planned.point), record.state.value, number, progress(record),
-        "" if value is None else f"{value:.4g}", duration(record),
-        record.node if record.state is RunState.RUNNING else "", reason,
+        record.id[:8], point, record.state.value, number, progress(record), _metric(record, objective),
+        duration(record), record.node if record.state is RunState.RUNNING else "", note(record),
     ]  # fmt: skip
+
+
+def _metric(record: Record, objective: Objective | None) -> str:
+    """Return the objective's best value; without an objective, the last of a loss, or of what comes first."""
+    if objective:
+        value = best_value(record, objective.metric)
+        return "" if value is None else f"{value:.4g}"
+    names = sorted(record.metrics, key=lambda name: ("loss" not in name, name))
+    return f"{names[0]} {record.metrics[names[0]]:.4g}" if names else ""
 
 
 def progress(record: Record) -> str:
     """Return how far the last attempt is: its stage, or epoch and step."""
     last = record.last
     if last is None or not last.progress:
-        return record.reason if record.state is RunState.RUNNING else ""
+        return (last.stage if last else record.reason) if record.state is RunState.RUNNING else ""
     done = last.progress
     epochs = f"/{done['epochs']}" if done.get("epochs") else ""
     steps = f"/{done['steps']}" if done.get("steps") else ""
-    return f"epoch {done.get('epoch')}{epochs} step {done.get('step')}{steps}"
+    epoch = f"epoch {done['epoch']}{epochs} " if done.get("epoch") is not None else ""
+    return f"{epoch}step {done.get('step')}{steps}"
+
+
+def note(record: Record) -> str:
+    """Return what explains a state: what a run waits for, why it has ended, that it was suspended."""
+    if record.state is RunState.RUNNING:
+        seen = record.observation
+        return seen.reason if seen else ""
+    return "" if record.state is RunState.DONE else record.reason
 
 
 def duration(record: Record) -> str:
-    """Return how long the run's attempts have taken together; the time between them does not count."""
-    spans = [_span(attempt) for attempt in record.history]
-    return clock(sum(spans)) if any(spans) else ""
-
-
-def _span(attempt: Attempt) -> float:
-    end = attempt.ended or (time.time() if attempt.state is RunState.RUNNING else None)
-    return end - attempt.claim.time if attempt.claim and end is not None else 0.0
+    """Return how long the run's attempts have taken together."""
+    seconds = record.seconds(time.time())
+    return clock(seconds) if seconds else ""
 
 
 def clock(seconds: float) -> str:
@@ -187,6 +256,17 @@ def record_json(record: Record) -> dict[str, Any]:
         "started": record.started, "ended": record.ended, "progress": dict(last.progress) if last else {},
         "metrics": dict(record.metrics), "best": dict(last.best) if last else {},
         "failure": asdict(record.failure) if record.failure else None,
+        "usage": asdict(consumption(record, time.time())),
+    }  # fmt: skip
+
+
+def outlook_json(book: Ledger, now: float) -> dict[str, Any]:
+    """Return the forecast and the consumption of a whole experiment."""
+    end = forecast(book.records.values(), now)
+    at = now + end.seconds if end and end.seconds is not None else None
+    return {
+        "end": {**asdict(end), "at": at} if end else None,
+        "usage": asdict(most(book.records.values(), now)),
     }  # fmt: skip
 
 
@@ -197,36 +277,21 @@ def comparison(
     book: Ledger, records: Sequence[Record], objective: Objective | None
 ) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows: runs ranked by the objective, the keys that were swept, their metrics."""
-    keys = list(dict.fromkeys(key for record in records for key in record.planned.point))
-    points = {record.id: point_of(book, record, keys) for record in records}
+    found = points(book, records)
+    keys = list(dict.fromkeys(key for point in found.values() for key in point))
+    at = {record.id: complete(book, record, found[record.id], keys) for record in records}
     names = sorted({name for record in records for name in record.metrics if not objective or name != objective.metric})
     target = [objective.metric] if objective else []
     ranked = sorted(records, key=lambda record: _rank(record, objective))
     rows = [
         [
-            record.id[:8], *(points[record.id][key] for key in keys),
+            record.id[:8], *(at[record.id][key] for key in keys),
             *(best_value(record, name) for name in target), *(record.metrics.get(name) for name in names),
             record.state.value, duration(record),
         ]
         for record in ranked
     ]  # fmt: skip
     return ["run", *keys, *target, *names, "state", "time"], rows
-
-
-def point_of(book: Ledger, record: Record, keys: Sequence[str]) -> dict[str, Any]:
-    """Return a run's values of swept keys; one that its own launch did not sweep is looked up in its config."""
-    point = dict(record.planned.point)
-    if all(key in point for key in keys):
-        return point
-    launch = book.launch(record.planned.launch)
-    config = ledger.read_config(launch.paths, ledger.read_line(launch.paths, record.planned.index))
-    return {key: point.get(key, launch.header["choices"].get(key, _at(config, key))) for key in keys}
-
-
-def _at(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    return config if not isinstance(config, dict) else None
 
 
 def _rank(record: Record, objective: Objective | None) -> tuple[bool, float]:

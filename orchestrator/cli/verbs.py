@@ -99,7 +99,7 @@ def _conclude(project: Project, name: str, number: int) -> int:
 
 
 def _states(project: Project, name: str) -> str:
-    return render.summary(api.read(project, name)).split("   ")[1]
+    return render.states(api.read(project, name))
 
 
 def _status_of(records: Iterable[Record]) -> int:
@@ -162,14 +162,15 @@ def status(arguments: Namespace) -> int:
         Watch(project, name).until_ended()
         return _status_of(api.read(project, name).records.values())
     if arguments.json:
-        _print_json({"experiment": name, "runs": [render.record_json(record) for record in records]})
+        runs = [render.record_json(record) for record in records]
+        _print_json({"experiment": name, **render.outlook_json(book, time.time()), "runs": runs})
     else:
         _print(render.status_lines(book, records, everything=arguments.all))
     return 0
 
 
 def _overview(project: Project, *, as_json: bool) -> int:
-    found = {paths.name: ledger.counts(paths) for paths in project.runs.experiments()}
+    found = {paths.name: api.overview(project, paths) for paths in project.runs.experiments()}
     if as_json:
         _print_json(found)
     elif not found:
@@ -213,7 +214,7 @@ def _attempt_json(attempt: Any) -> dict[str, Any]:
         "attempt": attempt.number, "state": attempt.state.value, "reason": attempt.reason,
         "launch": claim.launch if claim else None, "code": claim.code if claim else None,
         "host": claim.process.host if claim else None, "pid": claim.process.pid if claim else None,
-        "staged": dict(attempt.data),
+        "staged": dict(attempt.data), "usage": dict(attempt.usage),
     }  # fmt: skip
 
 
@@ -275,7 +276,7 @@ def _follow(project: Project, name: str, record: Record) -> int:
     tails: dict[int, _Tail] = {}
     told = ""
     while True:
-        record = api.read(project, name).records[record.id]
+        record = api.look(project, name).records[record.id]
         for attempt in record.history:
             path = project.runs.experiment(name).run(record.id).attempt(attempt.number).log
             tails.setdefault(attempt.number, _Tail(path)).copy()
@@ -390,7 +391,7 @@ def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[R
         raise RequestError(f"{named[0]} and {named[1]} are two experiments", fix="name one of them")
     chosen = selection.parse([word for word in words if word not in named], experiments=experiments)
     candidates = named or experiments
-    found = [(book, chosen.choose(book.records.values())) for book in (api.read(project, name) for name in candidates)]
+    found = [(book, chosen.choose(book.records.values())) for book in (api.look(project, name) for name in candidates)]
     only_states = not (chosen.ids or chosen.point)
     _check_keys(chosen, [record for book, _ in found for record in book.records.values()])
     hits = [(book, records) for book, records in found if records or named or (only_states and len(found) == 1)]

@@ -7,7 +7,16 @@ import time
 
 from orchestrator import api
 from orchestrator.api import best_value
-from orchestrator.cli.render import STATE_COLOURS, duration, objective_of, paint, progress, status_lines, terminal_width
+from orchestrator.cli.render import (
+    STATE_COLOURS,
+    duration,
+    note,
+    objective_of,
+    paint,
+    progress,
+    status_lines,
+    terminal_width,
+)
 from orchestrator.ledger import Ledger
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
@@ -34,7 +43,7 @@ class Watch:
 
     def show(self) -> bool:
         """Show now, whenever it was last shown."""
-        book = api.read(self._project, self._name)
+        book = api.look(self._project, self._name)
         records = [r for r in book.records.values() if self._launch in (None, r.planned.launch)]
         if self._stream.isatty():
             self._redraw(status_lines(book, records))
@@ -71,7 +80,7 @@ class Watch:
         parts = [
             record.id[:8], api.told(record.planned.point), state,
             f"{objective.metric} {value:.4g}" if objective and value is not None else "", duration(record),
-            "" if record.state in {RunState.RUNNING, RunState.DONE} else record.reason, progress(record),
+            note(record), progress(record),
         ]  # fmt: skip
         return "  ".join(part for part in parts if part)
 

@@ -6,15 +6,16 @@ Reading never writes. Torn or NUL lines at the end of a file that a dying proces
     launches   what was asked for: header, plan, base configs
     attempts   claims, events, the index
     records    all of it together
+    settle     writing down what became of attempts that ended without a word
     files      private folders, whole texts
 """
 
 from orchestrator.ledger.attempts import (
     EventWriter,
     claim_attempt,
-    counts,
     job_output,
     mark,
+    marks,
     read_attempt,
     read_claim,
     read_events,
@@ -23,9 +24,10 @@ from orchestrator.ledger.attempts import (
 from orchestrator.ledger.files import check_private, make_private, replace_text
 from orchestrator.ledger.launches import Launch, planned, publish, read_config, read_launch, read_line, read_lines
 from orchestrator.ledger.records import Ledger, read
+from orchestrator.ledger.settle import settle
 
 __all__ = [
-    "EventWriter", "Launch", "Ledger", "check_private", "claim_attempt", "counts", "job_output", "make_private", "mark",
+    "EventWriter", "Launch", "Ledger", "check_private", "claim_attempt", "job_output", "make_private", "mark", "marks",
     "planned", "publish", "read", "read_attempt", "read_claim", "read_config", "read_events", "read_launch",
-    "read_line", "read_lines", "replace_text", "write_observed",
+    "read_line", "read_lines", "replace_text", "settle", "write_observed",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from orchestrator.record import Attempt, Claim, Event, RunState, fold, parse_eve
 
 _OUTPUT_BYTES = 65_536
 _MARK = re.compile(r"([0-9a-f]+)\.a(\d{3,})\.([a-z]+)")
+_ENDINGS = (RunState.RUNNING, RunState.INTERRUPTED, RunState.CANCELLED, RunState.FAILED, RunState.DONE)
+_STRENGTH = {state.value: number for number, state in enumerate(_ENDINGS)}
 
 
 def claim_attempt(attempt: AttemptPaths, claim: Claim) -> bool:
@@ -52,8 +55,13 @@ class EventWriter:
 
     def __init__(self, path: Path) -> None:
         self._path, self._sequence, self._torn = path, 0, False
+        self._lock = threading.Lock()
 
     def write(self, kind: str, **data: Any) -> Event:
+        with self._lock:
+            return self._write(kind, data)
+
+    def _write(self, kind: str, data: dict[str, Any]) -> Event:
         event = Event(sequence=self._sequence, kind=kind, time=time.time(), data=data)
         line = json.dumps(event.to_json(), default=str) + "\n"
         left = ("\n" + line if self._torn else line).encode()  # what a full disk cut off must not swallow this one
@@ -81,15 +89,19 @@ def mark(experiment: ExperimentPaths, run_id: str, attempt: int, state: str) -> 
     (experiment.index / f"{run_id}.a{attempt:03d}.{state}").touch(mode=0o600)
 
 
-def counts(experiment: ExperimentPaths) -> dict[str, int]:
-    """Return the number of runs by the state of their last attempt, from the index alone."""
-    last: dict[str, tuple[int, bool, bool, str]] = {}
+def strength(state: str) -> int:
+    """Return which of an attempt's marks counts: it may first be taken for interrupted, and then have failed."""
+    return _STRENGTH.get(state, 0)
+
+
+def marks(experiment: ExperimentPaths) -> dict[str, tuple[int, str]]:
+    """Return the last attempt of each run that has started, and its state, from the index alone."""
+    last: dict[str, tuple[int, int, str]] = {}
     for match in filter(None, map(_MARK.fullmatch, names(experiment.index))):
         run_id, attempt, state = match.groups()
-        key = (int(attempt), state != RunState.RUNNING, state == RunState.DONE, state)
+        key = (int(attempt), strength(state), state)
         last[run_id] = max(last.get(run_id, key), key)
-    states = [state for *_, state in last.values()]
-    return {state: states.count(state) for state in sorted(set(states))}
+    return {run_id: (attempt, state) for run_id, (attempt, _, state) in last.items()}
 
 
 def read_attempt(run: RunPaths, attempt: AttemptPaths) -> Attempt:

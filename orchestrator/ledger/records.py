@@ -29,12 +29,17 @@ class Ledger:
         return next(launch for launch in self.launches if launch.number == number)
 
 
-def read(experiment: ExperimentPaths, cluster_of: Mapping[str, Cluster]) -> Ledger:
-    """Return an experiment's launches and records. `cluster_of` maps a cluster's kind to one that can be asked."""
+def read(
+    experiment: ExperimentPaths, cluster_of: Mapping[str, Cluster], *, only: Collection[str] | None = None
+) -> Ledger:
+    """Return an experiment's launches and records. `cluster_of` maps a cluster's kind to one that can be asked.
+
+    `only`: the ids of the runs that are wanted; None: all.
+    """
     launches = tuple(read_launch(paths) for paths in experiment.launches())
     latest: dict[RunId, Planned] = {}
     for launch in launches:
-        latest |= {wish.run: wish for wish in wishes(launch)}
+        latest |= {wish.run: wish for wish in wishes(launch) if only is None or wish.run in only}
     started = set(names(experiment.path / "runs"))
     attempts = {run_id: _attempts(experiment, run_id) if run_id in started else () for run_id in latest}
     seen = _observe(launches, latest, attempts, cluster_of)

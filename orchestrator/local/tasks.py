@@ -122,7 +122,7 @@ def _observe_one(launch: LaunchPaths, index: int, *, supervised: bool | None, id
     task = Task.of(launch, ledger.read_line(launch, index))
     claim = ledger.read_claim(task.folder) if task.folder.path.exists() else None
     if claim is not None:
-        return _observe_claim(claim)
+        return _observe_claim(claim, supervised=supervised)
     if task.cancelled:
         return Observation(state=JobState.ENDED, reason="cancelled before it started")
     if supervised is None:
@@ -132,7 +132,7 @@ def _observe_one(launch: LaunchPaths, index: int, *, supervised: bool | None, id
     return Observation(state=JobState.ENDED, reason=idle)
 
 
-def _observe_claim(claim: Claim) -> Observation:
+def _observe_claim(claim: Claim, *, supervised: bool | None) -> Observation:
     alive = claim.process.alive()
     job, node = f"pid {claim.process.pid}", claim.process.host
     if alive is None:
@@ -140,7 +140,8 @@ def _observe_claim(claim: Claim) -> Observation:
         return Observation(state=JobState.UNKNOWN, reason=reason, job=job, node=node)
     if alive:
         return Observation(state=JobState.RUNNING, job=job, node=node)
-    return Observation(state=JobState.ENDED, reason="its process has ended without a word", job=job, node=node)
+    told = "its process has ended without a word"
+    return Observation(state=JobState.ENDED, reason=told, job=job, node=node, unattended=supervised is False)
 
 
 def own_cpus() -> int:

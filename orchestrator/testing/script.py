@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _POLL_SECONDS = 0.02
+_HOG_BYTES, _HOG_SECONDS = 2**29, 300.0
 
 
 class Script:
     """Takes `steps` steps, from the one after the last checkpoint on, and then ends as it was told to.
 
     Each step logs `value()` and lasts until `seconds` have gone by and the file `until` is there. `ends` holds
-    one of done, raise, kill (by itself, with SIGKILL) and exit (with status 3) per attempt; the last one
-    counts for all further attempts. A `deaf` script does not hear SIGTERM.
+    one of done, raise, kill (by itself, with SIGKILL), exit (with status 3) and hog (0.5 GB of memory, to be
+    killed for it) per attempt; the last one counts for all further attempts. A `deaf` script hears neither SIGTERM
+    nor SIGUSR2.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Script:
         self._reads = Path(reads) if reads else None
         if deaf:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     def value(self) -> float:
         """Return what a step logs."""
@@ -48,3 +51,7 @@ class Script:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "exit":
                 os._exit(3)
+            case "hog":
+                held = b"\xff" * _HOG_BYTES
+                time.sleep(_HOG_SECONDS)
+                del held

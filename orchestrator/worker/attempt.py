@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from orchestrator.worker import requeue
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 from orchestrator.worker.uploading import Uploader
+from orchestrator.worker.usage import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -35,27 +37,36 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
     """Run a claimed attempt to its last event and return the exit status: 0 done, 1 failed, 143 interrupted."""
     attempt = assignment.attempt
     events = ledger.EventWriter(attempt.events if assignment.leads else Path(os.devnull))
-    events.write("started", launch=assignment.wish.launch, attempt=attempt.number)
+    usage = Usage.of(assignment.place)
+    events.write("started", launch=assignment.wish.launch, attempt=attempt.number, usage=usage.to_json())
     _mark(assignment, RunState.RUNNING)
     uploader = Uploader.beside(assignment)
+    with usage.followed(events) if assignment.leads else nullcontext():
+        return _run(assignment, events, usage, uploader, stop, work or _train)
+
+
+def _run(
+    assignment: Assignment, events: ledger.EventWriter, usage: Usage, uploader: Uploader | None, stop: StopSignal,
+    work: Work,
+) -> int:  # fmt: skip
     try:
         _check_environment(assignment)
         config = _place(assignment, events)
         if stop.received:
             raise InterruptedByInfrastructureError(stop.received)
-        result = (work or _train)(assignment, config, events, stop)
+        result = work(assignment, config, events, stop)
     except InterruptedByInfrastructureError as error:
         _log.warning("stopped by %s", error)
-        events.write("interrupted", reason=_why(assignment, error))
+        events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json())
         _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
         if uploader:
             uploader.release()  # it sends while we wait to be killed
         requeue.after_interruption(assignment, str(error))
         return _leave(assignment, uploader, 143)
     except BaseException as error:  # noqa: BLE001 - whatever ended the run is its failure
-        _fail(assignment, events, error)
+        _fail(assignment, events, usage, error)
         return _leave(assignment, uploader, 1)
-    events.write("done", **result)
+    events.write("done", **result, usage=usage.to_json())
     _mark(assignment, RunState.DONE)
     _log.info("done")
     return _leave(assignment, uploader, 0)
@@ -143,13 +154,14 @@ def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
     return node
 
 
-def _fail(assignment: Assignment, events: ledger.EventWriter, error: BaseException) -> None:
+def _fail(assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: BaseException) -> None:
     traceback.print_exception(error, file=sys.stderr)
     text = "".join(traceback.format_exception(error))
     if not assignment.leads:
         events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank))
-    events.write("failed", signature=signature(error, assignment.code), message=str(error), traceback=text)
-    _mark(assignment, RunState.FAILED)
+    found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
+    events.write("failed", **found, usage=usage.to_json())
+    ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, RunState.FAILED.value)
 
 
 def signature(error: BaseException, roots: list[str]) -> str:

@@ -51,9 +51,11 @@ class Progress(Callback):
         self._reported = 0.0
         self.best: dict[str, Any] = {}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if time.monotonic() - self._reported >= _REPORT_SECONDS:
-            self._report(trainer)
+            self._report(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or self._objective is None:
@@ -81,14 +83,16 @@ class Progress(Callback):
     def _improves(self, value: float) -> bool:
         return self._objective is not None and (not self.best or self._objective.better(value, self.best["value"]))
 
-    def _report(self, trainer: pl.Trainer) -> None:
+    def _report(self, trainer: pl.Trainer, batch: int | None = None) -> None:
         if not trainer.is_global_zero:
             return
         self._reported = time.monotonic()
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        batches = trainer.num_training_batches
         progress = {
             "epoch": trainer.current_epoch, "epochs": epochs, "step": trainer.global_step,
             "steps": trainer.max_steps if trainer.max_steps > 0 else None,
+            **({"batch": batch, "batches": int(batches)} if batch and batches < float("inf") else {}),
         }  # fmt: skip
         self._events.write("progress", progress=progress, metrics=numbers(trainer.callback_metrics))
 

@@ -94,6 +94,7 @@ def _processes(options: Options) -> dict[str, object]:
         "TaskPlugin": "task/none",
         "JobAcctGatherType": "jobacct_gather/linux",
         "JobAcctGatherFrequency": "task=2",
+        "JobAcctGatherParams": "OverMemoryKill",  # what cgroups would do, found out by sampling
         "SlurmdParameters": "config_overrides",  # the nodes are as large as this file says
         "ReturnToService": 2,
         "SelectType": "select/cons_tres",

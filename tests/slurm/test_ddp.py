@@ -59,6 +59,7 @@ def assert_all_ranks_train_and_one_logs(bench, *, nodes, gpus):
     record = bench.records()[run.id]
     assert record.state is RunState.DONE, record.reason
     assert logged(bench, run) == [(step, nodes * gpus) for step in range(6)]
+    assert record.last.usage["memory_bytes"] > gpus * 250e6  # of all ranks of a node: one takes less than twice that
     attempt = bench.paths.run(run.id).attempt(1)
     names = {path.name for path in attempt.path.iterdir()}
     assert {name for name in names if name.startswith(("events", "metrics"))} == {"events.jsonl", "metrics.jsonl"}

@@ -48,6 +48,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=2
+JobAcctGatherParams=OverMemoryKill
 SlurmdParameters=config_overrides
 ReturnToService=2
 SelectType=select/cons_tres

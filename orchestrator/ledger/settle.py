@@ -1,0 +1,91 @@
+"""What whoever looks next writes down of attempts that ended without a word: killed, out of memory, node lost.
+
+A supervisor does so for its own runs; a scheduler that nobody of ours watches does not. What is written is what
+the record already says, so that it is still known when the scheduler has forgotten, and in the index.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.errors import StateError
+from orchestrator.layout import ExperimentPaths
+from orchestrator.ledger.attempts import mark, marks, strength, write_observed
+from orchestrator.ledger.records import Ledger
+from orchestrator.record import Attempt, Observation, Record, RunState
+
+_log = logging.getLogger(__name__)
+_ENDED = frozenset({RunState.FAILED, RunState.INTERRUPTED, RunState.CANCELLED})
+_AT_ONCE = 500
+"""Looking stays quick where many have died at once; the next look goes on."""
+
+
+def settle(book: Ledger) -> list[Record]:
+    """Write down how attempts ended where that is known and not yet written; returns the records that is new for.
+
+    Whoever may not write, looks all the same.
+    """
+    news = [record for record in _ended(book) if record.begun][:_AT_ONCE]
+    replaced = [record for record in book.records.values() if any(map(_replaced, record.attempts[:-1]))][:_AT_ONCE]
+    try:
+        for record in news:
+            _write(book.experiment, record)
+        for record in replaced:
+            _write_replaced(book.experiment, record)
+    except (OSError, StateError) as error:
+        _log.info("not written down: %s", error)
+        return []
+    return list({record.id: record for record in (*news, *replaced)}.values())
+
+
+def _ended(book: Ledger) -> list[Record]:
+    """Return the records of runs that have ended while nobody watched, where the index does not say so."""
+    candidates = [record for record in book.records.values() if record.state in _ENDED and _unattended(record)]
+    known = marks(book.experiment) if candidates else {}
+    return [record for record in candidates if _differs(record, known.get(record.id))]
+
+
+def _unattended(record: Record) -> bool:
+    return record.observation is not None and record.observation.unattended
+
+
+def _differs(record: Record, mark: tuple[int, str] | None) -> bool:
+    """Return whether a mark of the record's would change what the index says."""
+    number = record.last.number if record.last else 0
+    if mark is None or mark[0] != number:
+        return True
+    return strength(mark[1]) < strength(record.state.value)
+
+
+def _replaced(attempt: Attempt) -> bool:
+    return attempt.claim is not None and not attempt.final
+
+
+def _write(experiment: ExperimentPaths, record: Record) -> None:
+    """Write the event before the mark: the mark says that both are there."""
+    last, seen = record.last, record.observation
+    if last is None or seen is None:
+        return
+    if last.ended is None:
+        told: dict[str, Any] = {"kind": "interrupted", "reason": seen.reason}
+        write_observed(experiment.run(record.id), last.number, **{**told, **_failed(last)}, ended=_end(last, seen))
+    mark(experiment, record.id, last.number, record.state.value)
+
+
+def _write_replaced(experiment: ExperimentPaths, record: Record) -> None:
+    """Write down the end of attempts that were killed so suddenly that only their successor tells of it."""
+    for attempt in filter(_replaced, record.attempts[:-1]):
+        told = "killed with its node, or by Slurm; its job was started again"
+        ended = _end(attempt, None)
+        write_observed(experiment.run(record.id), attempt.number, "interrupted", reason=told, ended=ended)
+
+
+def _failed(last: Attempt) -> dict[str, Any]:
+    return {"kind": "failed", **asdict(last.failure)} if last.failure else {}
+
+
+def _end(attempt: Attempt, seen: Observation | None) -> float | None:
+    """Return when an attempt ended, as far as that is known: at the latest when it was last heard of."""
+    return (seen.ended if seen else None) or attempt.heard or (attempt.claim.time if attempt.claim else None)
