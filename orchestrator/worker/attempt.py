@@ -42,13 +42,19 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
     _mark(assignment, RunState.RUNNING)
     uploader = Uploader.beside(assignment)
     with usage.followed(events) if assignment.leads else nullcontext():
-        return _run(assignment, events, usage, uploader, stop, work or _train)
+        try:
+            status = _run(assignment, events, usage, stop, work or _train)
+        except InterruptedByInfrastructureError as error:
+            status = 143
+            if uploader:
+                uploader.release()  # it sends while we wait to be killed
+            requeue.after_interruption(assignment, str(error))
+    if uploader:  # the run's own record has been written
+        uploader.close(float(assignment.header["tracking"]["end_seconds"]))
+    return status
 
 
-def _run(
-    assignment: Assignment, events: ledger.EventWriter, usage: Usage, uploader: Uploader | None, stop: StopSignal,
-    work: Work,
-) -> int:  # fmt: skip
+def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
         _check_environment(assignment)
         config = _place(assignment, events)
@@ -59,24 +65,14 @@ def _run(
         _log.warning("stopped by %s", error)
         events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json())
         _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
-        if uploader:
-            uploader.release()  # it sends while we wait to be killed
-        requeue.after_interruption(assignment, str(error))
-        return _leave(assignment, uploader, 143)
+        raise
     except BaseException as error:  # noqa: BLE001 - whatever ended the run is its failure
         _fail(assignment, events, usage, error)
-        return _leave(assignment, uploader, 1)
+        return 1
     events.write("done", **result, usage=usage.to_json())
     _mark(assignment, RunState.DONE)
     _log.info("done")
-    return _leave(assignment, uploader, 0)
-
-
-def _leave(assignment: Assignment, uploader: Uploader | None, status: int) -> int:
-    """Give the tracking server its moment; the run's own record has been written."""
-    if uploader:
-        uploader.close(float(assignment.header["tracking"]["end_seconds"]))
-    return status
+    return 0
 
 
 def _train(
