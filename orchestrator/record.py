@@ -181,6 +181,8 @@ def _take(seen: dict[str, Any], event: Event) -> None:
     """Take an event into the fields of an attempt; a kind that a newer version added says nothing."""
     data = event.data
     match event.kind:
+        case "staging":
+            seen["stage"] = str(data.get("told", "copying data"))
         case "staged":
             seen |= {"stage": "building", "data": data}
         case "training":
