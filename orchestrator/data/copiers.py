@@ -70,11 +70,9 @@ class Copiers:
         except OSError:
             return  # somebody has claimed it since
 
-    def sweep(self) -> None:
-        """Remove what dead processes have left."""
-        for holder in _holders(self.root / "work"):
-            if holder.alive(self.ask) is False:
-                remove_tree(self.work(holder))
+    def dead(self) -> list[Holder]:
+        """Return the dead processes whose unfinished work is still there."""
+        return [holder for holder in _holders(self.root / "work") if holder.alive(self.ask) is False]
 
     def others(self, holder: Holder) -> list[Holder]:
         """Return who else is, or may be, at work in this store."""

@@ -27,12 +27,13 @@ _TELL_SECONDS = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class Copy:
-    """One copy of missing objects into `objects`, by way of the folder `work` on the same disk.
+    """One copy of missing objects into `objects`, by the process `taker`; what an origin brings comes by way of `work`.
 
     `tell` is called about once a second, in the caller's thread; `repair` is the command to put into an error.
     """
 
     objects: Objects
+    taker: str
     work: Path
     threads: int
     meter: Meter
@@ -82,7 +83,7 @@ class Copy:
         earlier = [str(path) for path in self.objects.of_earlier_boots(entry.hash) if path.is_file()]
         for source in (*earlier, *entry.sources):
             try:
-                self.objects.take(source, entry, self.work, self.meter)
+                self.objects.take(source, entry, self.taker, self.meter)
             except WrongBytesError as error:
                 problems.append(str(error))
                 continue
@@ -112,7 +113,7 @@ class Copy:
         if arrival.path is None:
             raise self._nowhere(entry, [*problems, f"{origin.name}: {arrival.problem}"])
         try:
-            self.objects.take(str(arrival.path), entry, self.work, self.meter)
+            self.objects.take(str(arrival.path), entry, self.taker, self.meter)
         except WrongBytesError as error:
             raise self._nowhere(entry, [*problems, f"{origin.name}: {error}"]) from error
         finally:

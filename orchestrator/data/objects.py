@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import stat
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,39 +85,52 @@ class Objects:
                 except FileNotFoundError:
                     continue
 
-    def place(self, temporary: Path, checksum: str) -> None:
-        """Give a verified copy its name."""
-        target = self.path(checksum)
-        try:
-            temporary.rename(target)
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.rename(target)
+    def take(self, source: str, entry: Entry, taker: str, meter: Meter) -> None:
+        """Copy the object from a source; raises WrongBytesError, or OSError if scratch fails.
 
-    def take(self, source: str, entry: Entry, work: Path, meter: Meter) -> None:
-        """Copy the object from a source, by way of `work`; raises WrongBytesError, or OSError if scratch fails."""
-        temporary = work / uuid.uuid4().hex
+        Until it has been hashed it lies beside its place, under a name that begins with the taker's: a rename from
+        another folder would have all threads wait for one lock of the kernel's.
+        """
+        target = self.path(entry.hash)
+        temporary = target.with_name(f".{taker}.{target.name}")
         checksum = Checksum(entry.algorithm)
         try:
-            size = _copy(source, temporary, checksum, entry.size, meter)
+            size = _copy(source, _created(temporary), checksum, entry.size, meter)
             if str(checksum) != entry.hash:
                 raise WrongBytesError(f"{source} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)")
-            self.place(temporary, entry.hash)
-        finally:
+            temporary.rename(target)
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
+
+    def remove_unfinished(self, taker: str) -> None:
+        """Remove what a taker that has died was copying."""
+        for path, _ in self._all():
+            if path.name.startswith(f".{taker}."):
+                path.unlink(missing_ok=True)
 
 
-def _copy(source: str, target: Path, checksum: Checksum, expected: int, meter: Meter) -> int:
-    """Copy and hash; returns the number of bytes. What the meter counted of a copy that failed is taken back."""
+def _created(path: Path) -> int:
+    """Create a file to be written, and the folder that it is in."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, READ_ONLY)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, READ_ONLY)
+
+
+def _copy(source: str, written: int, checksum: Checksum, expected: int, meter: Meter) -> int:
+    """Copy to a descriptor and hash; returns the number of bytes. What was counted of a failed copy is taken back."""
     size = 0
-    written = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, READ_ONLY)
     try:
         for chunk in _chunks(source, expected):
             checksum.update(chunk)
             _write(written, chunk)
             size += len(chunk)
             meter.add(bytes=len(chunk))
-        os.fchmod(written, READ_ONLY)
+        if os.fstat(written).st_mode & 0o777 != READ_ONLY:  # the umask took some
+            os.fchmod(written, READ_ONLY)
         os.utime(written, ns=(WRITTEN_NS, WRITTEN_NS))
     except BaseException:
         meter.add(bytes=-size)

@@ -77,7 +77,9 @@ class Room:
             self._remove_unlinked(holder)
 
     def _oldest_first(self) -> list[Version]:
-        return sorted(versions(self.root / "versions"), key=lambda version: version.used_ns)
+        """Return all versions, those first that nobody may take any more."""
+        found = versions(self.root / "versions")
+        return sorted(found, key=lambda version: (version.facts() is not None, version.used_ns))
 
     def _lack(self, need: Need) -> str:
         """Return what is missing for a need, in words."""

@@ -169,7 +169,7 @@ class Store:
             remove_tree(task.work)
 
     def _make(self, task: Task) -> Staged:
-        self._sweep(task.holder)
+        self._sweep_dead()
         manifest = task.manifest
         version = Version(task.work / f"{manifest.digest}-{task.holder.nonce}")
         version.view.mkdir(parents=True)
@@ -182,7 +182,7 @@ class Store:
         )  # fmt: skip
         version.write(draft.files, facts)
         version.lease(task.holder)
-        earlier = versions(self.root / "versions", manifest.digest)
+        earlier = [each for each in self.versions() if each.digest == manifest.digest or not each.facts()]
         place = self.root / "versions" / version.path.name
         place.parent.mkdir(exist_ok=True)
         version.path.rename(place)
@@ -216,7 +216,7 @@ class Store:
     def _copy(self, missing: Sequence[Entry], task: Task) -> None:
         meter = Meter(total_files=len(missing), total_bytes=_bytes(missing))
         copy = Copy(
-            objects=self._objects, work=task.work, threads=self._staging.threads, meter=meter,
+            objects=self._objects, taker=task.holder.nonce, work=task.work, threads=self._staging.threads, meter=meter,
             tell=self._teller(task, meter), repair=task.manifest.repair, origin=task.origin,
         )  # fmt: skip
         copy.tell()
@@ -285,9 +285,14 @@ class Store:
         for file in damaged:
             self._objects.remove(file.hash, used=True)
 
+    def _sweep_dead(self) -> None:
+        for dead in self._copiers.dead():
+            self._objects.remove_unfinished(dead.nonce)
+            remove_tree(self._copiers.work(dead))
+
     def _sweep(self, holder: Holder) -> None:
         """Remove what dead processes have left, and versions that nobody may take any more."""
-        self._copiers.sweep()
+        self._sweep_dead()
         for version in versions(self.root / "versions"):
             if version.facts() is None:
                 self._room.evict(version, holder)
