@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orchestrator.data import Manifest, Progress, Staged, Staging, Store, scratch_dir
+from orchestrator.data.progress import size
 from orchestrator.errors import DataError
 from orchestrator.ledger import EventWriter
 from orchestrator.slurm.queue import job_runs
@@ -93,7 +94,7 @@ class _Teller:
 
 def _record(assignment: Assignment, events: EventWriter, digest: str, version: Staged) -> None:
     """Leave the summary in the log and the events; a rank other than 0 has its own, if it has copied."""
-    how = f"hit, waited {version.waited_seconds:.1f} s" if version.hit else f"copied {version.copied_bytes} bytes"
+    how = f"hit, waited {version.waited_seconds:.1f} s" if version.hit else f"copied {size(version.copied_bytes)}"
     _log.info("data version %s: %d files in %s (%s)", digest[:12], version.files, version.view, how)
     if not assignment.leads and version.hit:
         return
