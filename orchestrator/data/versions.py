@@ -160,7 +160,8 @@ class Version:
 
     def changed(self, keep_on: Callable[[], bool] = lambda: True) -> list[str]:
         """Return what has been written, removed or added, by sizes and times: a line per file."""
-        found, known = [], set()
+        found: list[str] = []
+        known: set[str] = set()
         for file in self.files():
             if not keep_on():
                 return found
