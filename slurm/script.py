@@ -137,7 +137,7 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
 
 def tmp_mb(version_bytes: int) -> int:
     """Return the scratch to ask for, in MiB as Slurm counts: the version, and a tenth for what surrounds it."""
-    return math.ceil(version_bytes * 1.1 / 2**20)
+    return math.ceil(version_bytes * 11 / 10 / 2**20)
 
 
 def unfit(path: str) -> str:
