@@ -274,9 +274,12 @@ def ignore_in_git(project: Project) -> None:
 
 def cluster_for(options: Mapping[str, Any]) -> Cluster:
     """Return the cluster that a `cluster:` section describes."""
+    from orchestrator.data import Staging
+
     grace = float(options.get("grace_seconds") or 30)
     if options["kind"] == "slurm":
         return SlurmCluster(SlurmOptions.parse(options))
+    Staging.parse(options.get("staging"))
     if options["kind"] == "workstation":
         return Workstation(cpus=options.get("cpus"), grace_seconds=grace)
     return Inline(grace_seconds=grace)

@@ -112,7 +112,7 @@ def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence
         "snapshot": asdict(experiment.snapshot),
         "environment": facts.environment.to_json(), "python": sys.executable, "worker": list(worker),
         "code": [pending.snapshot.to_json() for pending in facts.code],
-        "data": {digest: dict(manifest.origin) for digest, manifest in facts.manifests.items()},
+        "data": {digest: manifest.summary for digest, manifest in facts.manifests.items()},
     }  # fmt: skip
 
 

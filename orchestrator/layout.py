@@ -52,6 +52,10 @@ class AttemptPaths:
         """The failure of a rank other than 0; each rank writes its own."""
         return self.path / f"events.rank{rank}.jsonl"
 
+    def rank_staged(self, rank: int) -> Path:
+        """What a rank other than 0 copied to its node; each rank writes its own."""
+        return self.path / f"staged.rank{rank}.jsonl"
+
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"

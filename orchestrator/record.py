@@ -195,6 +195,8 @@ def _take(seen: dict[str, Any], event: Event) -> None:
     if isinstance(data.get("usage"), Mapping):  # of a kind of its own, or with the first or last word
         seen["usage"] = data["usage"]
     match event.kind:
+        case "staging":
+            seen["stage"] = str(data.get("told", "copying data"))
         case "staged":
             seen |= {"stage": "building", "data": data}
         case "training":

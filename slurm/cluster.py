@@ -103,9 +103,12 @@ class SlurmCluster:
     def arrays(self, launch: LaunchPaths) -> list[script.Array]:
         """Return the arrays that a launch's plan makes."""
         paths = ExperimentPaths(launch.path.parent.parent)
+        versions = ledger.read_launch(launch).header["data"] if self._options.staging.request_tmp else {}
         shapes = {
             line["index"]: script.Shape(
-                resources=Resources(**line["resources"]), python_path=tuple(paths.python_path(line["code"]))
+                resources=Resources(**line["resources"]),
+                python_path=tuple(paths.python_path(line["code"])),
+                tmp_mb=script.tmp_mb(versions.get(line["data"], {}).get("bytes", 0)),
             )
             for line in ledger.read_lines(launch)
         }

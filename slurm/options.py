@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from orchestrator.data import Staging
 from orchestrator.errors import ConfigError, nearest
 
 TEXTS = ("partition", "account", "qos", "constraint", "exclude", "nodelist", "reservation", "gres", "comment")
@@ -24,7 +25,8 @@ class SlurmOptions:
     """How jobs are submitted. `extra` goes to sbatch as it is; `setup` are shell lines before the job's program.
 
     `throttle`: at most so many runs of an array at once. `signal_seconds`: how long before the time limit a run is
-    told to save itself. `max_requeues`: how often one run may start again by itself.
+    told to save itself. `max_requeues`: how often one run may start again by itself. `staging`: how data versions come
+    to a node.
     """
 
     partition: str | None = None
@@ -43,6 +45,7 @@ class SlurmOptions:
     signal_seconds: int = 90
     max_requeues: int = 20
     grace_seconds: float = 30.0
+    staging: Staging = field(default_factory=Staging)
 
     @classmethod
     def parse(cls, section: Mapping[str, Any]) -> Self:
@@ -62,7 +65,13 @@ class SlurmOptions:
         _check_setup(setup)
         _check_extra(extra)
         given = {key: value for key, value in section.items() if value is not None and key != "kind"}
-        return cls(**{**given, "setup": tuple(setup), "extra": dict(extra)})
+        staging = Staging.parse(section.get("staging"))
+        if staging.request_tmp and "tmp" in extra:
+            raise ConfigError(
+                "cluster.extra.tmp and cluster.staging.request_tmp both say how much scratch to ask for",
+                fix="remove one of them: cluster.staging.request_tmp=false",
+            )
+        return cls(**{**given, "setup": tuple(setup), "extra": dict(extra), "staging": staging})
 
 
 def _check(key: str, value: Any, kind: type, told: str) -> None:

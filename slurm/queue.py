@@ -21,6 +21,7 @@ from orchestrator.slurm.states import SACCT, SQUEUE, TIMES, Seen, parse
 BUSY = re.compile(r"socket timed out|try again|slurm_load|slow response|unable to contact", re.IGNORECASE)
 _ANSWER_SECONDS = 60.0
 _FRESH_SECONDS = 1.0
+_WITH_PROCESSES = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 _FIX = "is this a Slurm login node, and does `sinfo` answer?"
 
 
@@ -51,6 +52,16 @@ def queue(user: int) -> dict[str, Seen]:
     ledger.make_private(path.parent)
     ledger.replace_text(path, text)
     return _by_name(text)
+
+
+def job_runs(job: str) -> bool | None:
+    """Return whether a job may have processes on a node; None if Slurm does not answer."""
+    try:
+        argv = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"]
+        states = run(argv, timeout_s=_ANSWER_SECONDS).decode(errors="replace").split()
+    except ProgramError as error:
+        return False if "Invalid job id" in error.stderr else None
+    return any(state in _WITH_PROCESSES for state in states)
 
 
 def last_line(text: str) -> str:

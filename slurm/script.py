@@ -24,10 +24,14 @@ FOLDER = "submitit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What tasks of one array have in common: resources, and the folders that they import from."""
+    """What tasks of one array have in common: resources, the folders that they import from, and the scratch they need.
+
+    `tmp_mb` is asked for with `--tmp`; 0: nothing is.
+    """
 
     resources: Resources
     python_path: tuple[str, ...]
+    tmp_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,7 @@ def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, 
         **{key: value for key, value in texts.items() if key == "reservation"},
         "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", "requeue": True,
         "time": math.ceil(need.hours * 60) if need.hours else None, "wckey": None,
+        **({"tmp": f"{array.shape.tmp_mb}M"} if array.shape.tmp_mb else {}),
         "comment": f"{comment} {options.comment}" if options.comment else comment,
     }  # fmt: skip
     native = {key: value for key, value in texts.items() if key not in {"reservation", "comment"}}
@@ -128,6 +133,11 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
         f"ln -sf {pickle_name(array.offset)} {here}/{task}_submitted.pkl",
     ]
+
+
+def tmp_mb(version_bytes: int) -> int:
+    """Return the scratch to ask for, in MiB as Slurm counts: the version, and a tenth for what surrounds it."""
+    return math.ceil(version_bytes * 11 / 10 / 2**20)
 
 
 def unfit(path: str) -> str:

@@ -1,17 +1,23 @@
 """A view holds exactly the manifest's bytes, or staging fails and leaves nothing half-done."""
 
 import errno
+import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.data import Manifest, Progress, Store, resolve, scratch_dir
+from orchestrator.data import Manifest, Progress, Staging, Store, resolve, scratch_dir
+from orchestrator.data.holder import Holder
+from orchestrator.data.objects import WRITTEN_NS
+from orchestrator.data.origin import Arrival
 from orchestrator.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -21,8 +27,9 @@ def tree(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def left_over(folder):
-    return [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
+def left_over(root):
+    """Return what is unfinished in a store."""
+    return [path for part in ("work", "copiers") for path in (root / part).glob("*")]
 
 
 @pytest.fixture
@@ -32,11 +39,15 @@ def data(tmp_path):
     files = {
         "plain": b"1", "twin": b"1", "empty": b"", "with space": b"2", "new\nline": b"3", "日本/é": b"5",
         "deep/er/still": b"6" * 3_000_000, "deep/quo'te\"": b"4", ".hidden": b"7", "-rf": b"8",
+        "one chunk": b"9" * 2**20,
     }  # fmt: skip
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+FILES, BYTES = 11, 3_000_008 + 2**20
 
 
 def version_of(folder: Path) -> Manifest:
@@ -49,23 +60,34 @@ def manifest(data):
     return version_of(data)
 
 
+def store_at(root, *, link=os.link, ask=None, **staging):
+    return Store(root, Staging(**{"keep_free_gb": 0, "threads": 4, **staging}), link=link, ask=ask)
+
+
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "scratch")
+    return store_at(tmp_path / "scratch")
+
+
+def object_of(store, checksum):
+    (found,) = store.root.glob(f"objects/*/md5/{checksum[4:6]}/{checksum[6:]}")
+    return found
 
 
 def test_a_view_holds_exactly_the_files(store, data, manifest):
     staged = store.stage(manifest)
     assert tree(staged.view) == tree(data)
-    assert (staged.files, staged.bytes, staged.hit) == (10, 3_000_008, False)
-    assert (staged.copied_files, staged.copied_bytes) == (9, 3_000_007)  # the twins are one object
-    assert store.verify(manifest) == []
+    assert (staged.files, staged.bytes, staged.hit, staged.verified) == (FILES, BYTES, False, "hash")
+    assert (staged.copied_files, staged.copied_bytes) == (FILES - 1, BYTES - 1)  # the twins are one object
+    assert store.verify(staged.version) == []
+    assert store.changed(staged.version) == []
     assert left_over(store.root) == []
 
 
-def test_the_files_of_a_view_cannot_be_written_and_share_their_bytes(store, manifest):
+def test_a_view_can_be_read_and_not_written(store, manifest):
     view = store.stage(manifest).view
     assert {stat.S_IMODE(path.stat().st_mode) for path in view.rglob("*") if path.is_file()} == {0o444}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (view, *view.rglob("*")) if path.is_dir()} == {0o555}
     assert (view / "plain").samefile(view / "twin")
 
 
@@ -73,27 +95,42 @@ def test_the_second_time_nothing_is_read(store, data, manifest):
     first = store.stage(manifest)
     shutil.rmtree(data)
     shutil.rmtree(store.root / "objects")
-    again = Store(store.root).stage(manifest)
-    assert again.hit
-    assert again.view == first.view
-    assert (again.files, again.bytes, again.copied_files, again.copied_bytes) == (10, 3_000_008, 0, 0)
+    for again in (store_at(store.root).stage(manifest), store_at(store.root).find(manifest.digest)):
+        assert again.hit
+        assert again.view == first.view
+        assert (again.files, again.bytes, again.copied_files, again.copied_bytes) == (FILES, BYTES, 0, 0)
+
+
+def test_what_is_not_there_is_not_found(store, manifest):
+    assert store.find(manifest.digest) is None
 
 
 def test_another_version_copies_only_what_is_new(store, data, manifest):
-    store.stage(manifest)
+    first = store.stage(manifest)
     (data / "plain").write_bytes(b"changed")
     (data / "deep/er/still").rename(data / "moved")
     staged = store.stage(version_of(data))
     assert (staged.copied_files, staged.copied_bytes) == (1, 7)
     assert tree(staged.view) == tree(data)
-    assert store.verify(manifest) == []
+    assert store.verify(first.version) == []
 
 
 def test_progress_ends_at_the_totals(store, manifest):
     seen: list[Progress] = []
     store.stage(manifest, report=seen.append)
-    assert seen[-1] == Progress(files=9, bytes=3_000_007, total_files=9, total_bytes=3_000_007)
-    assert [p.files for p in seen] == sorted(p.files for p in seen)
+    last = seen[-1]
+    assert (last.files, last.bytes, last.total_files, last.total_bytes) == (FILES - 1, BYTES - 1, FILES - 1, BYTES - 1)
+    assert [p.bytes for p in seen] == sorted(p.bytes for p in seen)
+
+
+def test_whoever_is_told_of_progress_can_end_the_staging(store, data, manifest):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.stage(manifest, report=stop)
+    assert left_over(store.root) == []
+    assert tree(store.stage(manifest).view) == tree(data)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +144,7 @@ def test_progress_ends_at_the_totals(store, manifest):
     ],
     ids=["other bytes", "shorter", "longer", "gone", "a folder"],
 )
-@pytest.mark.parametrize("name", ["plain", "deep/er/still"])
+@pytest.mark.parametrize("name", ["plain", "deep/er/still", "one chunk"])
 def test_a_source_that_changed_is_named_and_never_seen(store, data, manifest, change, name):
     (data / "twin").write_bytes(b"0")  # so that only one file has these bytes
     manifest = version_of(data)
@@ -118,8 +155,8 @@ def test_a_source_that_changed_is_named_and_never_seen(store, data, manifest, ch
     assert str(data / name) in refusal.value.why
     assert wanted.hash in refusal.value.what
     assert "launch again" in refusal.value.fix
-    assert not store.view(manifest.digest).exists()
-    assert not (store.root / "objects/md5" / wanted.hash[4:6] / wanted.hash[6:]).exists()
+    assert store.versions() == []
+    assert not list(store.root.glob(f"objects/*/md5/{wanted.hash[4:6]}/{wanted.hash[6:]}"))
     assert left_over(store.root) == []
 
 
@@ -138,50 +175,185 @@ def test_another_source_is_taken_instead(store, data, tmp_path, spoil, caplog):
     shutil.copytree(data, spare)
     entries = version_of(data).entries
     both = [replace(entry, sources=(*entry.sources, str(spare / entry.path))) for entry in entries]
-    manifest = Manifest.of(both, origin={})
+    manifest = Manifest.of(both, origin={"repair": "mend it"})
     spoil(data / "deep/er/still")
     assert tree(store.stage(manifest).view) == tree(spare)
     assert str(data / "deep/er/still") in caplog.text
+    assert "mend it" in caplog.text
 
 
 def test_a_wrong_size_in_the_manifest_does_not_make_right_bytes_wrong(store, data, manifest):
     wrong = Manifest.of([replace(entry, size=entry.size + 1) for entry in manifest.entries], origin={})
-    assert tree(store.stage(wrong).view) == tree(data)
-    assert store.verify(wrong) == []
+    staged = store.stage(wrong)
+    assert tree(staged.view) == tree(data)
+    assert store.verify(staged.version) == []
+    assert store.changed(staged.version) == []
     assert store.stage(wrong).hit
 
 
+# --- an origin ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Remote:
+    """An origin that has some files by their hash, some of them wrong."""
+
+    objects: dict[str, bytes]
+    name: str = "the remote 'far'"
+    asked: int = 0
+
+    def fetch(self, entries, folder):
+        self.asked += 1
+        for entry in entries:
+            if entry.hash in self.objects:
+                (folder / "it").write_bytes(self.objects[entry.hash])
+                yield Arrival(entry=entry, path=folder / "it")
+            else:
+                yield Arrival(entry=entry, problem="no such object")
+
+
+def test_what_no_path_holds_comes_from_the_origin_in_one_call(store, data, manifest):
+    remote = Remote({entry.hash: (data / entry.path).read_bytes() for entry in manifest.entries})
+    whole = tree(data)
+    (data / "plain").write_bytes(b"0")
+    (data / "twin").unlink()
+    (data / "deep/er/still").write_bytes(b"0")
+    entries = [replace(entry, sources=()) if entry.path == "-rf" else entry for entry in manifest.entries]
+    staged = store.stage(Manifest.of(entries, origin={}), origin=remote)
+    assert tree(staged.view) == whole
+    assert (remote.asked, staged.copied_files) == (1, FILES - 1)
+    assert left_over(store.root) == []
+
+
+def test_the_origin_is_left_alone_where_paths_hold_everything(store, manifest):
+    remote = Remote({})
+    store.stage(manifest, origin=remote)
+    assert remote.asked == 0
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"wrong", "has md5:"), (None, "no such object")])
+def test_what_the_origin_has_wrong_or_not_at_all_is_refused(store, data, manifest, content, why):
+    wanted = next(entry for entry in manifest.entries if entry.path == "deep/er/still")
+    (data / "deep/er/still").unlink()
+    remote = Remote({} if content is None else {wanted.hash: content})
+    with pytest.raises(DataError, match=why) as refusal:
+        store.stage(manifest, origin=remote)
+    assert remote.name in refusal.value.why
+    assert str(data / "deep/er/still") in refusal.value.why
+    assert store.versions() == []
+    assert left_over(store.root) == []
+
+
+# --- what is damaged ------------------------------------------------------------------------------------
+
+
 def test_a_damaged_object_in_the_store_is_copied_anew(store, data, manifest):
-    store.stage(manifest)
+    staged = store.stage(manifest)
     (entry,) = (entry for entry in manifest.entries if entry.path == "deep/er/still")
-    damaged = store.root / "objects/md5" / entry.hash[4:6] / entry.hash[6:]
+    damaged = object_of(store, entry.hash)
     damaged.unlink()
     damaged.write_bytes(b"torn by a crash")
-    shutil.rmtree(store.root / "views")
-    staged = store.stage(manifest)
-    assert staged.copied_files == 1
-    assert tree(staged.view) == tree(data)
+    staged.version.retire()
+    again = store.stage(manifest)
+    assert (again.hit, again.copied_files) == (False, 1)
+    assert tree(again.view) == tree(data)
 
 
-@pytest.mark.parametrize("marker", [None, b"", b"{", b"[]", b'{"version": 0}'])
-def test_a_view_without_its_marker_is_looked_at_again(store, data, manifest, marker):
-    path = store.stage(manifest).view.with_suffix(".json")
-    path.unlink()
+@pytest.mark.parametrize("marker", [None, b"", b"{", b"[]", b'{"format": 0}', b'{"format": 1}'])
+def test_a_version_without_its_marker_is_made_anew_and_the_old_one_goes(store, data, manifest, marker):
+    first = store.stage(manifest)
+    first.version.marker.unlink()
     if marker is not None:
-        path.write_bytes(marker)
+        first.version.marker.write_bytes(marker)
     again = store.stage(manifest)
     assert (again.hit, again.copied_files) == (False, 0)
     assert tree(again.view) == tree(data)
+    assert first.view.is_dir()  # somebody holds it
+    first.release()
     assert store.stage(manifest).hit
+    store.collect()
+    assert [version.path for version in store.versions()] == [again.version.path]
 
 
-def test_a_view_that_something_cleaned_up_is_replaced(store, data, manifest):
-    view = store.stage(manifest).view
-    view.with_suffix(".json").unlink()
-    (view / "plain").unlink()
-    (view / "deep/er/still").unlink()
-    assert tree(store.stage(manifest).view) == tree(data)
-    assert left_over(store.root) == []
+def test_what_an_earlier_boot_left_is_read_before_it_is_used(store, data, manifest, caplog):
+    staged = store.stage(manifest)
+    staged.release()
+    facts = json.loads(staged.version.marker.read_text())
+    staged.version.marker.write_text(json.dumps({**facts, "boot": "before"}))
+    (boot,) = (store.root / "objects").iterdir()
+    boot.rename(boot.with_name("before"))
+    wanted = {entry.path: entry for entry in manifest.entries}
+    torn = object_of(store, wanted["one chunk"].hash)
+    torn.chmod(0o600)
+    torn.write_bytes(bytes(2**20))
+    os.utime(torn, ns=(WRITTEN_NS, WRITTEN_NS))
+    (data / "deep/er/still").rename(data.parent / "still")  # only the earlier boot has it now
+    again = store.stage(manifest)
+    (data.parent / "still").rename(data / "deep/er/still")
+    assert not again.hit
+    assert tree(again.view) == tree(data)
+    assert str(torn) in caplog.text
+    assert [version.path for version in store.versions()] == [again.version.path]
+
+
+def tamper(path, content):
+    path.parent.chmod(0o700)
+    path.unlink()
+    path.write_bytes(content)
+
+
+def overwrite(path, content):
+    path.chmod(0o600)
+    path.write_bytes(content)
+
+
+CHANGES = [
+    (lambda view: tamper(view / "plain", b"0"), "'plain' has"),
+    (lambda view: overwrite(view / "plain", b"0"), "' has"),
+    (lambda view: tamper(view / "deep/er/still", b"6"), "'deep/er/still' has"),
+    (lambda view: (view.chmod(0o700), (view / "empty").unlink()), "'empty'"),
+    (lambda view: (view.chmod(0o700), (view / "extra").write_bytes(b"")), "'extra' does not belong"),
+    (lambda view: (view.chmod(0o700), (view / "folder").symlink_to("/etc")), "'folder' does not belong"),
+    (lambda view: (tamper(view / "plain", b""), (view / "plain").unlink(), (view / "plain").symlink_to("twin")),
+     "'plain' is not a regular file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "problem"), CHANGES)
+@pytest.mark.parametrize("look", [Store.verify, Store.changed])
+def test_a_view_that_was_changed_is_found_out_and_used_no_more(store, data, manifest, change, problem, look):
+    staged = store.stage(manifest)
+    change(staged.view)
+    assert any(problem in found for found in look(store, staged.version))
+    again = store.stage(manifest)
+    assert not again.hit
+    assert tree(again.view) == tree(data)
+    assert look(store, again.version) == []
+
+
+def test_verify_always_reads_what_sizes_and_times_cannot_show(store, data, manifest):
+    staged = store.stage(manifest)
+    overwrite(staged.view / "one chunk", b"8" * 2**20)
+    os.utime(staged.view / "one chunk", ns=(WRITTEN_NS, WRITTEN_NS))
+    assert store.changed(staged.version) == []
+    careful = store_at(store.root, verify="always")
+    again = careful.stage(manifest)
+    assert (again.hit, again.copied_files) == (False, 1)
+    assert tree(again.view) == tree(data)
+    third = careful.stage(manifest)
+    assert (third.hit, third.verified, third.view) == (True, "hash", again.view)
+
+
+def test_the_clock_may_jump_while_a_version_is_there(store, manifest):
+    staged = store.stage(manifest)
+    for path in staged.version.leases.iterdir():
+        os.utime(path, (0, 2**33))
+    assert store.changed(staged.version) == []
+    assert store.stage(manifest).hit
+    assert store.collect(all_idle=True) == []
+
+
+# --- disks ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP])
@@ -189,34 +361,43 @@ def test_where_links_are_impossible_files_are_copied(tmp_path, data, manifest, n
     def no_link(source, target):
         raise OSError(number, os.strerror(number))
 
-    store = Store(tmp_path / "scratch", link=no_link)
-    view = store.stage(manifest).view
-    assert tree(view) == tree(data)
-    assert not (view / "plain").samefile(view / "twin")
-    assert stat.S_IMODE((view / "plain").stat().st_mode) == 0o444
+    store = store_at(tmp_path / "scratch", link=no_link)
+    staged = store.stage(manifest)
+    assert tree(staged.view) == tree(data)
+    assert staged.primitive == "copy"
+    assert not (staged.view / "plain").samefile(staged.view / "twin")
+    assert stat.S_IMODE((staged.view / "plain").stat().st_mode) == 0o444
+    assert store.changed(staged.version) == []
+    staged.release()
+    assert store.collect(all_idle=True) == [staged.version]
+    assert tree(store.root) == {}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("where", ["objects", "views"])
-def test_a_disk_that_fills_up_leaves_nothing_half_done(tmp_path, data, manifest, number, where):
+def test_a_disk_that_fills_up_leaves_nothing_half_done(tmp_path, data, manifest, number):
     def full(source, target):
-        if target.relative_to(tmp_path / "scratch").parts[0] == where:
+        if target.name == "still":
             raise OSError(number, os.strerror(number))
         os.link(source, target)
 
     with pytest.raises(DataError, match=r"no room on scratch .*scratch"):
-        Store(tmp_path / "scratch", link=full).stage(manifest)
-    assert left_over(tmp_path) == []
-    assert not list((tmp_path / "scratch").glob("views/*"))
-    assert tree(Store(tmp_path / "scratch").stage(manifest).view) == tree(data)
+        store_at(tmp_path / "scratch", link=full).stage(manifest)
+    assert left_over(tmp_path / "scratch") == []
+    assert not list((tmp_path / "scratch").glob("versions/*"))
+    assert tree(store_at(tmp_path / "scratch").stage(manifest).view) == tree(data)
 
 
 def test_what_does_not_fit_is_refused_before_the_first_byte(store, manifest):
     huge = Manifest.of([replace(entry, size=2**60) for entry in manifest.entries], origin={})
-    with pytest.raises(DataError, match=r"1\.04e\+10 GB are to be copied") as refusal:
+    with pytest.raises(DataError, match=r"1\.15e\+07 TB are to be copied") as refusal:
         store.stage(huge)
-    assert str(store.root) in refusal.value.fix
+    assert str(store.root) in refusal.value.what
     assert tree(store.root) == {}
+
+
+def test_some_of_the_disk_stays_free(tmp_path, manifest):
+    with pytest.raises(DataError, match=r"1e\+05 TB stay free"):
+        store_at(tmp_path / "scratch", keep_free_gb=1e8).stage(manifest)
 
 
 def test_scratch_that_cannot_be_written_is_named(tmp_path, manifest):
@@ -225,67 +406,301 @@ def test_scratch_that_cannot_be_written_is_named(tmp_path, manifest):
         Store(tmp_path / "scratch").stage(manifest)
 
 
-def tamper(path, content):
-    path.unlink()
-    path.write_bytes(content)
+# --- eviction -------------------------------------------------------------------------------------------
+
+
+def versions_of(tmp_path, count, size=1_000_000):
+    """Return manifests of as many folders, with one file that they share and one of their own."""
+    found = []
+    for number in range(count):
+        folder = tmp_path / f"data {number}"
+        folder.mkdir()
+        (folder / "shared").write_bytes(b"shared" * 1000)
+        (folder / "own").write_bytes(bytes([number]) * size)
+        found.append(version_of(folder))
+    return found
+
+
+def test_the_version_that_was_used_longest_ago_makes_room(tmp_path):
+    first, second, third = versions_of(tmp_path, 3)
+    store = store_at(tmp_path / "scratch", max_gb=0.0025)
+    for manifest, seconds in ((first, 200), (second, 100)):
+        staged = store.stage(manifest)
+        staged.release()
+        os.utime(staged.version.leases, (seconds, seconds))  # when it was last used
+    store.stage(third)
+    assert store.find(first.digest)
+    assert store.find(second.digest) is None
+    assert len(list(store.root.glob("objects/*/*/*/*"))) == 3  # the second's own file went with it
+
+
+def test_a_version_that_somebody_holds_stays_and_is_named(tmp_path):
+    first, second, third = versions_of(tmp_path, 3)
+    store = store_at(tmp_path / "scratch", max_gb=0.0025)
+    held = store.stage(first), store.stage(second)
+    with pytest.raises(DataError, match="max_gb") as refusal:
+        store.stage(third)
+    assert f"process {os.getpid()} on" in refusal.value.why
+    assert [store.changed(staged.version) for staged in held] == [[], []]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_version_may_be_removed_while_another_is_staged_from_its_objects(tmp_path, times):
+    first, second = versions_of(tmp_path, 2)
+    root = tmp_path / "scratch"
+    staged = store_at(root).stage(first)
+    staged.release()
+
+    left = [None] * times
+
+    def link(source, target):
+        if target.name == "shared" and left:  # the last moment: it was there, and now it is not
+            left.pop()
+            store_at(root).collect(all_idle=True)
+            shutil.rmtree(root / "objects", ignore_errors=True)
+        os.link(source, target)
+
+    store = store_at(root, link=link)
+    assert tree(store.stage(second).view) == tree(tmp_path / "data 1")
+    assert store_at(root).find(first.digest) is None
+
+
+def test_objects_that_vanish_again_and_again_end_in_an_error(tmp_path, manifest):
+    def vanish(source, target):
+        raise FileNotFoundError(source)
+
+    with pytest.raises(DataError, match="vanish as fast"):
+        store_at(tmp_path / "scratch", link=vanish).stage(manifest)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from orchestrator.data import Manifest, Staging, Store
+staged = Store(Path(sys.argv[1]), Staging(keep_free_gb=0)).stage(Manifest.read(Path(sys.argv[2])))
+print(staged.view, flush=True)
+sys.stdin.readline()
+"""
+
+
+def child(text, *words, **more):
+    argv = [sys.executable, "-c", text, *map(str, words)]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **more)
+
+
+@pytest.mark.parametrize("end", ["kill", "close"])
+def test_a_lease_ends_with_its_process(store, manifest, tmp_path, end):
+    manifest.write(tmp_path / "m.json")
+    with child(HOLDER, store.root, tmp_path / "m.json") as process:
+        assert process.stdout.readline()
+        assert store.collect(all_idle=True) == []
+        assert process.kill() is None if end == "kill" else process.stdin.close() is None
+        process.wait()
+    (gone,) = store.collect(all_idle=True)
+    assert gone.digest == manifest.digest
+    assert tree(store.root) == {}
+
+
+def lease_of(staged, **changes):
+    """Give a lease to another process, and return that."""
+    (lease,) = staged.version.leases.iterdir()
+    holder = replace(Holder.parse(lease.name), **changes)
+    lease.rename(lease.with_name(holder.name))
+    return holder
 
 
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("changes", "alive"),
     [
-        (lambda view: tamper(view / "plain", b"0"), "'plain': has md5:"),
-        (lambda view: tamper(view / "deep/er/still", b"6"), "'deep/er/still': has md5:"),
-        (lambda view: (view / "empty").unlink(), "'empty': No such file"),
-        (lambda view: (view / "extra").write_bytes(b""), "'extra': does not belong"),
-        (lambda view: (view / "folder").symlink_to("/etc"), "'folder': does not belong"),
-        (lambda view: ((view / "plain").unlink(), (view / "plain").symlink_to("twin")), "not a regular file"),
+        ({}, True),
+        ({"started": "1"}, False),
+        ({"boot": "before"}, False),
+        ({"namespace": "another"}, None),
+        ({"host": "elsewhere"}, None),
+        ({"host": "elsewhere", "job": "it's, gone"}, False),
+        ({"host": "elsewhere", "job": "runs"}, True),
+        ({"host": "elsewhere", "job": "unknown"}, None),
     ],
 )
-def test_verify_finds_what_was_changed(store, manifest, change, problem):
-    change(store.stage(manifest).view)
-    (found,) = store.verify(manifest)
-    assert problem in found
+def test_a_lease_counts_until_its_holder_is_known_to_be_dead(tmp_path, manifest, changes, alive):
+    ask = {"it's, gone": False, "runs": True, "unknown": None}.get
+    store = store_at(tmp_path / "scratch", ask=ask)
+    staged = store.stage(manifest)
+    holder = lease_of(staged, **changes)
+    assert Holder.parse(holder.name) == holder
+    assert holder.alive(ask) is alive
+    assert bool(store.collect(all_idle=True)) == (alive is False)
 
 
-def test_verify_of_what_was_never_staged_misses_every_file(store, manifest):
-    assert len(store.verify(manifest)) == 10
+@pytest.mark.parametrize("dies", ["before", "after"])
+def test_a_removal_cut_short_is_finished_by_the_next(store, data, manifest, dies):
+    staged = store.stage(manifest)
+    staged.release()
+    staged.version.leases.rmdir()  # as far as a killed remover came
+    if dies == "after":
+        holder = replace(Holder.current(), started="1")
+        (store.root / "work" / holder.name).mkdir(parents=True)
+        staged.version.path.rename(store.root / "work" / holder.name / staged.version.path.name)
+    assert store.find(manifest.digest) is None
+    assert tree(store.stage(manifest).view) == tree(data)
+    store.collect()
+    assert len(store.versions()) == 1
+    assert left_over(store.root) == []
 
 
-ROUNDS = 10
+# --- once per node --------------------------------------------------------------------------------------
+
 STAGER = """
 import sys
 from pathlib import Path
-from orchestrator.data import Manifest, Store
+from orchestrator.data import Manifest, Staging, Store
 manifest = Manifest.read(Path(sys.argv[1]))
 for number in range(int(sys.argv[3])):
     print("ready", flush=True)
     sys.stdin.readline()
-    assert Store(Path(sys.argv[2], str(number))).stage(manifest).view.is_dir()
+    staged = Store(Path(sys.argv[2], str(number)), Staging(keep_free_gb=0)).stage(manifest)
+    print("hit" if staged.hit else "copied", flush=True)
 """
 
 
-def test_processes_that_stage_at_the_same_time_all_get_the_view(data, tmp_path):
+@pytest.mark.parametrize(("stagers", "rounds"), [(8, 5), (32, 1)])
+def test_of_processes_that_stage_at_the_same_time_one_copies(data, tmp_path, stagers, rounds):
     for number in range(150):
         (data / f"small {number}").write_bytes(b"%d" % number)
     manifest = version_of(data)
     manifest.write(tmp_path / "m.json")
-    argv = [sys.executable, "-c", STAGER, str(tmp_path / "m.json"), str(tmp_path / "node"), str(ROUNDS)]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    stagers = [
-        subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(5)
-    ]
-    for _ in range(ROUNDS):
-        assert {stager.stdout.readline() for stager in stagers} == {b"ready\n"}
-        for stager in stagers:
-            stager.stdin.write(b"go\n")
-    for stager in stagers:
-        stager.communicate()
-    assert [stager.returncode for stager in stagers] == [0] * 5
-    for number in range(ROUNDS):
-        store = Store(tmp_path / "node" / str(number))
-        assert store.verify(manifest) == []
-        assert tree(store.view(manifest.digest)) == tree(data)
-        assert left_over(store.root) == []
+    words = (tmp_path / "m.json", tmp_path / "node", rounds)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(child(STAGER, *words, bufsize=0)) for _ in range(stagers)]
+        for number in range(rounds):
+            assert {process.stdout.readline() for process in processes} == {b"ready\n"}
+            for process in processes:
+                process.stdin.write(b"go\n")
+            told = sorted(process.stdout.readline() for process in processes)
+            assert told == [b"copied\n", *[b"hit\n"] * (stagers - 1)]
+            store = store_at(tmp_path / "node" / str(number))
+            (version,) = store.versions()
+            assert store.verify(version) == []
+            assert tree(version.view) == tree(data)
+            assert left_over(store.root) == []
+
+
+SLOW = """
+import os, sys, time
+from pathlib import Path
+from orchestrator.data import Manifest, Staging, Store
+def slow(source, target):
+    print("linking", flush=True)
+    sys.stdin.readline()
+    os.link(source, target)
+staged = Store(Path(sys.argv[1]), Staging(keep_free_gb=0), link=slow, job="4_2").stage(Manifest.read(Path(sys.argv[2])))
+"""
+
+
+def test_who_waits_says_for_whom_and_goes_on_when_that_dies(store, data, manifest, tmp_path, caplog):
+    caplog.set_level("INFO")
+    manifest.write(tmp_path / "m.json")
+    seen: list[Progress] = []
+    with child(SLOW, store.root, tmp_path / "m.json", bufsize=0) as copier:
+        assert copier.stdout.readline() == b"linking\n"
+
+        def kill(progress):
+            seen.append(progress)
+            copier.kill()
+
+        staged = store.stage(manifest, report=kill)
+    assert tree(staged.view) == tree(data)
+    assert (staged.hit, staged.waited_seconds > 0) == (False, True)
+    assert seen[0].waiting_for == f"process {copier.pid} on {socket.gethostname()} (job 4_2)"
+    assert f"waiting 0 s for process {copier.pid}" in caplog.text
+    assert "has died: taking over" in caplog.text
+    assert left_over(store.root) == []
+
+
+def test_a_copier_that_stands_still_is_not_waited_for_for_ever(store, data, manifest, monkeypatch, tmp_path):
+    monkeypatch.setattr("orchestrator.data.copiers.STALLED_SECONDS", 0.1)
+    manifest.write(tmp_path / "m.json")
+    with child(SLOW, store.root, tmp_path / "m.json", bufsize=0) as copier:
+        assert copier.stdout.readline() == b"linking\n"
+        staged = store.stage(manifest)
+        assert (staged.hit, tree(staged.view)) == (False, tree(data))
+        copier.stdin.write(b"go on\n" * 100)  # it wakes up: its work was in vain, and does no harm
+        copier.stdin.close()
+        copier.stdout.read()
+        assert copier.wait() == 0
+    store.collect()
+    for version in store.versions():
+        assert store.verify(version) == []
+    assert left_over(store.root) == []
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_stagers_and_removers_never_leave_a_wrong_byte(tmp_path, seed):
+    """Two versions that share objects are staged, held, read and removed by processes that are killed at any moment."""
+    for number, manifest in enumerate(versions_of(tmp_path, 2, size=300_000)):
+        manifest.write(tmp_path / f"{number}.json")
+    root = tmp_path / "scratch"
+    with child(CHAOS, tmp_path, root, seed, stderr=subprocess.STDOUT) as chaos:
+        assert chaos.stdout.read().decode() == "", f"seed {seed}"
+    store = store_at(root)
+    for number in range(2):
+        staged = store.stage(Manifest.read(tmp_path / f"{number}.json"))
+        assert tree(staged.view) == tree(tmp_path / f"data {number}"), f"seed {seed}"
+        staged.release()
+    store.collect(all_idle=True)
+    assert tree(root) == {}
+    assert left_over(root) == []
+
+
+CHAOS = """
+import logging, os, random, signal, sys, time, traceback
+from pathlib import Path
+from orchestrator.data import Manifest, Staging, Store
+
+logging.disable()
+folder, root, seed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+chance = random.Random(seed)
+manifests = [Manifest.read(folder / f"{number}.json") for number in range(2)]
+bytes_of = [{p.name: p.read_bytes() for p in (folder / f"data {number}").iterdir()} for number in range(2)]
+
+def live(chance):
+    store = Store(root, Staging(keep_free_gb=0, threads=2))
+    while True:
+        if chance.random() < 0.4:
+            store.collect(all_idle=True)
+            continue
+        number = chance.randrange(2)
+        staged = store.stage(manifests[number])
+        for _ in range(chance.randrange(4)):
+            found = {path.name: path.read_bytes() for path in staged.view.iterdir()}
+            if found != bytes_of[number] or store.changed(staged.version):
+                raise SystemExit("wrong bytes")
+        staged.release()
+
+def start(chance):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            live(chance)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    return pid
+
+alive = [start(random.Random(f"{seed} {number}")) for number in range(3)]
+for number in range(100):
+    time.sleep(chance.uniform(0, 0.06))
+    victim = chance.randrange(len(alive))
+    os.kill(alive[victim], signal.SIGKILL)
+    _, status = os.waitpid(alive[victim], 0)
+    if os.WIFEXITED(status):
+        print(f"a process of seed {seed} failed")
+        break
+    alive[victim] = start(random.Random(f"{seed} {number} again"))
+for pid in alive:
+    os.kill(pid, signal.SIGKILL)
+"""
 
 
 # --- scratch --------------------------------------------------------------------------------------------

@@ -48,6 +48,11 @@ def planned(**changes):
 # --- the fold ---------------------------------------------------------------------------------------------
 
 
+def test_how_far_the_copying_is_is_what_a_run_is_at():
+    told = "copying data: 1 GB of 2 GB, 3 of 4 files, 100 MB/s, 10 s left"
+    assert fold(1, claim(), [event(0, "started"), event(1, "staging", told=told)]).stage == told
+
+
 def test_a_whole_life_is_folded():
     attempt = fold(
         1, claim(),

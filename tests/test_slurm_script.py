@@ -183,6 +183,27 @@ def test_what_is_needed_is_rounded_up_and_cores_are_shared(need, option):
     assert f"#SBATCH --{option}\n" in text(script.Shape(resources=need, python_path=()))
 
 
+@pytest.mark.parametrize(("version_bytes", "option"), [(1, "tmp=1M"), (100 * 2**20, "tmp=110M")])
+def test_the_scratch_that_a_data_version_needs_can_be_asked_for(version_bytes, option):
+    need = script.tmp_mb(version_bytes)
+    assert f"#SBATCH --{option}\n" in text(script.Shape(resources=Resources(), python_path=(), tmp_mb=need))
+    assert "--tmp" not in text(script.Shape(resources=Resources(), python_path=(), tmp_mb=script.tmp_mb(0)))
+
+
+@pytest.mark.parametrize("staging", [
+    {"threads": 0}, {"threads": True}, {"max_gb": -1}, {"keep_free_gb": float("nan")}, {"verify": "never"},
+    {"request_tmp": 1}, {"thread": 1}, "fast", {"jitter_seconds": "5"},
+])  # fmt: skip
+def test_staging_that_makes_no_sense_is_refused(staging):
+    with pytest.raises(ConfigError, match=r"cluster\.staging"):
+        SlurmOptions.parse({"kind": "slurm", "staging": staging})
+
+
+def test_scratch_is_not_asked_for_twice():
+    with pytest.raises(ConfigError, match="request_tmp"):
+        SlurmOptions.parse({"kind": "slurm", "staging": {"request_tmp": True}, "extra": {"tmp": "50G"}})
+
+
 def test_an_extra_option_without_a_value_is_absent():
     assert text(extra={"licenses": None}) == PLAIN
 

@@ -154,9 +154,17 @@ def _ui(subparsers: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _data(subparsers: argparse._SubParsersAction[_Parser]) -> None:
-    parser = _verb(subparsers, "data", "show the data version that an experiment would pin", verbs.data)
-    parser.add_argument("what", choices=("resolve",), help="resolve: the exact list of files")
-    parser.add_argument("words", nargs="*", metavar="OVERRIDE", help="Hydra overrides")
+    parser = _verb(subparsers, "data", "show data versions, and look after those on this node", verbs.data)
+    parser.add_argument(
+        "what", choices=("resolve", "stage", "status", "gc", "verify"),
+        help="resolve: the files that an experiment would pin; stage: bring them here; "
+        "status, gc, verify: what is here, remove what nobody needs, read all of it",
+    )  # fmt: skip
+    parser.add_argument("words", nargs="*", metavar="WORD", help="Hydra overrides; for verify: digests")
+    parser.add_argument("--scratch", metavar="DIR", help="the site's scratch folder, as cluster.scratch")
+    parser.add_argument("--all", action="store_true", help="gc: every version that no run holds")
+    parser.add_argument("--max-gb", type=float, metavar="N", help="gc: remove the oldest until so much is left")
+    parser.add_argument("--keep-free-gb", type=float, metavar="N", help="gc: until so much of the disk is free")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 

@@ -358,18 +358,9 @@ def _sync(project: Project, name: str) -> int:
 
 
 def data(arguments: Namespace) -> int:
-    project = _project(arguments)
-    manifest = api.resolve_data(project, arguments.words)
-    if arguments.json:
-        _print_json(manifest.to_json() if manifest else None)
-    elif manifest is None:
-        _say("no data version is chosen: orch data resolve data=NAME")
-    else:
-        print(f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes")
-        _print(f"{key}: {value}" for key, value in manifest.origin.items() if value not in (None, ""))
-        rows = [[entry.hash, str(entry.size), entry.path] for entry in manifest.entries]
-        _print(render.table(["HASH", "BYTES", "PATH"], rows))
-    return 0
+    from orchestrator.cli.data import run
+
+    return run(arguments)
 
 
 # --- what verbs share -------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ _ENGINE_OWNS = {
     "enable_checkpointing": "the engine",
 }  # fmt: skip
 _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
-    "inline": frozenset({"kind", "scratch", "grace_seconds"}),
-    "workstation": frozenset({"kind", "scratch", "grace_seconds", "cpus"}),
+    "inline": frozenset({"kind", "scratch", "staging", "grace_seconds"}),
+    "workstation": frozenset({"kind", "scratch", "staging", "grace_seconds", "cpus"}),
 }
 _SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
 _END_SECONDS = 60.0

@@ -7,9 +7,11 @@ imports DVC.
 """
 
 from orchestrator.data.manifest import Entry, Manifest
-from orchestrator.data.objects import Progress
+from orchestrator.data.progress import Progress
 from orchestrator.data.scratch import scratch_dir
 from orchestrator.data.sources import resolve
+from orchestrator.data.staging import Staging
 from orchestrator.data.store import Staged, Store
+from orchestrator.data.versions import Version
 
-__all__ = ["Entry", "Manifest", "Progress", "Staged", "Store", "resolve", "scratch_dir"]
+__all__ = ["Entry", "Manifest", "Progress", "Staged", "Staging", "Store", "Version", "resolve", "scratch_dir"]

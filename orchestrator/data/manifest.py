@@ -70,6 +70,11 @@ class Manifest:
         return sum(entry.size for entry in self.entries)
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """Where the version came from, and how large it is."""
+        return {**self.origin, "files": self.files, "bytes": self.bytes}
+
+    @property
     def repair(self) -> str:
         """The command that makes missing or damaged bytes readable again."""
         return str(self.origin.get("repair", "resolve the data version again"))

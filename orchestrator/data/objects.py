@@ -1,199 +1,183 @@
 """Objects: files under their checksums on a node's scratch, right by their hash when they came in.
 
-    <root>/<algorithm>/<first two digits>/<rest>   mode 0444
+    <root>/<boot>/<algorithm>/<first two digits>/<rest>   mode 0444, modification time WRITTEN_NS
 
-An object appears after its copy was hashed, under a name that only the same bytes have: two processes
-that copy the same object do no harm, and no lock is needed. It is then never replaced by an equal one:
-link(2) of a file that a rename replaces at this moment fails with ENOENT (seen on ext4).
+An object appears by a rename, after its copy was hashed, under a name that only the same bytes have: two processes
+that copy the same object do no harm, and no lock is needed. Anybody may remove an object at any time: what needs it
+links it into a folder of its own, and copies it again where that finds nothing. An object of an earlier boot may have
+been torn by the crash that ended it; it is only a source like others, to be read and hashed.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 import stat
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from orchestrator.data.checksum import Checksum, chunks
-from orchestrator.data.manifest import Entry, Manifest
-from orchestrator.data.publish import temporary_beside
-from orchestrator.errors import DataError
-
-log = logging.getLogger(__name__)
-
-Link = Callable[[Path, Path], None]
-"""Make a hard link, as os.link does."""
+from orchestrator.data.checksum import CHUNK, Checksum
+from orchestrator.data.manifest import Entry
+from orchestrator.data.progress import Meter
 
 READ_ONLY = 0o444
-NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a filesystem says that cannot make this link: files are then copied, or renamed."""
-
-_BATCH_FILES, _BATCH_BYTES = 64, 8 * 2**20
+WRITTEN_NS = 1_000_000_000 * 10**9
+"""The modification time of all files of ours, so that any other shows that somebody has written to one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far the copying is; the totals are what this call has to copy."""
-
-    files: int
-    bytes: int
-    total_files: int
-    total_bytes: int
-
-
-Report = Callable[[Progress], None]
-"""Called after every few files."""
-
-
-class _WrongBytesError(Exception):
+class WrongBytesError(Exception):
     """A source could not be read, or has other bytes than its checksum says."""
 
 
+@dataclass(frozen=True, slots=True)
 class Objects:
-    """The objects under `root`; `threads` bounds the copies at the same time."""
+    """The objects below `root` that this boot of the machine has brought, and those of earlier ones."""
 
-    def __init__(self, root: Path, *, threads: int, link: Link) -> None:
-        self.root = root
-        self._threads, self._link = threads, link
+    root: Path
+    boot: str
 
-    def path(self, entry: Entry) -> Path:
-        algorithm, _, name = entry.hash.partition(":")
-        return self.root / algorithm / name[:2] / name[2:]
+    def path(self, checksum: str) -> Path:
+        return self._path(self.boot, checksum)
 
-    def missing(self, manifest: Manifest) -> list[Entry]:
-        """Return one entry for each object that is not there; the largest first."""
-        distinct = {entry.hash: entry for entry in manifest.entries}.values()
-        missing = [entry for entry in distinct if regular_size(self.path(entry)) != entry.size]
-        return sorted(missing, key=lambda entry: -entry.size)
+    def has(self, checksum: str) -> bool:
+        return untouched(self.path(checksum)) is not None
 
-    def copy(self, missing: Sequence[Entry], *, repair: str, report: Report | None) -> None:
-        """Copy in threads, the first error ending all; `repair` is the command to put into an error.
+    def of_earlier_boots(self, checksum: str) -> list[Path]:
+        """Return where an earlier boot may have left the object."""
+        return [self._path(boot, checksum) for boot in self.boots() if boot != self.boot]
 
-        Raises DataError if no source of a file has the right bytes, OSError if scratch fails.
+    def remove(self, checksum: str, *, used: bool = False) -> None:
+        """Remove an object that nothing links to; with `used`, whatever links to it (it is damaged)."""
+        for boot in self.boots():
+            path = self._path(boot, checksum)
+            try:
+                if used or path.lstat().st_nlink == 1:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
+
+    def bytes(self) -> int:
+        """Return what all objects take, as a walk over all of them finds it."""
+        return sum(status.st_size for _, status in self._all())
+
+    def remove_unlinked(self) -> None:
+        """Remove all objects that nothing links to."""
+        for path, status in self._all():
+            if status.st_nlink == 1:
+                path.unlink(missing_ok=True)
+
+    def boots(self) -> list[str]:
+        try:
+            return os.listdir(self.root)
+        except FileNotFoundError:
+            return []
+
+    def _path(self, boot: str, checksum: str) -> Path:
+        algorithm, _, name = checksum.partition(":")
+        return self.root / boot / algorithm / name[:2] / name[2:]
+
+    def _all(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = Path(folder, name)
+                try:
+                    yield path, path.lstat()
+                except FileNotFoundError:
+                    continue
+
+    def take(self, source: str, entry: Entry, taker: str, meter: Meter) -> None:
+        """Copy the object from a source; raises WrongBytesError, or OSError if scratch fails.
+
+        Until it has been hashed it lies beside its place, under a name that begins with the taker's: a rename from
+        another folder would have all threads wait for one lock of the kernel's.
         """
-        for folder in {self.path(entry).parent for entry in missing}:
-            folder.mkdir(parents=True, exist_ok=True)
-        stop = threading.Event()
-        with ThreadPoolExecutor(self._threads) as pool:
-            copies = {pool.submit(self._fetch_batch, batch, repair, stop): batch for batch in _batches(missing)}
-            try:
-                self._follow(copies, missing, report)
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-
-    def _follow(
-        self,
-        copies: dict[Future[None], list[Entry]],
-        missing: Sequence[Entry],
-        report: Report | None,
-    ) -> None:
-        total_bytes = sum(entry.size for entry in missing)
-        files = size = 0
-        for copy in as_completed(copies):
-            copy.result()
-            files += len(copies[copy])
-            size += sum(entry.size for entry in copies[copy])
-            if report:
-                report(Progress(files=files, bytes=size, total_files=len(missing), total_bytes=total_bytes))
-
-    def _fetch_batch(self, batch: Sequence[Entry], repair: str, stop: threading.Event) -> None:
-        for entry in batch:
-            if stop.is_set():
-                return
-            self._fetch(entry, repair)
-
-    def _fetch(self, entry: Entry, repair: str) -> None:
-        """Take the object from the first source that has the right bytes."""
-        problems = []
-        for source in entry.sources:
-            try:
-                with _opened(source) as file:
-                    self._take(file, source, entry)
-            except _WrongBytesError as error:
-                problems.append(str(error))
-            else:
-                for problem in problems:
-                    log.warning("%s; took %s instead", problem, source)
-                return
-        raise DataError(
-            f"no right copy of {entry.path!r} ({entry.hash}, {entry.size} bytes)",
-            why="; ".join(problems) or "it has no source",
-            fix=f"remove the damaged file, then: {repair}" if _damaged(entry) else repair,
-        )
-
-    def _take(self, file: BinaryIO, source: str, entry: Entry) -> None:
-        target = self.path(entry)
-        temporary = temporary_beside(target)
-        checksum, size = Checksum(entry.algorithm), 0
+        target = self.path(entry.hash)
+        temporary = target.with_name(f".{taker}.{target.name}")
+        checksum = Checksum(entry.algorithm)
         try:
-            with temporary.open("xb") as copy:
-                for chunk in _read(file, source):
-                    checksum.update(chunk)
-                    size += len(chunk)
-                    copy.write(chunk)
-                os.fchmod(copy.fileno(), READ_ONLY)
+            size = _copy(source, _created(temporary), checksum, entry.size, meter)
             if str(checksum) != entry.hash:
-                raise _WrongBytesError(f"{source} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)")
-            self._place(temporary, target)
-        finally:
+                raise WrongBytesError(f"{source} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)")
+            temporary.rename(target)
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
 
-    def _place(self, temporary: Path, target: Path) -> None:
-        """Give the copy its name, unless another process was faster."""
-        try:
-            self._link(temporary, target)
-        except FileExistsError:
-            if regular_size(target) != regular_size(temporary):  # torn by a crash of the node
-                temporary.replace(target)
-        except OSError as error:
-            if error.errno not in NO_LINK:
-                raise
-            temporary.replace(target)
+    def remove_unfinished(self, taker: str) -> None:
+        """Remove what a taker that has died was copying."""
+        for path, _ in self._all():
+            if path.name.startswith(f".{taker}."):
+                path.unlink(missing_ok=True)
 
 
-def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Yield what one thread copies at a time: one large file, or some small ones."""
-    batch: list[Entry] = []
+def _created(path: Path) -> int:
+    """Create a file to be written, and the folder that it is in."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, READ_ONLY)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, READ_ONLY)
+
+
+def _copy(source: str, written: int, checksum: Checksum, expected: int, meter: Meter) -> int:
+    """Copy to a descriptor and hash; returns the number of bytes. What was counted of a failed copy is taken back."""
     size = 0
-    for entry in entries:
-        batch.append(entry)
-        size += entry.size
-        if len(batch) == _BATCH_FILES or size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _opened(source: str) -> BinaryIO:
     try:
-        return Path(source).open("rb")
+        for chunk in _chunks(source, expected):
+            checksum.update(chunk)
+            _write(written, chunk)
+            size += len(chunk)
+            meter.add(bytes=len(chunk))
+        if os.fstat(written).st_mode & 0o777 != READ_ONLY:  # the umask took some
+            os.fchmod(written, READ_ONLY)
+        os.utime(written, ns=(WRITTEN_NS, WRITTEN_NS))
+    except BaseException:
+        meter.add(bytes=-size)
+        raise
+    finally:
+        os.close(written)
+    return size
+
+
+def _chunks(source: str, expected: int) -> Iterator[bytes]:
+    """Yield a file's content, every chunk but the last with CHUNK bytes."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _WrongBytesError(f"{source}: {error.strerror}") from error
-
-
-def _read(file: BinaryIO, source: str) -> Iterator[bytes]:
+        raise WrongBytesError(f"{source}: {error.strerror}") from error
     try:
-        yield from chunks(file)
+        left = expected
+        while chunk := _read(descriptor, left, source):
+            yield chunk
+            left -= len(chunk)
+            if left == 0 and len(chunk) < CHUNK:
+                return
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, left: int, source: str) -> bytes:
+    """Return the next CHUNK bytes, or as many as are `left` if a read ends there: each call may take a millisecond."""
+    try:
+        chunk = os.read(descriptor, CHUNK)
+        while 0 < len(chunk) < CHUNK and len(chunk) != left and (more := os.read(descriptor, CHUNK - len(chunk))):
+            chunk += more
     except OSError as error:
-        raise _WrongBytesError(f"{source}: {error.strerror}") from error
+        raise WrongBytesError(f"{source}: {error.strerror}") from error
+    return chunk
 
 
-def _damaged(entry: Entry) -> bool:
-    return any(Path(source).is_file() for source in entry.sources)
+def _write(descriptor: int, chunk: bytes) -> None:
+    left = memoryview(chunk)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
-def regular_size(path: Path) -> int | None:
-    """Return the size of a regular file, or None if there is none."""
+def untouched(path: Path) -> os.stat_result | None:
+    """Return the status of a regular file that nobody has written to since we did; None if there is none."""
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except OSError:
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) and status.st_mtime_ns == WRITTEN_NS else None

@@ -1,127 +1,301 @@
-"""The store: files by their content on a node's scratch, and views of them.
+"""The store: data versions by their content on a node's scratch, copied once and shared by all runs there.
 
-    objects/                                        see objects.py
-    views/<digest>/                                 exactly a manifest's files, hard links to objects
-    views/<digest>.json                             the view is complete; written after it
+    objects/     files by their hash: objects.py
+    versions/    complete versions, and who holds them: versions.py
+    copiers/     who copies what, and work/, what they have not finished: copiers.py
 
-Everything is complete before it gets its name, in one system call, so that any number of
-processes can stage at the same time without a lock; two that stage the same do some work twice. A
-view is never changed; what wants to write next to its data must write elsewhere. Permission bits are
-not kept: all files are 0444.
+Everything is complete before it gets its name, in one system call, so that any number of processes can stage, remove
+and be killed at the same time. Nothing relies on flock: only on rename(2) and rmdir(2), and where two copy the same
+after all, some work is done twice. A view is never changed; what wants to write next to its data must write elsewhere.
+Permission bits and times are not kept: all files are 0444, and of one time.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import shutil
-import stat
+import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.data.checksum import checksum_of
+from orchestrator.data.copiers import Copiers, Wait
+from orchestrator.data.copying import Copy
+from orchestrator.data.draft import Draft, Link
+from orchestrator.data.holder import Ask, Holder, boot_id
 from orchestrator.data.manifest import Entry, Manifest
-from orchestrator.data.objects import NO_LINK, READ_ONLY, Link, Objects, Report, regular_size
-from orchestrator.data.publish import publish, temporary_beside
+from orchestrator.data.objects import Objects
+from orchestrator.data.origin import Origin
+from orchestrator.data.progress import Meter, Report
+from orchestrator.data.room import Need, Room
+from orchestrator.data.staging import Staging
+from orchestrator.data.versions import Facts, File, Version, remove_tree, versions
 from orchestrator.errors import DataError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+_ROUNDS = 10
+_LOG_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """A data version on this node: its folder, its size, and what it took to get it there."""
+    """A data version on this node, held for this process, and what it took to get it there.
 
-    view: Path
+    `waited_seconds` is the part of `seconds` in which another process copied; `primitive` is how files came into the
+    view: hardlink or copy; `verified` what was read: hash (every byte, now) or marker (it was when it was copied).
+    """
+
+    version: Version
+    holder: Holder
     files: int
     bytes: int
-    copied_files: int
-    copied_bytes: int
-    hit: bool
-    seconds: float
+    copied_files: int = 0
+    copied_bytes: int = 0
+    hit: bool = True
+    seconds: float = 0.0
+    waited_seconds: float = 0.0
+    verified: str = "marker"
+    primitive: str = "hardlink"
+
+    @property
+    def view(self) -> Path:
+        return self.version.view
+
+    def release(self) -> None:
+        """Hold the version no longer: it may be removed from now on."""
+        self.version.release(self.holder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What one call stages: the manifest, for whom, where unfinished work goes, and whom to tell."""
+
+    manifest: Manifest
+    holder: Holder
+    work: Path
+    report: Report | None
+    origin: Origin | None
 
 
 class Store:
     """The store under `root`, a folder of the user's own (see scratch_dir).
 
-    `threads` bounds the copies at the same time; `link` makes a hard link.
+    `link` makes a hard link; `job` is the scheduler's job of this process, `ask` whether such a job still runs.
     """
 
-    def __init__(self, root: Path, *, threads: int = 8, link: Link = os.link) -> None:
+    def __init__(
+        self, root: Path, staging: Staging | None = None, *, link: Link = os.link, job: str = "",
+        ask: Ask | None = None,
+    ) -> None:  # fmt: skip
         self.root = root
-        self._threads, self._link_file = threads, link
-        self._objects = Objects(root / "objects", threads=threads, link=link)
+        self._staging, self._link, self._job = staging or Staging(), link, job
+        self._objects = Objects(root / "objects", boot_id())
+        self._copiers = Copiers(root, ask)
+        self._room = Room(root=root, objects=self._objects, copiers=self._copiers, limits=self._staging)
 
-    def view(self, digest: str) -> Path:
-        return self.root / "views" / digest
+    # --- getting a version --------------------------------------------------------------------------------
 
-    def stage(self, manifest: Manifest, *, report: Report | None = None) -> Staged:
-        """Return the manifest's view, after copying what the store does not have.
+    def find(self, digest: str) -> Staged | None:
+        """Return a version that is already here, held for this process; its size does not matter."""
+        started, holder = time.monotonic(), Holder.current(self._job)
+        with self._explained():
+            for version in versions(self.root / "versions", digest):
+                if version.lease(holder):
+                    facts = self._usable(version)
+                    if facts:
+                        always = self._staging.verify == "always"
+                        return Staged(
+                            version=version, holder=holder, files=facts.files, bytes=facts.bytes,
+                            primitive=facts.primitive, verified="hash" if always else "marker",
+                            seconds=time.monotonic() - started,
+                        )  # fmt: skip
+                    version.release(holder)
+        return None
 
-        Raises DataError if no source of a file has the right bytes, or the disk is full.
+    def stage(
+        self, manifest: Manifest, *, report: Report | None = None, origin: Origin | None = None,
+        jitter_seconds: float = 0.0,
+    ) -> Staged:  # fmt: skip
+        """Return the manifest's version, held for this process, after copying what the store does not have.
+
+        Who copies is one process of the node; the others wait for it, and take over if it dies. Raises DataError if
+        an object's right bytes are nowhere, or there is no room; and whatever `report` raises.
         """
         started = time.monotonic()
-        missing: list[Entry] = []
-        hit = self._complete(manifest.digest)
-        if not hit:
+        wait = Wait(self._copiers, manifest.digest, report)
+        while True:
+            waited = wait.seconds
+            if staged := self.find(manifest.digest):
+                return replace(staged, seconds=time.monotonic() - started, waited_seconds=waited)
             with self._explained():
-                missing = self._objects.missing(manifest)
-                self._check_space(missing)
-                self._objects.copy(missing, repair=manifest.repair, report=report)
-                self._publish(manifest)
-        return Staged(
-            view=self.view(manifest.digest),
-            files=manifest.files,
-            bytes=manifest.bytes,
-            copied_files=len(missing),
-            copied_bytes=sum(entry.size for entry in missing),
-            hit=hit,
-            seconds=time.monotonic() - started,
-        )
+                copied = self._copy_if_first(manifest, report, origin, jitter_seconds)
+            if copied:
+                return replace(copied, seconds=time.monotonic() - started, waited_seconds=waited)
+            wait.look()
 
-    def verify(self, manifest: Manifest) -> list[str]:
-        """Read the whole view; return what is wrong with it, a line per file."""
-        view = self.view(manifest.digest)
-        with ThreadPoolExecutor(self._threads) as pool:
-            problems = list(pool.map(lambda entry: _problem(view, entry), manifest.entries))
-        known = {entry.path for entry in manifest.entries}
-        extra = [f"{path!r}: does not belong to the version" for path in _files_below(view) if path not in known]
-        return [problem for problem in problems if problem] + sorted(extra)
+    def _usable(self, version: Version) -> Facts | None:
+        """Return a leased version's facts, if it may be used; after reading all of it, if that is asked for.
 
-    # --- what is there ----------------------------------------------------------------------------------
+        What an earlier boot left may have been torn by the crash that ended it.
+        """
+        facts = version.facts()
+        if facts is None or facts.boot != boot_id() or not version.view.is_dir():
+            return None
+        return None if self._staging.verify == "always" and self.verify(version) else facts
 
-    def _marker(self, digest: str) -> Path:
-        return self.root / "views" / f"{digest}.json"
-
-    def _complete(self, digest: str) -> bool:
+    def _copy_if_first(
+        self, manifest: Manifest, report: Report | None, origin: Origin | None, jitter_seconds: float
+    ) -> Staged | None:
+        """Copy a version unless another process does."""
+        if self._copiers.copier(manifest.digest):
+            return None
+        holder = Holder.current(self._job)
+        task = Task(manifest=manifest, holder=holder, work=self._copiers.begin(holder), report=report, origin=origin)
         try:
-            marker = json.loads(self._marker(digest).read_bytes())
-            return marker == {"version": VERSION, "digest": digest} and self.view(digest).is_dir()
-        except (OSError, ValueError):
-            return False
+            if not self._copiers.claim(manifest.digest, holder):
+                return None
+            if versions(self.root / "versions", manifest.digest) and (staged := self.find(manifest.digest)):
+                return staged  # its copier gave its claim back just now
+            time.sleep(random.uniform(0, jitter_seconds))  # noqa: S311 - not everybody at once, nothing more
+            return self._make(task)
+        finally:
+            self._copiers.release(manifest.digest, holder)
+            remove_tree(task.work)
 
-    def _check_space(self, missing: Sequence[Entry]) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        disk = os.statvfs(self.root)
-        needed, free = sum(entry.size for entry in missing), disk.f_bavail * disk.f_frsize
-        if needed > free:
-            raise self._no_room(f"{_gb(needed)} are to be copied, {_gb(free)} are free")
-        if disk.f_files and len(missing) > disk.f_favail:  # 0 where a filesystem has no fixed number
-            raise self._no_room(f"{len(missing)} files are to be copied, {disk.f_favail} inodes are free")
+    def _make(self, task: Task) -> Staged:
+        self._sweep_dead()
+        manifest = task.manifest
+        version = Version(task.work / f"{manifest.digest}-{task.holder.nonce}")
+        version.view.mkdir(parents=True)
+        draft = Draft(view=version.view, objects=self._objects, make_link=self._link)
+        copied = self._fill(draft, task)
+        draft.close()
+        facts = Facts(
+            boot=boot_id(), files=len(draft.files), bytes=sum(file.size for file in draft.files),
+            primitive=draft.primitive, origin=manifest.origin,
+        )  # fmt: skip
+        version.write(draft.files, facts)
+        version.lease(task.holder)
+        earlier = [each for each in self.versions() if each.digest == manifest.digest or not each.facts()]
+        place = self.root / "versions" / version.path.name
+        place.parent.mkdir(exist_ok=True)
+        version.path.rename(place)
+        for each in earlier:
+            self._room.evict(each, task.holder)
+        return Staged(
+            version=Version(place), holder=task.holder, files=facts.files, bytes=facts.bytes, hit=False,
+            copied_files=len(copied), copied_bytes=sum(entry.size for entry in copied), verified="hash",
+            primitive=facts.primitive,
+        )  # fmt: skip
 
-    def _no_room(self, why: str) -> DataError:
-        fix = f"remove old versions under {self.root}, or set the site's scratch folder to a larger disk"
-        return DataError(f"no room on scratch {self.root}", why=why, fix=fix)
+    def _fill(self, draft: Draft, task: Task) -> list[Entry]:
+        """Link all of a version's files into its draft; returns what had to be copied for that."""
+        missing = draft.link(task.manifest.entries)
+        copied = distinct = _distinct(missing)
+        if not draft.can_link():
+            need = Need(bytes=task.manifest.bytes + _bytes(distinct), inodes=task.manifest.files + len(distinct))
+        else:
+            need = Need(bytes=_bytes(distinct), inodes=len(distinct))
+        self._room.make(need, task.holder)
+        for _ in range(_ROUNDS):
+            if not missing:
+                return copied
+            self._copy(_distinct(missing), task)
+            missing = draft.link(missing)  # what somebody has removed since is copied again
+        raise DataError(
+            f"the objects of data version {task.manifest.digest[:12]} vanish as fast as they are copied",
+            why=f"something cleans up {self.root}", fix="set cluster.scratch to a folder that nothing else cleans up",
+        )  # fmt: skip
+
+    def _copy(self, missing: Sequence[Entry], task: Task) -> None:
+        meter = Meter(total_files=len(missing), total_bytes=_bytes(missing))
+        copy = Copy(
+            objects=self._objects, taker=task.holder.nonce, work=task.work, threads=self._staging.threads, meter=meter,
+            tell=self._teller(task, meter), repair=task.manifest.repair, origin=task.origin,
+        )  # fmt: skip
+        copy.tell()
+        try:
+            copy.run(missing)
+        except OSError as error:
+            if error.errno not in _FULL or not self._room.clear(task.holder):
+                raise
+            log.warning("scratch is full: removed all versions that nobody holds, and copying on")
+
+    def _teller(self, task: Task, meter: Meter) -> Callable[[], None]:
+        logged = [time.monotonic()]
+
+        def tell() -> None:
+            progress = meter.read()
+            self._copiers.write_progress(task.holder, progress)
+            if time.monotonic() - logged[0] >= _LOG_SECONDS:
+                log.info("data version %s: %s", task.manifest.digest[:12], progress)
+                logged[0] = time.monotonic()
+            if task.report:
+                task.report(progress)
+
+        return tell
+
+    # --- looking after it ---------------------------------------------------------------------------------
+
+    def versions(self) -> list[Version]:
+        """Return all versions here, the one used last first."""
+        return sorted(versions(self.root / "versions"), key=lambda version: -version.used_ns)
+
+    def verify(self, version: Version) -> list[str]:
+        """Read all of a version; returns what is wrong, a line per file. A damaged one is taken by nobody more."""
+        files = list(version.files())
+        with ThreadPoolExecutor(self._staging.threads) as pool:
+            found = list(pool.map(version.damage, files))
+        problems = [problem for problem in found if problem] + version.strangers()
+        if problems:
+            log.warning("data version %s on this node is damaged: %s", version.digest[:12], "; ".join(problems[:3]))
+            self._discard(version, [file for file, problem in zip(files, found, strict=True) if problem])
+        return problems
+
+    def changed(self, version: Version) -> list[str]:
+        """Return what was changed in a version, by sizes and times. It is then taken by nobody more."""
+        problems = version.changed()
+        if problems:
+            self._discard(version, [file for file in version.files() if not self._objects.has(file.hash)])
+        return problems
+
+    def collect(self, *, all_idle: bool = False) -> list[Version]:
+        """Remove what dead processes left and what exceeds the limits; with `all_idle`, all that nobody holds."""
+        holder = Holder.current(self._job)
+        before = self.versions()
+        self._copiers.begin(holder)
+        try:
+            with self._explained():
+                self._sweep(holder)
+                if all_idle:
+                    self._room.clear(holder)
+                self._room.trim(holder)
+        finally:
+            remove_tree(self._copiers.work(holder))
+        return [version for version in before if not version.path.exists()]
+
+    def _discard(self, version: Version, damaged: Sequence[File]) -> None:
+        version.retire()
+        for file in damaged:
+            self._objects.remove(file.hash, used=True)
+
+    def _sweep_dead(self) -> None:
+        for dead in self._copiers.dead():
+            self._objects.remove_unfinished(dead.nonce)
+            remove_tree(self._copiers.work(dead))
+
+    def _sweep(self, holder: Holder) -> None:
+        """Remove what dead processes have left, and versions that nobody may take any more."""
+        self._sweep_dead()
+        for version in versions(self.root / "versions"):
+            if version.facts() is None:
+                self._room.evict(version, holder)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -130,88 +304,14 @@ class Store:
             yield
         except OSError as error:
             if error.errno in _FULL:
-                raise self._no_room(f"{error.strerror} while copying") from error
+                raise self._room.none(f"{error.strerror} while copying") from error
             fix = "make scratch writable, or set the site's scratch folder to another one"
             raise DataError(f"scratch {self.root} cannot be used", why=str(error), fix=fix) from error
 
-    # --- views ------------------------------------------------------------------------------------------
 
-    def _publish(self, manifest: Manifest) -> None:
-        view = self.view(manifest.digest)
-        view.parent.mkdir(parents=True, exist_ok=True)
-        built = temporary_beside(view)
-        try:
-            self._build(built, manifest)
-            self._place(built, view, manifest)
-        finally:
-            shutil.rmtree(built, ignore_errors=True)
-        marker = {"version": VERSION, "digest": manifest.digest}
-        publish(self._marker(manifest.digest), json.dumps(marker).encode())
-
-    def _build(self, built: Path, manifest: Manifest) -> None:
-        built.mkdir()
-        for folder in sorted({(built / entry.path).parent for entry in manifest.entries}):
-            folder.mkdir(parents=True, exist_ok=True)
-        for entry in manifest.entries:
-            self._link(self._objects.path(entry), built / entry.path)
-
-    def _link(self, source: Path, target: Path) -> None:
-        try:
-            self._link_file(source, target)
-        except OSError as error:
-            if error.errno not in NO_LINK:
-                raise
-            shutil.copyfile(source, target)
-            target.chmod(READ_ONLY)
-
-    def _place(self, built: Path, view: Path, manifest: Manifest) -> None:
-        """Rename the view to its name, unless another process was faster with the same files."""
-        while True:
-            try:
-                built.rename(view)
-            except OSError as error:
-                if error.errno not in _TAKEN:
-                    raise
-            else:
-                return
-            if _same_sizes(built, view, manifest):
-                return
-            log.warning("%s was incomplete (did something clean up scratch?); replacing it", view)
-            self._retire(view)
-
-    def _retire(self, view: Path) -> None:
-        """Move a broken view out of the way, then remove it."""
-        broken = temporary_beside(view)
-        try:
-            view.rename(broken)
-        except FileNotFoundError:
-            return  # another process did
-        shutil.rmtree(broken, ignore_errors=True)
+def _distinct(entries: Sequence[Entry]) -> list[Entry]:
+    return list({entry.hash: entry for entry in entries}.values())
 
 
-def _problem(view: Path, entry: Entry) -> str | None:
-    path = view / entry.path
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return f"{entry.path!r}: is not a regular file"
-        found = checksum_of(path, entry.algorithm)
-    except OSError as error:
-        return f"{entry.path!r}: {error.strerror}"
-    if found == entry.hash:
-        return None
-    return f"{entry.path!r}: has {found} ({regular_size(path)} bytes), not {entry.hash} ({entry.size} bytes)"
-
-
-def _files_below(view: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(view):
-        links = [name for name in folders if Path(folder, name).is_symlink()]
-        for name in files + links:
-            yield Path(folder, name).relative_to(view).as_posix()
-
-
-def _same_sizes(built: Path, view: Path, manifest: Manifest) -> bool:
-    return all(regular_size(built / entry.path) == regular_size(view / entry.path) for entry in manifest.entries)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
+def _bytes(entries: Sequence[Entry]) -> int:
+    return sum(entry.size for entry in entries)

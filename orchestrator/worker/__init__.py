@@ -3,6 +3,7 @@
 __main__.py     the process: signals first, then the claim, then everything else
 assignment.py   what the plan asks for, and the claim of an attempt
 place.py        this process's rank, and the scheduler's job it belongs to
+data.py         the data version, staged before the training and watched beside it
 attempt.py      one attempt from its claim to its last event
 requeue.py      what an interrupted process owes the scheduler
 build.py        objects from `_target_` nodes

@@ -15,12 +15,11 @@ from typing import Any
 import yaml
 
 from orchestrator import environment, ledger
-from orchestrator.data import Manifest, Store, scratch_dir
 from orchestrator.errors import OrchError
 from orchestrator.record import RunState
 from orchestrator.spec import PROJECT, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
-from orchestrator.worker import requeue
+from orchestrator.worker import data, requeue
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 from orchestrator.worker.uploading import Uploader
@@ -57,10 +56,11 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
 def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
         _check_environment(assignment)
-        config = _place(assignment, events)
-        if stop.received:
-            raise InterruptedByInfrastructureError(stop.received)
-        result = work(assignment, config, events, stop)
+        with data.staged(assignment, events, stop) as view:
+            config = _place(assignment, view)
+            if stop.received:
+                raise InterruptedByInfrastructureError(stop.received)
+            result = work(assignment, config, events, stop)
     except InterruptedByInfrastructureError as error:
         _log.warning("stopped by %s", error)
         events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json())
@@ -116,25 +116,13 @@ def _check_environment(assignment: Assignment) -> None:
     _log.warning("the Python environment has changed since the launch: %s", told)
 
 
-def _place(assignment: Assignment, events: ledger.EventWriter) -> dict[str, Any]:
-    """Stage the data version and return the config with this node's folders in it."""
+def _place(assignment: Assignment, view: str | None) -> dict[str, Any]:
+    """Return the config with this node's folders in it."""
     config = ledger.read_config(assignment.launch, assignment.line)
-    digest, view = assignment.line["data"], None
-    if digest:
-        manifest = Manifest.read(assignment.experiment.manifest(digest))
-        store = Store(scratch_dir(assignment.header["cluster"]["scratch"], os.environ))
-        staged = store.stage(manifest)
-        view = str(staged.view)
-        how = "hit" if staged.hit else "copied"
-        _log.info("data version %s: %d files in %s (%s)", digest[:12], staged.files, view, how)
-        events.write(
-            "staged", digest=digest, view=view, files=staged.files, bytes=staged.bytes, hit=staged.hit,
-            copied_bytes=staged.copied_bytes, seconds=round(staged.seconds, 3),
-        )  # fmt: skip
     if assignment.leads and not assignment.run.config.exists():
         ledger.replace_text(assignment.run.config, yaml.safe_dump(config, sort_keys=False))
-    data = {key: value for key, value in config["data"].items() if key != "version"}
-    placed: dict[str, Any] = _substitute({**config, "data": data}, {VIEW: view, PROJECT: assignment.code[0]})
+    section = {key: value for key, value in config["data"].items() if key != "version"}
+    placed: dict[str, Any] = _substitute({**config, "data": section}, {VIEW: view, PROJECT: assignment.code[0]})
     return placed
 
 

@@ -21,6 +21,11 @@ class Place:
     nodes: int = 1
     job: str = ""
     restart: int = 0
+    local_rank: int = 0
+
+    @property
+    def first_on_node(self) -> bool:
+        return self.local_rank == 0
 
     @classmethod
     def of(cls, environ: Mapping[str, str], *, slurm: bool) -> Self:
@@ -31,6 +36,7 @@ class Place:
         return cls(
             rank=int(environ.get("SLURM_PROCID", "0")), processes=int(environ.get("SLURM_NTASKS", "1")),
             nodes=int(environ.get("SLURM_NNODES", "1")), restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
+            local_rank=int(environ.get("SLURM_LOCALID", "0")),
             job=f"{job}_{task}" if job else environ.get("SLURM_JOB_ID", ""),
         )  # fmt: skip
 

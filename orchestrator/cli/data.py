@@ -1,0 +1,160 @@
+"""`orch data`: data versions, as an experiment names them and as they lie on this node."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator import api
+from orchestrator.cli.render import table
+from orchestrator.data import Manifest, Progress, Staging, Store, Version, scratch_dir
+from orchestrator.data.progress import size
+from orchestrator.data.room import disk_of
+from orchestrator.errors import RequestError, nearest
+from orchestrator.project import find_project
+
+_DIGEST = 12
+
+
+def run(arguments: Namespace) -> int:
+    """Do what `orch data WHAT` says."""
+    return WHAT[arguments.what](arguments)
+
+
+def _resolve(arguments: Namespace) -> int:
+    manifest = _manifest(arguments)
+    if arguments.json:
+        _print_json(manifest.to_json() if manifest else None)
+    elif manifest is None:
+        _say("no data version is chosen: orch data resolve data=NAME")
+    else:
+        print(f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes")
+        for key, value in manifest.origin.items():
+            if value not in (None, ""):
+                print(f"{key}: {value}")
+        rows = [[entry.hash, str(entry.size), entry.path] for entry in manifest.entries]
+        print("\n".join(table(["HASH", "BYTES", "PATH"], rows)))
+    return 0
+
+
+def _stage(arguments: Namespace) -> int:
+    """Bring the version here, for the runs to come; nobody holds it afterwards."""
+    manifest = _manifest(arguments)
+    if manifest is None:
+        raise RequestError("no data version is chosen", fix="orch data stage data=NAME")
+    staged = _store(arguments).stage(manifest, report=_say_progress)
+    staged.release()
+    how = "was here" if staged.hit else f"{staged.copied_files} files, {size(staged.copied_bytes)} copied"
+    if arguments.json:
+        _print_json({"digest": manifest.digest, "view": str(staged.view), "hit": staged.hit})
+    else:
+        print(staged.view)
+        _say(f"{manifest.digest[:_DIGEST]}: {how} in {staged.seconds:.1f} s")
+    return 0
+
+
+def _status(arguments: Namespace) -> int:
+    store = _store(arguments)
+    found = [_described(version) for version in store.versions()]
+    free = disk_of(store.root).bytes
+    if arguments.json:
+        _print_json({"scratch": str(store.root), "free_bytes": free, "versions": found})
+        return 0
+    print(f"{store.root}: {len(found)} versions, {size(free)} of the disk are free")
+    rows = [
+        [
+            each["digest"][:_DIGEST], each["state"], str(each["files"]), size(each["bytes"]), each["used"],
+            ", ".join(each["held_by"]), each["origin"],
+        ]
+        for each in found
+    ]  # fmt: skip
+    if rows:
+        print("\n".join(table(["VERSION", "STATE", "FILES", "SIZE", "USED", "HELD BY", "ORIGIN"], rows)))
+    return 0
+
+
+def _gc(arguments: Namespace) -> int:
+    store = _store(arguments, max_gb=arguments.max_gb, keep_free_gb=arguments.keep_free_gb)
+    before = disk_of(store.root).bytes
+    gone = store.collect(all_idle=arguments.all)
+    freed = max(0, disk_of(store.root).bytes - before)
+    if arguments.json:
+        _print_json({"removed": [version.digest for version in gone]})
+        return 0
+    for version in gone:
+        print(f"{version.digest[:_DIGEST]}  removed")
+    _say(f"{len(gone)} versions removed, {size(freed)} freed; {len(store.versions())} are left")
+    return 0
+
+
+def _verify(arguments: Namespace) -> int:
+    store = _store(arguments)
+    problems = {version.digest: store.verify(version) for version in _chosen(store, arguments.words)}
+    if arguments.json:
+        _print_json(problems)
+    else:
+        for digest, found in problems.items():
+            print(f"{digest[:_DIGEST]}  {'damaged' if found else 'ok'}")
+            for problem in found:
+                print(f"    {problem}")
+        if any(problems.values()):
+            _say("the next run that needs a damaged version copies it anew")
+    return 1 if any(problems.values()) else 0
+
+
+WHAT: Mapping[str, Callable[[Namespace], int]] = {
+    "resolve": _resolve, "stage": _stage, "status": _status, "gc": _gc, "verify": _verify,
+}  # fmt: skip
+
+
+def _manifest(arguments: Namespace) -> Manifest | None:
+    return api.resolve_data(find_project(Path(arguments.project), runs=arguments.runs), arguments.words)
+
+
+def _store(arguments: Namespace, **limits: float | None) -> Store:
+    given = {key: value for key, value in limits.items() if value is not None}
+    return Store(scratch_dir(arguments.scratch, os.environ), Staging.parse(given))
+
+
+def _chosen(store: Store, words: list[str]) -> list[Version]:
+    """Return the versions whose digests begin with these words; all, if there are none."""
+    there = [version for version in store.versions() if version.facts()]
+    for word in words:
+        if not any(version.digest.startswith(word) for version in there):
+            known = [version.digest[:_DIGEST] for version in there]
+            raise RequestError(
+                f"no version {word} on this node{nearest(word, known)}",
+                why=f"in {store.root} are {', '.join(known) or 'none'}", fix="orch data status lists them",
+            )  # fmt: skip
+    return [version for version in there if not words or version.digest.startswith(tuple(words))]
+
+
+def _described(version: Version) -> dict[str, Any]:
+    facts, holders = version.facts(), version.holders()
+    held = [f"{holder}{' (gone)' if holder.alive() is False else ''}" for holder in holders]
+    origin = facts.origin if facts else {}
+    return {
+        "digest": version.digest, "state": "complete" if facts else "being removed", "view": str(version.view),
+        "files": facts.files if facts else 0, "bytes": facts.bytes if facts else 0, "held_by": held,
+        "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(version.used_ns / 1e9)) if version.used_ns else "",
+        "origin": " ".join(str(origin[key]) for key in ("source", "path", "rev") if origin.get(key)),
+    }  # fmt: skip
+
+
+def _say_progress(progress: Progress) -> None:
+    if progress.seconds > 1:
+        _say(str(progress))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, default=str))

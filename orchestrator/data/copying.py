@@ -1,0 +1,152 @@
+"""Copying: the objects that a node lacks, from paths and then from an origin, in a bounded number of threads.
+
+Large files come first, each for itself, so that none is begun last; small ones in batches. The first error ends all.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.data.manifest import Entry
+from orchestrator.data.objects import Objects, WrongBytesError
+from orchestrator.data.origin import Arrival, Origin
+from orchestrator.data.progress import Meter
+from orchestrator.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_BATCH_FILES, _BATCH_BYTES = 64, 8 * 2**20
+_TELL_SECONDS = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Copy:
+    """One copy of missing objects into `objects`, by the process `taker`; what an origin brings comes by way of `work`.
+
+    `tell` is called about once a second, in the caller's thread; `repair` is the command to put into an error.
+    """
+
+    objects: Objects
+    taker: str
+    work: Path
+    threads: int
+    meter: Meter
+    tell: Callable[[], None]
+    repair: str
+    origin: Origin | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _problems: dict[str, list[str]] = field(default_factory=dict)
+
+    def run(self, missing: Sequence[Entry]) -> None:
+        """Copy all; raises DataError if an object's right bytes are nowhere, OSError if scratch fails."""
+        remote = [entry for entry in missing if not entry.sources] if self.origin else []
+        here = [entry for entry in missing if entry.sources or not self.origin]
+        with ThreadPoolExecutor(self.threads) as pool:
+            copies = [pool.submit(self._fetch_batch, batch) for batch in _batches(here)]
+            try:
+                self._follow(copies)
+                absent = [*remote, *(entry for entry in here if entry.hash in self._problems)]
+                if absent and self.origin:
+                    self._follow([pool.submit(self._ask, self.origin, absent)])
+            finally:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+        self.tell()
+
+    def _follow(self, copies: Sequence[Future[None]]) -> None:
+        left = set(copies)
+        while left:
+            done, left = wait(left, timeout=_TELL_SECONDS, return_when=FIRST_EXCEPTION)
+            for copy in done:
+                copy.result()
+            if left:
+                self.tell()
+
+    def _fetch_batch(self, batch: Sequence[Entry]) -> None:
+        for entry in batch:
+            if self._stop.is_set():
+                return
+            if self.objects.has(entry.hash):  # another version's copier was faster
+                self.meter.add(files=1, bytes=entry.size)
+            else:
+                self._fetch(entry)
+
+    def _fetch(self, entry: Entry) -> None:
+        """Take the object from the first path that has the right bytes; what an earlier boot left may be one."""
+        problems: list[str] = []
+        earlier = [str(path) for path in self.objects.of_earlier_boots(entry.hash) if path.is_file()]
+        for source in (*earlier, *entry.sources):
+            try:
+                self.objects.take(source, entry, self.taker, self.meter)
+            except WrongBytesError as error:
+                problems.append(str(error))
+                continue
+            self._arrived(entry, problems, source)
+            return
+        if not self.origin:
+            raise self._nowhere(entry, problems)
+        self._problems[entry.hash] = problems
+
+    def _ask(self, origin: Origin, absent: Sequence[Entry]) -> None:
+        """Have the origin bring what no path had."""
+        folder = self.work / "fetched"
+        folder.mkdir()
+        arrivals = origin.fetch(absent, folder)
+        try:
+            for arrival in arrivals:
+                self._check(arrival, origin)
+                if self._stop.is_set():
+                    return
+        finally:
+            getattr(arrivals, "close", lambda: None)()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _check(self, arrival: Arrival, origin: Origin) -> None:
+        entry = arrival.entry
+        problems = self._problems.get(entry.hash, [])
+        if arrival.path is None:
+            raise self._nowhere(entry, [*problems, f"{origin.name}: {arrival.problem}"])
+        try:
+            self.objects.take(str(arrival.path), entry, self.taker, self.meter)
+        except WrongBytesError as error:
+            raise self._nowhere(entry, [*problems, f"{origin.name}: {error}"]) from error
+        finally:
+            arrival.path.unlink(missing_ok=True)
+        self._arrived(entry, problems, origin.name)
+
+    def _arrived(self, entry: Entry, problems: Sequence[str], source: str) -> None:
+        self.meter.add(files=1)
+        for problem in problems:
+            log.warning("%s; took %s instead; to mend it: %s", problem, source, self._fix(entry))
+
+    def _nowhere(self, entry: Entry, problems: Sequence[str]) -> DataError:
+        return DataError(
+            f"no right copy of {entry.path!r} ({entry.hash}, {entry.size} bytes)",
+            why="; ".join(problems) or "it has no source", fix=self._fix(entry),
+        )  # fmt: skip
+
+    def _fix(self, entry: Entry) -> str:
+        damaged = any(Path(source).is_file() for source in entry.sources)
+        return f"remove the damaged file, then: {self.repair}" if damaged else self.repair
+
+
+def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Yield what one thread copies at a time: the large files, the largest first, then some small ones each."""
+    large = [entry for entry in entries if entry.size >= _BATCH_BYTES]
+    yield from ([entry] for entry in sorted(large, key=lambda entry: -entry.size))
+    batch: list[Entry] = []
+    size = 0
+    for entry in (entry for entry in entries if entry.size < _BATCH_BYTES):
+        batch.append(entry)
+        size += entry.size
+        if len(batch) == _BATCH_FILES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

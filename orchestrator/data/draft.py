@@ -1,0 +1,100 @@
+"""Draft: a view in the making, from objects that anybody may remove meanwhile.
+
+A file is linked first and looked at afterwards: once the link is there, its bytes stay, whoever removes the object.
+What is not there, or has been written to, is for the caller to copy, and to link again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.data.manifest import Entry
+from orchestrator.data.objects import READ_ONLY, WRITTEN_NS, Objects, untouched
+from orchestrator.data.versions import File
+
+Link = Callable[[Path, Path], None]
+"""Make a hard link, as os.link does."""
+
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a filesystem says that cannot make this link: the file is then copied."""
+
+_READ_ONLY_FOLDER = 0o555
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """The files linked so far into `view`, and how: `copies` had to be copied."""
+
+    view: Path
+    objects: Objects
+    make_link: Link
+    copies: int = 0
+    files: list[File] = field(default_factory=list)
+    _folders: set[Path] = field(default_factory=set)
+
+    def link(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Link what is there; returns the entries of which there is no object, or none as we wrote it."""
+        return [entry for entry in entries if not self._link(entry)]
+
+    def can_link(self) -> bool:
+        """Return whether the filesystem knows hard links at all."""
+        probe, other = self.view.with_name("probe"), self.view.with_name("probe-2")
+        probe.touch()
+        try:
+            self.make_link(probe, other)
+        except OSError:
+            return False
+        else:
+            other.unlink()
+            return True
+        finally:
+            probe.unlink()
+
+    def close(self) -> None:
+        """Make the folders read-only: what would write into them fails at once, and in its own code."""
+        for folder in self._folders:
+            folder.chmod(_READ_ONLY_FOLDER)
+
+    @property
+    def primitive(self) -> str:
+        return "copy" if self.copies else "hardlink"
+
+    def _link(self, entry: Entry) -> bool:
+        source, target = self.objects.path(entry.hash), self.view / entry.path
+        self._make_folder(target.parent)
+        try:
+            self._link_or_copy(source, target)
+        except FileNotFoundError:
+            return False
+        status = untouched(target)
+        if status is None:
+            target.unlink()
+            self.objects.remove(entry.hash, used=True)
+            return False
+        self.files.append(File(path=entry.path, hash=entry.hash, size=status.st_size))
+        return True
+
+    def _link_or_copy(self, source: Path, target: Path) -> None:
+        try:
+            self.make_link(source, target)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            if untouched(source) is None:
+                raise FileNotFoundError(source) from error
+            shutil.copyfile(source, target)
+            target.chmod(READ_ONLY)
+            os.utime(target, ns=(WRITTEN_NS, WRITTEN_NS))
+            self.copies += 1
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder not in self._folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            while folder not in self._folders and folder != self.view.parent:
+                self._folders.add(folder)
+                folder = folder.parent

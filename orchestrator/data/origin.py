@@ -1,0 +1,41 @@
+"""Origin: where objects come from that no path of the manifest holds, such as a DVC remote or a bucket.
+
+The seam between the sources, which know where bytes are, and the store, which decides whether they are right.
+The store takes an object from the paths of its entry (`Entry.sources`, absolute; there may be none) and asks the
+origin, in one call, for all that had no right copy there. What arrives is hashed by the store before it gets its
+name: an origin cannot bring wrong bytes into a view, and need not check them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.data.manifest import Entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """What became of one object: the file with its bytes, which the store may move away; or why there is none."""
+
+    entry: Entry
+    path: Path | None = None
+    problem: str = ""
+
+
+class Origin(Protocol):
+    """A place that objects are fetched from; `name` is how messages call it: `the remote 's3' (s3://bucket/dvc)`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fetch(self, entries: Sequence[Entry], folder: Path) -> Iterator[Arrival]:
+        """Yield each entry once, as soon as its file lies whole in `folder`, or cannot be had.
+
+        `folder` is empty, private, and on the disk of the store; what is left in it is removed by the caller. The
+        implementation bounds its own concurrency. Whoever stops iterating closes the generator: that must end the
+        transfers. Raises nothing for a single object; an OSError of `folder`'s disk passes through.
+        """
+        ...

@@ -1,0 +1,89 @@
+"""Data on a real Slurm: each node copies a version once, whatever runs there, and a node that cannot fails its run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from cluster_contract import states, wait_for_end
+from processes import tidy  # noqa: F401 - a fixture
+from real_slurm import output
+
+from orchestrator.data import resolve
+from orchestrator.launch import WORKER
+from orchestrator.layout import ExperimentPaths
+from orchestrator.record import RunState
+from orchestrator.slurm.cluster import SlurmCluster
+from orchestrator.slurm.options import SlurmOptions
+from orchestrator.testing.launches import Bench, scripted, trained
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture
+def bench(slurm, tmp_path):
+    return bench_with(tmp_path)
+
+
+def bench_with(folder, **options):
+    paths = ExperimentPaths(folder / "it's a run's folder" / "x")
+    return Bench(
+        paths=paths, kind="slurm", cluster=SlurmCluster(SlurmOptions.parse({"kind": "slurm", **options})),
+        options=options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def version(tmp_path):
+    """A data version that no other test has: nodes keep what they have copied."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(50):
+        (folder / f"{number}.txt").write_text(f"{tmp_path} {number}")
+    return resolve({"source": "directory", "path": str(folder)}, project=folder, cache=tmp_path / "cache")
+
+
+def with_data(bench, version, run):
+    bench.paths.manifest(version.digest).parent.mkdir(parents=True, exist_ok=True)
+    version.write(bench.paths.manifest(version.digest))
+    return replace(run, data_digest=version.digest)
+
+
+def copies(bench):
+    """Return how often each node copied, by the summary events of all ranks of all runs."""
+    files = [*bench.paths.path.glob("runs/*/a*/events.jsonl"), *bench.paths.path.glob("runs/*/a*/staged.rank*.jsonl")]
+    events = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    return Counter(event["node"] for event in events if event["kind"] == "staged" and not event["hit"])
+
+
+def test_of_several_ranks_on_several_nodes_one_on_each_node_copies(bench, version):
+    run = with_data(bench, version, trained(steps=2, nodes=2, gpus_per_node=2, cpus_per_node=2))
+    bench.launch([run], worker=WORKER)
+    wait_for_end(bench)
+    assert states(bench, [run]) == [RunState.DONE]
+    assert sorted(copies(bench).values()) == [1, 1]
+
+
+def test_the_runs_of_an_array_copy_once_on_each_node(bench, version):
+    runs = [with_data(bench, version, scripted(seed=seed)) for seed in range(8)]
+    bench.launch(runs)
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * len(runs)
+    nodes = {json.loads(path.read_text())["process"]["host"] for path in bench.paths.path.glob("runs/*/a*/claim.json")}
+    assert copies(bench) == dict.fromkeys(nodes, 1)
+
+
+def test_a_node_that_cannot_stage_fails_the_run_with_its_name(slurm, tmp_path, version):
+    good, bad = (node.name for node in slurm.nodes()[:2])
+    scratch = f"/tmp/only on {good}"
+    output("srun", f"--nodelist={good}", "mkdir", "-p", scratch)
+    bench = bench_with(tmp_path, nodelist=f"{good},{bad}", scratch=scratch)
+    run = with_data(bench, version, trained(steps=10_000, nodes=2, gpus_per_node=1))
+    bench.launch([run], worker=WORKER)
+    wait_for_end(bench)
+    record = bench.records()[run.id]
+    assert record.state is RunState.FAILED
+    assert f"node {bad}" in record.reason
+    assert scratch in record.reason
