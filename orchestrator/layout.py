@@ -56,6 +56,9 @@ class AttemptPaths:
         """What a rank other than 0 copied to its node; each rank writes its own."""
         return self.path / f"staged.rank{rank}.jsonl"
 
+    def failed_ranks(self) -> Iterator[Path]:
+        return self.path.glob("events.rank*.jsonl")
+
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"

@@ -140,12 +140,15 @@ def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
 
 def _fail(assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: BaseException) -> None:
     traceback.print_exception(error, file=sys.stderr)
+    ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, RunState.FAILED.value)
+    if any(assignment.attempt.failed_ranks()):  # and so this rank lost its connection: that is no cause
+        events.write("interrupted", reason="another rank has failed", usage=usage.to_json())
+        return
     text = "".join(traceback.format_exception(error))
     if not assignment.leads:
         events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank))
     found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
-    ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, RunState.FAILED.value)
 
 
 def signature(error: BaseException, roots: list[str]) -> str:

@@ -15,6 +15,7 @@ from orchestrator.worker.assignment import Assignment
 
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 3600.0
+_LEADER_SECONDS = 40.0
 _ANSWER_SECONDS = 5.0  # between a signal and SIGKILL there may be little more
 _MAX_REQUEUES = 20
 TIME_LIMIT = "SIGUSR2"  # what Slurm sends some time before the time limit (`--signal`)
@@ -41,14 +42,18 @@ def after_interruption(assignment: Assignment, signal: str) -> None:
         if _exhausted(assignment):
             _log.warning("requeued %d times: this is the last (cluster.max_requeues)", assignment.place.restart)
             return
-        if assignment.leads:
-            _requeue(assignment)
+        _requeue(assignment)
     deadline = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < deadline and not assignment.cancelled and not _failed(assignment):
+    while time.monotonic() < deadline and not assignment.cancelled and not any(assignment.attempt.failed_ranks()):
         time.sleep(0.5)
 
 
 def _requeue(assignment: Assignment) -> None:
+    """Requeue the job; other ranks than 0 only where that has not: it may hang in an operation that waits for us."""
+    if not assignment.leads:
+        time.sleep(_LEADER_SECONDS)  # where rank 0 has done it, this is not outlived
+        if _told_by_slurm(assignment):
+            return
     try:
         run(["scontrol", "requeue", assignment.place.job], timeout_s=60)
     except ProgramError as error:
@@ -75,8 +80,3 @@ def _told_by_slurm(assignment: Assignment) -> str:
     if told := words.get(found.get("JobState", "")):
         return told
     return "preempted" if found.get("PreemptTime", "None") not in {"None", "Unknown"} else ""
-
-
-def _failed(assignment: Assignment) -> bool:
-    """Return whether another rank has failed: that is why we were asked to stop."""
-    return any(assignment.attempt.path.glob("events.rank*.jsonl"))

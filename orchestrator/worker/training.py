@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,7 @@ import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 from orchestrator.ledger import EventWriter
 from orchestrator.spec import Objective, Resources
@@ -97,69 +99,184 @@ class Progress(Callback):
         self._events.write("progress", progress=progress, metrics=numbers(trainer.callback_metrics))
 
 
-class StopOnSignal(Callback):
-    """Saves a checkpoint at the end of the step during which a signal came, and ends the training.
+class StopOnSignal(Checkpoint):
+    """Saves a checkpoint once a signal has come, at the next boundary that a run can go on from, and ends the fit.
 
-    It ends at the next hook, whichever comes first: Lightning logs a step's metrics after `on_train_batch_end`.
-    Several ranks agree on the step, about once a second, over a group on the CPU: a signal may reach them at
-    different steps, or only one of them.
+    That is the end of a step; but where a validation, or the end of the epoch, follows it, a run that goes on from
+    there would go on without: then it is the start of the validation, or the end of the epoch, and saved once more.
+    A signal during a validation, too, saves the state at its start: weights change in steps only, and its metrics
+    are whole only if it is run whole. Nothing of it has been logged yet but what a model logs per validation batch.
+    After a validation it is the end of the next step. In the sanity check and in testing there is nothing to save.
+
+    It ends at the next hook after that boundary: Lightning logs a step's metrics after `on_train_batch_end`, an
+    epoch's after `on_train_epoch_end`. A `Checkpoint` is called after all other callbacks: their state is saved too.
     """
 
-    def __init__(self, stop: StopSignal, checkpoints: Path) -> None:
-        self._stop, self._checkpoints = stop, checkpoints
-        self._group: Any = None
+    def __init__(self, stop: StopSignal, checkpoints: Path, *, tests: bool) -> None:
+        self._stop, self._checkpoints, self._tests = stop, checkpoints, tests
+        self._agreement = Agreement(stop)
         self._saved = False
-        self._every, self._count, self._since = 1, 0, time.monotonic()
+        self._shared = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Look for what came before there was anything to save: data being staged, the model being built."""
+        self._stop.install()
+        self._agreement.open(trainer.world_size)
+        if self._agreement.reached():
+            self._leave()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.install()  # Lightning replaces the handlers when fitting or testing begins (FACTS 16)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.install()
+        self._shared = self._agreement.least(trainer.num_test_batches)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.install()
-        if trainer.world_size > 1 and self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
+        _close_epoch(trainer.fit_loop)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        reason = self._agreed()
-        if reason and not self._saved:
-            self._stop.received = self._stop.received or reason
-            trainer.save_checkpoint(self._checkpoints / LAST)
-            self._saved = True
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_if_saved()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        self._leave()
+        self._leave_if_saved()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._agreement.reached() and stepped:
+            self._save(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave()
+        self._shared = self._agreement.least(_validation_batches(trainer))
+        if self._saved or self._agreement.reached():
+            self._leave_validation(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        if self._stop.received and self._group is None:
-            raise InterruptedByInfrastructureError(self._stop.received)
+        if self._agreed_in_evaluation():
+            self._leave_validation(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._agreement.hurry()
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if self._agreed_in_evaluation():
+            self._leave()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._saved:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._tests:
+            self._save(trainer)  # the test loads the best weights: whoever stops it goes on from here, with all trained
+
+    def _agreed_in_evaluation(self) -> str | None:
+        """Return the agreed signal; ranks may have batches of different number, and agree on those that all have."""
+        self._shared -= 1
+        return self._agreement.reached() if self._shared > 0 else None
+
+    def _leave_validation(self, trainer: pl.Trainer) -> None:
+        if not trainer.sanity_checking:
+            _rewind(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
+            self._save(trainer)
+        self._leave()
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self._checkpoints / LAST)
+        self._saved = True
+
+    def _leave_if_saved(self) -> None:
+        if self._saved:
+            self._leave()
 
     def _leave(self) -> None:
-        if self._saved:
-            raise InterruptedByInfrastructureError(self._stop.received)
+        raise InterruptedByInfrastructureError(self._stop.received)
 
-    def _agreed(self) -> str | None:
-        """Return the signal that any rank has received, on all ranks at the same step."""
-        if self._group is None:
+
+class Agreement:
+    """What all ranks know of a signal. It may reach them at different steps, or only one of them.
+
+    They ask each other about once a second, over a group on the CPU, and all at the same place: who asks alone
+    waits for ever.
+    """
+
+    def __init__(self, stop: StopSignal) -> None:
+        self._stop = stop
+        self._group: Any = None
+        self._agreed = False
+        self._every, self._count, self._since = 1, 0, time.monotonic()
+
+    def open(self, ranks: int) -> None:
+        if ranks > 1 and self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Ask at the next opportunity: what follows may take longer than what was counted so far."""
+        self._every, self._count, self._since = 1, 0, time.monotonic()
+
+    def reached(self) -> str | None:
+        """Return the signal that any rank has received, on all ranks from the same call on."""
+        if self._group is None or self._agreed:
             return self._stop.received
         self._count += 1
         if self._count < self._every:
             return None
         mine = float(_SIGNALS.index(self._stop.received)) if self._stop.received in _SIGNALS else 0.0
-        state = torch.tensor([mine, time.monotonic() - self._since], dtype=torch.float64)
-        torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=self._group)
-        received, elapsed = state.tolist()
+        received, elapsed = self._most([mine, time.monotonic() - self._since])
         self._every = max(1, min(1000, round(self._count * _AGREE_SECONDS / max(elapsed, 1e-6))))
         self._count, self._since = 0, time.monotonic()
-        return _SIGNALS[int(received)] or None
+        self._agreed = received > 0
+        self._stop.received = self._stop.received or _SIGNALS[int(received)] or None
+        return self._stop.received if self._agreed else None
+
+    def least(self, batches: Sequence[float]) -> int:
+        """Return of how many batches all ranks have at least (0: not known), and ask at the first of them."""
+        self.hurry()
+        if self._group is None:
+            return sys.maxsize
+        least = -self._most([-min(batches, default=0)])[0]
+        return int(least) if math.isfinite(least) else 0
+
+    def _most(self, mine: Sequence[float]) -> list[float]:
+        state = torch.tensor(mine, dtype=torch.float64)
+        torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        found: list[float] = state.tolist()
+        return found
+
+
+def _close_epoch(loop: Any) -> None:
+    """Have a fit that goes on from the end of an epoch begin the next one, as without `max_steps`.
+
+    With `max_steps` Lightning always takes itself to be within an epoch: it would take the first step as an epoch of
+    its own, or log all that follows one step too late.
+    """
+    if loop.restarting and loop.restarted_on_epoch_end:
+        loop._restarting = False  # noqa: SLF001 - the setter is what sets it to true again
+        loop.epoch_loop.restarting = False
+        loop.reset_restart_stage()
+        loop.epoch_loop.reset_restart_stage()
+        loop.epoch_progress.increment_completed()
+
+
+def _validation_batches(trainer: pl.Trainer) -> Sequence[float]:
+    return trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+
+
+def _rewind(progress: Any) -> None:
+    """Set a validation's progress to the start of its first batch: from there Lightning runs the whole of it again.
+
+    Lightning goes on with a validation only if it was left within a batch (`restarted_mid_evaluation`); at any other
+    place it takes it for done.
+    """
+    before = progress.total.completed - progress.current.completed
+    for count, now in ((progress.current, 0), (progress.total, before)):
+        count.ready = count.started = now + 1
+        count.processed = count.completed = now
+    progress.is_last_batch = False
 
 
 def quieten() -> None:
@@ -179,7 +296,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     model = build(config["model"])
     relative = f"{training.folder.name}/{training.checkpoints.name}/{BEST}"
     progress = Progress(events, training.objective, relative)
-    trainer = _trainer(training, logger, [progress, StopOnSignal(stop, training.checkpoints)])
+    stopping = StopOnSignal(stop, training.checkpoints, tests=config["task"] == "fit_test")
+    trainer = _trainer(training, logger, [progress, _checkpoints(training), stopping])
     events.write("training", resumed=training.resume_from is not None)
     trainer.fit(model, datamodule=datamodule, ckpt_path=_text(training.resume_from), **_trusted(trainer.fit))
     metrics = numbers(trainer.callback_metrics)
@@ -200,10 +318,9 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callback]) -> pl.Trainer:
     node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
-    own = [*callbacks, _checkpoints(training)]
     users = [callback for callback in build(training.config["trainer"].get("callbacks") or {}).values() if callback]
     trainer: pl.Trainer = build(
-        node, callbacks=[*users, *own], logger=logger, plugins=[AtomicCheckpointIO(), _environment(training)],
+        node, callbacks=[*users, *callbacks], logger=logger, plugins=[AtomicCheckpointIO(), _environment(training)],
         default_root_dir=str(training.folder), **_devices(training.resources),
     )  # fmt: skip
     return trainer
