@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 60.0
+DEBUG_BATCHES = 3
+"""The first allocates, the second finds the optimizer's state there, the third is like all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +57,17 @@ class Prepared:
 
 
 @contextmanager
-def prepare(project: Project, overrides: Sequence[str]) -> Iterator[Prepared]:
+def prepare(project: Project, overrides: Sequence[str], *, batches: int | None = None) -> Iterator[Prepared]:
     """Compose and check an experiment, and gather what it will run with. Writes nothing but caches.
 
-    Raises ConfigError or RequestError for everything that can be known to be wrong before a run starts.
+    With `batches` it is a debug run of so many: an experiment of its own, `<name>-debug`. Raises ConfigError or
+    RequestError for everything that can be known to be wrong before a run starts.
     """
-    from orchestrator.config import draft, placing
+    from orchestrator.config import debugging, draft, placing
 
     with placing(project.folder, overrides):
         composed = draft(project.folder, overrides)
+        composed = composed if batches is None else debugging(composed, batches)
         composed = replace(composed, tracking=_addressed(project, composed))
         cluster_for(composed.cluster)  # checks its options
         check_targets(project, composed)

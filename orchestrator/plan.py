@@ -10,7 +10,8 @@ from typing import Literal
 from orchestrator.record import Record, RunState
 from orchestrator.spec import Run, RunId
 
-Rerun = Literal["never", "changed", "always"]
+Rerun = Literal["never", "changed", "always", "anew"]
+"""Which finished runs are run again; `anew`: all that nobody is at work on, from scratch, with today's code."""
 
 
 class Action(StrEnum):
@@ -91,7 +92,7 @@ def _active(case: _Case) -> Step:
 
 def _done(case: _Case) -> Step:
     old, new = case.record.code, case.code
-    if case.rerun == "always" or (case.rerun == "changed" and old != new):
+    if case.rerun in {"always", "anew"} or (case.rerun == "changed" and old != new):
         reason = f"done under other code {old[:8]}, now {new[:8]}" if old != new else "done; asked for again"
         return case.from_scratch(Action.SUBMIT, reason, generation=case.record.planned.generation + 1)
     return case.skip(f"done, under other code {old[:8]}" if old != new else "done")
@@ -108,7 +109,7 @@ def _stopped(case: _Case) -> Step:
     reason = f"{record.state.value}: {record.reason}" if record.reason else record.state.value
     # An attempt that died before its claim takes nothing away from those before it.
     claims = [a.claim for a in record.attempts if a.claim and a.number >= record.planned.history]
-    if not claims:
+    if not claims or case.rerun == "anew":
         return case.from_scratch(Action.SUBMIT, reason, generation=record.planned.generation)
     return Step(
         run=case.run, action=Action.RESUME, reason=reason, attempt=case.next_attempt, history=claims[-1].history,

@@ -1,10 +1,11 @@
 """The command line. Results go to standard output, talk to standard error.
 
 Exit status: 0 ok; 1 a run or the cluster failed; 2 the request was wrong and nothing was done.
-    parser.py    the verbs and their options
-    verbs.py     what each verb does
-    render.py    records -> text
-    watch.py     progress, live
+    parser.py      the verbs and their options
+    verbs.py       what each verb does
+    render.py      records -> text
+    watch.py       progress, live
+    foreground.py  a background cluster's run in the terminal
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from orchestrator import __version__
+from orchestrator import __version__, api
 from orchestrator.cli import verbs
 from orchestrator.errors import nearest
 
@@ -96,6 +96,13 @@ def _run(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser = _verb(subparsers, "run", "run one run in the foreground, its output in the terminal", verbs.run)
     _overrides(parser)
     parser.add_argument("-m", "--message", default="", metavar="WHY", help="kept with the launch")
+    parser.add_argument(
+        "--on", metavar="CLUSTER",
+        help="a debug run there, of a few batches on one node: slurm, workstation, inline, or a profile of yours",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batches", type=int, metavar="N", help=f"of a debug run, with --on (default: {api.DEBUG_BATCHES})"
+    )
 
 
 def _status(subparsers: argparse._SubParsersAction[_Parser]) -> None:

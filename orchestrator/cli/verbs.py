@@ -13,11 +13,12 @@ from typing import Any
 
 from orchestrator import api, ledger, selection
 from orchestrator.cli import render
+from orchestrator.cli.foreground import Tail, launch_and_follow
 from orchestrator.cli.watch import Watch, wait
 from orchestrator.errors import OrchError, RequestError, nearest
 from orchestrator.ledger import Ledger
 from orchestrator.local.inline import Inline
-from orchestrator.plan import to_do
+from orchestrator.plan import Rerun, to_do
 from orchestrator.project import Project, find_project
 from orchestrator.record import Record, RunState
 from orchestrator.spec import Objective
@@ -109,48 +110,63 @@ def _status_of(records: Iterable[Record]) -> int:
 
 def run(arguments: Namespace) -> int:
     project = _project(arguments)
-    with api.prepare(project, arguments.words) as prepared:
+    words, batches = _where(arguments)
+    with api.prepare(project, words, batches=batches) as prepared:
         if len(prepared.experiment.runs) != 1:
             raise RequestError(
                 f"{prepared.experiment.name} has {len(prepared.experiment.runs)} points",
                 why="`orch run` runs one", fix="give each swept key one value, or sweep=none; or use orch launch",
             )  # fmt: skip
         _say(*(f"note: {note}" for note in prepared.notes))
-        cluster = Inline(grace_seconds=float(prepared.experiment.cluster.get("grace_seconds") or 30))
-        launched = api.launch(project, prepared, cluster=cluster, message=arguments.message, rerun=arguments.rerun)
-    name, only = prepared.experiment.name, launched.steps[0]
+        cluster = api.cluster_for(prepared.experiment.cluster)
+        if batches and cluster.background:
+            record = launch_and_follow(project, prepared, cluster, message=arguments.message)
+            return _last_word(record)
+        rerun = "anew" if batches else arguments.rerun
+        return _run_here(project, prepared, message=arguments.message, rerun=rerun)
+
+
+def _where(arguments: Namespace) -> tuple[list[str], int | None]:
+    """Return the overrides, and of how many batches a debug run is to be; None where it is none."""
+    if arguments.on is None and arguments.batches is not None:
+        raise RequestError(
+            "--batches is given, but --on is not", why="a run that is no debug run has all of its batches",
+            fix="orch run --on inline --batches 3 ..., or trainer.limit_train_batches=3",
+        )  # fmt: skip
+    if arguments.on is None:
+        return arguments.words, None
+    if chosen := [word for word in arguments.words if word.startswith("cluster=")]:
+        raise RequestError(f"--on {arguments.on} and {chosen[0]} are given", why="both choose", fix="give one of them")
+    batches = api.DEBUG_BATCHES if arguments.batches is None else arguments.batches
+    if batches < 1:
+        raise RequestError(f"--batches is {batches}", why="it is at least 1", fix=f"--batches {api.DEBUG_BATCHES}")
+    return [*arguments.words, f"cluster={arguments.on}"], batches
+
+
+def _run_here(project: Project, prepared: api.Prepared, *, message: str, rerun: Rerun) -> int:
+    name = prepared.experiment.name
+    cluster = Inline(grace_seconds=float(prepared.experiment.cluster.get("grace_seconds") or 30))
+    launched = api.launch(project, prepared, cluster=cluster, message=message, rerun=rerun)
+    only = launched.steps[0]
     if launched.paths is None:
         _say(f"{only.run.id[:8]}: {only.reason}; --rerun always runs it anew")
         return 0
     attempt = project.runs.experiment(name).run(only.run.id).attempt(only.attempt)
-    tail = _Tail(attempt.log)
+    tail = Tail(attempt.log)
     try:
         cluster.run(until=tail.copy)
     finally:
-        tail.copy()
+        tail.copy(ended=True)
         cluster.close()
     record = api.read(project, name).records[only.run.id]
     if record.failure and not attempt.log.exists():  # it died before it had a log of its own
         _say(record.failure.traceback)
+    return _last_word(record)
+
+
+def _last_word(record: Record) -> int:
     _say(f"{record.id[:8]}: {record.state.value}{': ' + record.reason if record.reason else ''}")
     return _status_of([record])
-
-
-class _Tail:
-    """Copies what is new in a file to standard output."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-
-    def copy(self) -> bool:
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                new = file.read()
-            self._offset += len(new)
-            sys.stdout.write(new.decode(errors="replace"))
-            sys.stdout.flush()
-        return False
 
 
 def status(arguments: Namespace) -> int:
@@ -273,19 +289,18 @@ def _without_log(record: Record, number: int) -> str:
 
 
 def _follow(project: Project, name: str, record: Record) -> int:
-    tails: dict[int, _Tail] = {}
+    tails: dict[int, Tail] = {}
     told = ""
     while True:
         record = api.look(project, name).records[record.id]
         for attempt in record.history:
             path = project.runs.experiment(name).run(record.id).attempt(attempt.number).log
-            tails.setdefault(attempt.number, _Tail(path)).copy()
+            tails.setdefault(attempt.number, Tail(path)).copy()
         if not tails and not told:
             told = f"{record.id[:8]}: {record.state.value}, {record.reason}"
             _say(told)
         if not record.state.active:
-            _say(f"{record.id[:8]}: {record.state.value}{': ' + record.reason if record.reason else ''}")
-            return _status_of([record])
+            return _last_word(record)
         time.sleep(0.5)
 
 

@@ -8,8 +8,10 @@ sweep.py      a sweep's definition -> points (pure)
 points.py     one resolved config per point, fast where that is provably the same
 schema.py     the built-in keys -> types (pure)
 draft.py      all of it together
+debug.py      a few batches of it, to try it out (pure)
 """
 
+from orchestrator.config.debug import debugging
 from orchestrator.config.draft import Draft, DraftPoint, data_version, draft, placing
 
-__all__ = ["Draft", "DraftPoint", "data_version", "draft", "placing"]
+__all__ = ["Draft", "DraftPoint", "data_version", "debugging", "draft", "placing"]

@@ -33,14 +33,16 @@ def scripted(script: Mapping[str, Any] | None = None, *, seed: int = 0, **resour
     return _run(config, Resources(**resources))
 
 
-def trained(net: Mapping[str, Any] | None = None, *, steps: int = 4, seed: int = 0, **resources: Any) -> Run:
+def trained(
+    net: Mapping[str, Any] | None = None, *, kind: str = "Net", steps: int = 4, seed: int = 0, **resources: Any
+) -> Run:
     """Return a run that really trains a Net with these arguments, for so many steps; its worker is the real one."""
     trainer = {
         "_target_": "pytorch_lightning.Trainer", "max_steps": steps, "max_epochs": -1, "log_every_n_steps": 1,
         "enable_progress_bar": False, "enable_model_summary": False, "callbacks": {},
     }  # fmt: skip
     config = {
-        "model": {"_target_": "orchestrator.testing.net.Net", **(net or {})}, "trainer": trainer, "seed": seed,
+        "model": {"_target_": f"orchestrator.testing.net.{kind}", **(net or {})}, "trainer": trainer, "seed": seed,
         "data": {"_target_": None, "version": None}, "task": "fit",
     }  # fmt: skip
     return _run(config, Resources(**resources))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,7 @@ class Net(pl.LightningModule):
     def training_step(self, batch: tuple[torch.Tensor], _batch_idx: int) -> torch.Tensor:
         if self.global_step == self._at and self.global_rank == self._rank:
             self._act()
-        if self._until is None or not self._until.exists():
-            time.sleep(self._seconds)
+        self._wait()
         ones = self.all_gather(torch.ones(()))
         self.log("ranks", ones.sum() if torch.is_tensor(ones) else 1.0)
         loss: torch.Tensor = self.layer(batch[0]).pow(2).mean()
@@ -46,6 +46,10 @@ class Net(pl.LightningModule):
         data = torch.utils.data.TensorDataset(torch.ones(STEPS_PER_EPOCH * self.trainer.world_size, 4))
         return torch.utils.data.DataLoader(data, batch_size=1)
 
+    def _wait(self) -> None:
+        if self._until is None or not self._until.exists():
+            time.sleep(self._seconds)
+
     def _act(self) -> None:
         match self._does:
             case "raise":
@@ -54,3 +58,25 @@ class Net(pl.LightningModule):
                 os._exit(3)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+class ValidatedNet(Net):
+    """The same, validated after each epoch on as many batches. Those are what lasts `seconds`, and not its steps.
+
+    Rank 1 has one batch less: ranks need not have equally many, and must still leave together.
+    """
+
+    def _wait(self) -> None:
+        if not self.trainer.training:
+            super()._wait()
+
+    def validation_step(self, batch: tuple[torch.Tensor], batch_idx: int) -> None:
+        sys.stdout.write(f"validation batch {batch_idx}\n")
+        self._wait()
+        self.log("val/loss", self.layer(batch[0]).pow(2).mean(), sync_dist=True)
+
+    def val_dataloader(self) -> Any:
+        data = torch.utils.data.TensorDataset(
+            torch.ones((STEPS_PER_EPOCH - self.global_rank) * self.trainer.world_size, 4)
+        )
+        return torch.utils.data.DataLoader(data, batch_size=1)

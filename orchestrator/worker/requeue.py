@@ -75,8 +75,8 @@ def _told_by_slurm(assignment: Assignment) -> str:
         text = run(argv, timeout_s=_ANSWER_SECONDS).decode(errors="replace")
     except ProgramError:
         return ""
-    found = dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", text))
-    words = {"CANCELLED": "cancelled in Slurm", "PENDING": "requeued in Slurm", "COMPLETING": "requeued in Slurm"}
-    if told := words.get(found.get("JobState", "")):
-        return told
+    found = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", text))
+    requeued = int(found.get("Restarts", "0")) > assignment.place.restart  # while it is ending both say COMPLETING
+    if found.get("JobState") in {"CANCELLED", "PENDING", "COMPLETING"}:
+        return "requeued in Slurm" if requeued else "cancelled in Slurm"
     return "preempted" if found.get("PreemptTime", "None") not in {"None", "Unknown"} else ""

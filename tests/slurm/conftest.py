@@ -64,7 +64,7 @@ def empty_queue(cluster):
 def devcluster(tmp_path_factory):
     """A cluster of four nodes with two fake GPUs each, without accounting. All nodes see pytest's folders."""
     shares = (str(tmp_path_factory.getbasetemp()),)
-    with running_devcluster(Options(nodes=4, gpus=2, grace_seconds=4, kill_wait_seconds=3, shares=shares)) as cluster:
+    with running_devcluster(Options(nodes=4, gpus=2, grace_seconds=4, kill_wait_seconds=6, shares=shares)) as cluster:
         yield cluster
 
 

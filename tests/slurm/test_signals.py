@@ -1,7 +1,8 @@
 """Whatever stops a run on a real Slurm, it goes on by itself where it was, in the same launch; but for `scancel`.
 
 Each story is told of a fit with two ranks and of one with a single process, launched together, and stopped
-in the middle of their second epoch: their last regular checkpoint is older than that.
+in the middle of their second epoch: their last regular checkpoint is older than that. Those that are stopped in
+the midst of a validation are in the preemption's story. What Slurm itself says of it all stands in its accounting.
 """
 
 from __future__ import annotations
@@ -26,29 +27,37 @@ STEPS = 400
 
 
 class Story:
-    """Two runs of one launch that train slowly until the gate is open."""
+    """Two runs of one launch that train slowly until the gate is open; with `validate`, two more that validate so."""
 
-    def __init__(self, folder, *, options=None, seconds=0.2, hours=None):
+    def __init__(self, folder, *, options=None, seconds=0.2, hours=None, validate=False):
         options = options or SlurmOptions()
         self.gate = Gate(folder / "open")
         self.bench = Bench(
             paths=ExperimentPaths(folder / "it's a run's folder" / "x"), kind="slurm", cluster=SlurmCluster(options)
         )
         net = self.gate.script(seconds=seconds)
+        kinds = ["Net", "ValidatedNet"] if validate else ["Net"]
         self.runs = [
-            trained(net, steps=STEPS, hours=hours),
-            trained(net, steps=STEPS, hours=hours, gpus_per_node=2, cpus_per_node=2),
+            trained(net, kind=kind, steps=STEPS, hours=hours, **ranks)
+            for kind in kinds
+            for ranks in ({}, {"gpus_per_node": 2, "cpus_per_node": 2})
         ]
         self.bench.launch(self.runs, worker=WORKER)
 
-    def steps(self, run, attempt):
-        """Return the steps that an attempt has logged."""
+    def steps(self, run, attempt, metric="ranks"):
+        """Return the steps at which an attempt has logged a metric."""
         metrics = self.bench.paths.run(run.id).attempt(attempt).metrics
         found = [record for record, _ in tracking.read(metrics)] if metrics.exists() else []
-        return [one.step for one in found if isinstance(one, tracking.Metrics)]
+        return [one.step for one in found if isinstance(one, tracking.Metrics) and metric in one.values]
 
     def wait_for_second_epoch(self):
-        wait_for(lambda: all(len(self.steps(run, 1)) > STEPS_PER_EPOCH + 1 for run in self.runs), "the second epoch")
+        """Wait until all train in their second epoch, or are in the midst of the validation of their first."""
+        wait_for(lambda: all(map(self._is_far_enough, self.runs)), "the second epoch")
+
+    def _is_far_enough(self, run):
+        log = self.bench.paths.run(run.id).attempt(1).log
+        validates = log.exists() and "validation batch 2\n" in log.read_text()
+        return validates or len(self.steps(run, 1)) > STEPS_PER_EPOCH + 1
 
     def jobs(self):
         records = self.bench.records()
@@ -60,11 +69,14 @@ class Story:
 
     def go_on(self):
         """Wait until both runs have begun again, and let them run to their end; returns their records."""
-        wait_for(lambda: all(self.steps(run, 2) for run in self.runs), "both runs to go on")
+        begun = [self.bench.paths.run(run.id).attempt(2).log for run in self.runs]
+        wait_for(lambda: all(log.exists() for log in begun), "the runs to go on")
         self.gate.open()
         wait_for_end(self.bench)
         records = self.bench.records()
-        assert [records[run.id].state for run in self.runs] == [RunState.DONE] * 2
+        assert [(records[run.id].state, records[run.id].reason) for run in self.runs] == [
+            (RunState.DONE, "") for run in self.runs
+        ]
         assert len(self.bench.paths.launches()) == 1
         for run in self.runs:
             assert [attempt.claim.restart for attempt in records[run.id].attempts] == [0, 1]
@@ -74,6 +86,9 @@ class Story:
         for run in self.runs:
             first, second = self.steps(run, 1), self.steps(run, 2)
             assert first + second == list(range(STEPS))
+        for run in self.runs[2:]:
+            validated = self.steps(run, 1, "val/loss") + self.steps(run, 2, "val/loss")
+            assert validated == list(range(STEPS_PER_EPOCH - 1, STEPS, STEPS_PER_EPOCH))
 
     def assert_went_on_from_the_last_regular_checkpoint(self):
         for run in self.runs:
@@ -96,6 +111,17 @@ def tell(slurm, tmp_path):
         story.gate.open()
 
 
+@pytest.fixture
+def grace(slurm):
+    """Give a function that sets the grace time of the preemptible partition, for this test."""
+
+    def set_to(seconds):
+        output("scontrol", "update", "PartitionName=preemptible", f"GraceTime={seconds}")
+
+    yield set_to
+    set_to(slurm.options().grace_seconds)
+
+
 def reasons(records):
     return [record.attempts[0].reason for record in records]
 
@@ -112,25 +138,22 @@ def test_at_the_time_limit_runs_save_themselves_and_go_on(tell):
     assert all(reason.startswith("time limit of") for reason in reasons(records))
 
 
-def test_preempted_runs_save_themselves_in_the_grace_time_and_go_on(tell):
-    story = tell(options=SlurmOptions(partition="preemptible"))
+def test_preempted_runs_save_themselves_in_the_grace_time_and_go_on(tell, grace):
+    grace(30)  # enough to save four at once, on a busy machine
+    story = tell(options=SlurmOptions(partition="preemptible"), seconds=0.4, validate=True)
     story.wait_for_second_epoch()
     urgent_job()
     records = story.go_on()
     story.assert_no_step_lost_or_repeated()
-    assert reasons(records) == ["preempted, stopped by SIGTERM"] * 2
+    assert reasons(records) == ["preempted, stopped by SIGTERM"] * 4
 
 
-def test_runs_preempted_without_grace_go_on(tell, slurm):
-    grace = slurm.options().grace_seconds
-    output("scontrol", "update", "PartitionName=preemptible", "GraceTime=0")
-    try:
-        story = tell(options=SlurmOptions(partition="preemptible"))
-        story.wait_for_second_epoch()
-        urgent_job()
-        records = story.go_on()
-    finally:
-        output("scontrol", "update", "PartitionName=preemptible", f"GraceTime={grace}")
+def test_runs_preempted_without_grace_go_on(tell, grace):
+    grace(0)
+    story = tell(options=SlurmOptions(partition="preemptible"))
+    story.wait_for_second_epoch()
+    urgent_job()
+    records = story.go_on()
     story.assert_no_step_lost_or_repeated()  # there is always the time from SIGTERM to SIGKILL (KillWait)
     assert reasons(records) == ["requeued in Slurm, stopped by SIGTERM"] * 2
 
@@ -170,7 +193,7 @@ def test_scancel_is_final_until_the_next_launch(tell):
     wait_for_end(story.bench)
     records = story.bench.records()
     assert [records[run.id].state for run in story.runs] == [RunState.INTERRUPTED] * 2
-    assert all("cancelled in Slurm" in records[run.id].reason for run in story.runs)
+    assert all(records[run.id].reason.startswith("cancelled in Slurm, stopped by SIGTERM") for run in story.runs)
     assert not output("squeue", "--noheader")
     story.gate.open()
     assert [step.attempt for step in to_do(story.bench.launch(story.runs, worker=WORKER).steps)] == [2, 2]
@@ -196,3 +219,56 @@ def test_a_run_is_not_requeued_for_ever(slurm, tmp_path):
     assert record.state is RunState.INTERRUPTED
     assert record.reason == "time limit, no more requeues (cluster.max_requeues=1)"
     assert len(record.attempts) == 2
+
+
+def test_slurm_itself_says_what_happened(accounted_slurm, tmp_path):
+    """All that can stop a run, at the same time, and told by `sacct` as the states of each job's starts."""
+    gate = Gate(tmp_path / "open")
+
+    def launch(name, count, **options):
+        cluster = SlurmCluster(SlurmOptions.parse(options))
+        bench = Bench(paths=ExperimentPaths(tmp_path / name), kind="slurm", cluster=cluster)
+        runs = [scripted(gate.script(steps=2), seed=seed, hours=1) for seed in range(count)]
+        bench.launch(runs)
+        wait_for(lambda: len(bench.played()) == count, f"the runs of {name} to begin")
+        records = bench.records()
+        return bench, [records[run.id].job for run in runs]
+
+    preempted, (evicted,) = launch("preempted", 1, partition="preemptible", nodelist="n0")
+    stopped, (requeued, limited, cancelled) = launch("stopped", 3, nodelist="n0")
+    crashed, (lost,) = launch("crashed", 1, nodelist="n1")
+    output("sbatch", "--partition=urgent", "--nodelist=n0", "--output=/dev/null", "--wrap=true")
+    output("scontrol", "requeue", requeued)
+    output("scancel", "--signal=USR2", limited)  # as Slurm does before the time limit
+    output("scancel", cancelled)
+    accounted_slurm.crash("n1")
+    wait_for(lambda: squeue_state(lost) != "RUNNING", "Slurm to miss the node")
+    accounted_slurm.restore("n1")
+    for bench, begun in ((preempted, 2), (stopped, 5), (crashed, 2)):
+        wait_for(lambda bench=bench, begun=begun: len(bench.played()) == begun, "what was stopped to begin again")
+    gate.open()
+    for bench in (preempted, stopped, crashed):
+        wait_for_end(bench)
+    expected = {
+        evicted: ["PREEMPTED", "COMPLETED"], requeued: ["REQUEUED", "COMPLETED"], limited: ["REQUEUED", "COMPLETED"],
+        cancelled: ["CANCELLED"], lost: ["NODE_FAIL", "COMPLETED"],
+    }  # fmt: skip
+    for job, states in expected.items():
+        wait_for(lambda job=job, states=states: accounted(job) == states, f"{job} to be {states} in the accounting")
+    records = [record for bench in (preempted, stopped, crashed) for record in bench.records().values()]
+    assert [record.state for record in records].count(RunState.DONE) == 4
+    assert [record.reason for record in records if record.state is not RunState.DONE] == [
+        "cancelled in Slurm, stopped by SIGTERM (cancelled in Slurm)"
+    ]
+
+
+def squeue_state(job):
+    return output("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+
+
+def accounted(job):
+    """Return the state of each of a job's starts, as sacct says it."""
+    told = output(
+        "sacct", "--noheader", "--parsable2", "--duplicates", "--allocations", f"--jobs={job}", "--format=State"
+    )
+    return [line.split()[0] for line in told.splitlines()]

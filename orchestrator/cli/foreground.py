@@ -1,0 +1,171 @@
+"""A run of a background cluster in the foreground: its output as it comes, and Ctrl-C ends its job."""
+
+from __future__ import annotations
+
+import codecs
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from orchestrator import api
+from orchestrator.cluster import Cluster
+from orchestrator.errors import RequestError
+from orchestrator.layout import LaunchPaths
+from orchestrator.plan import Step
+from orchestrator.project import Project
+from orchestrator.record import JobState, Record
+
+if TYPE_CHECKING:
+    from orchestrator.launch import Launched
+
+_PERIOD_SECONDS = 0.5
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Tail:
+    """Copies what is new in a file to standard output; with a label, each line behind it, once it is whole."""
+
+    def __init__(self, path: Path, label: str = "") -> None:
+        self._path, self._label, self._offset = path, label, 0
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def copy(self, *, ended: bool = False) -> bool:
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+            if self._label and not ended:
+                new = new[: new.rfind(b"\n") + 1]
+            self._offset += len(new)
+            lines = self._decode(new, ended).splitlines(keepends=True)
+            sys.stdout.write("".join(f"{self._label}{line}" for line in lines))
+            sys.stdout.flush()
+        return False
+
+
+class Foreground:
+    """One run of one launch, seen from the terminal that it was launched from."""
+
+    def __init__(self, project: Project, name: str, cluster: Cluster, launch: LaunchPaths, step: Step) -> None:
+        self._project, self._name, self._cluster, self._launch, self._step = project, name, cluster, launch, step
+        self._tails: dict[Path, Tail] = {}
+        self._told = ""
+
+    def follow(self) -> Record:
+        """Show what the run prints, and what it waits for, until its job has ended; returns its last record."""
+        while True:
+            record = self._record()
+            ended = not record.state.active and not self._has_job(record)
+            self._copy(record, ended=ended)
+            if ended:
+                return record
+            self._tell(record)
+            time.sleep(_PERIOD_SECONDS)
+
+    def cancel(self) -> Record:
+        """Cancel the run, and wait until its job has ended."""
+        api.cancel(self._project, self._name, [self._record()])
+        _say(f"{self._step.run.id[:8]}: cancelled; its job is ending (Ctrl-C again: do not wait for it)")
+        return self.follow()
+
+    def _record(self) -> Record:
+        return api.read(self._project, self._name).records[self._step.run.id]
+
+    def _has_job(self, record: Record) -> bool:
+        """Return whether processes are left of a run that has said its last word: they may have more to print."""
+        index = record.planned.index
+        return self._cluster.observe(self._launch, [index])[index].state is JobState.RUNNING
+
+    def _copy(self, record: Record, *, ended: bool) -> None:
+        for path, label in self._outputs(record, ended=ended):
+            self._tails.setdefault(path, Tail(path, label)).copy(ended=ended)
+
+    def _outputs(self, record: Record, *, ended: bool) -> Iterator[tuple[Path, str]]:
+        """Yield what is shown, each with its label: what the job's script prints, and each rank's log.
+
+        What a process prints before it has a log is of interest only where it never had one.
+        """
+        attempts = [attempt for attempt in record.attempts if attempt.number >= self._step.attempt]
+        ranks = self._step.run.resources.world_size
+        jobs = {record.job, *(attempt.claim.job for attempt in attempts if attempt.claim)} - {""}
+        for job in sorted(jobs):
+            script, *processes = self._launch.outputs(job, processes=ranks)
+            yield script, ""
+            yield from ((path, "") for path in processes if ended and not attempts)
+        for attempt in attempts:
+            paths = self._project.runs.experiment(self._name).run(record.id).attempt(attempt.number)
+            yield from ((paths.rank_log(rank), f"[rank {rank}] " if rank else "") for rank in range(ranks))
+
+    def _tell(self, record: Record) -> None:
+        waiting = not record.attempts or record.attempts[-1].number < self._step.attempt or record.attempts[-1].final
+        told = f"{record.id[:8]}: {record.state.value}{f' ({record.reason})' if record.reason else ''}"
+        if waiting and told != self._told:
+            _say(told)
+        self._told = told if waiting else self._told
+
+
+def launch_and_follow(project: Project, prepared: api.Prepared, cluster: Cluster, *, message: str) -> Record:
+    """Launch the only run of an experiment anew and follow it to its end; whatever interrupts us cancels it.
+
+    Raises RequestError where somebody is at work on it already, and KeyboardInterrupt once it is cancelled.
+    """
+    followed = None
+    try:
+        with _as_interrupts():
+            with _held():
+                launched = api.launch(project, prepared, cluster=cluster, message=message, rerun="anew")
+                followed = _followed(project, prepared.experiment.name, cluster, launched)
+            return followed.follow()
+    except KeyboardInterrupt:
+        if followed is not None:
+            followed.cancel()
+        raise
+
+
+def _followed(project: Project, name: str, cluster: Cluster, launched: Launched) -> Foreground:
+    (step,) = launched.steps
+    if launched.paths is None:
+        raise RequestError(
+            f"{name}: this debug run is at work already", why=step.reason,
+            fix=f"wait for it, or end it: orch cancel {name} {step.run.id[:8]}",
+        )  # fmt: skip
+    return Foreground(project, name, cluster, launched.paths, step)
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Hold back what would stop this process: no job may be submitted that nobody knows of.
+
+    Raises KeyboardInterrupt at the end of the block if something came.
+    """
+    came: list[int] = []
+    with _handling(lambda number, _: came.append(number)):
+        yield
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _as_interrupts() -> Iterator[None]:
+    """Have SIGTERM, and SIGHUP of a terminal that is closed, do what Ctrl-C does: the job must not outlive us."""
+    with _handling(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    former = {number: signal.signal(number, handler) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, old in former.items():
+            signal.signal(number, old)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,42 @@
+"""A draft -> the draft of its debug run: a few batches on one node, under a name of its own. Pure.
+
+Its limits are part of the configuration that is frozen, so what runs is what stands in its records. They make it
+another run than the experiment's: no short run is ever taken for the real one, nor the real one for done. It lies
+in an experiment of its own, without tracking, so that comparisons and the tracking store stay free of it.
+
+Lightning's own `fast_dev_run` is not used: it takes away logger and checkpoints, and with them half of what a
+debug run is to try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.config.draft import Draft, DraftPoint
+
+SUFFIX = "-debug"
+_LONGEST_NAME = 100
+
+
+def debugging(draft: Draft, batches: int) -> Draft:
+    """Return a draft of one epoch of so many training, validation and test batches."""
+    return replace(
+        draft, name=draft.name[: _LONGEST_NAME - len(SUFFIX)] + SUFFIX, tracking={"kind": "none"},
+        points=tuple(_point(point, batches) for point in draft.points),
+    )  # fmt: skip
+
+
+def _point(point: DraftPoint, batches: int) -> DraftPoint:
+    config = {**point.config, "trainer": _trainer(point.config["trainer"], batches)}
+    return replace(point, config=config, resources=replace(point.resources, nodes=1))
+
+
+def _trainer(trainer: Mapping[str, Any], batches: int) -> dict[str, Any]:
+    limits = {f"limit_{loop}_batches": batches for loop in ("train", "val", "test")}
+    # Lightning refuses intervals and minima that the limits leave no room for; null leaves an argument out.
+    freed = {key: None for key in ("val_check_interval", "min_epochs", "min_steps") if key in trainer}
+    return {
+        **trainer, **freed, **limits, "max_epochs": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 1,
+    }  # fmt: skip
