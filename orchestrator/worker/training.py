@@ -227,7 +227,8 @@ class Agreement:
             return None
         mine = float(_SIGNALS.index(self._stop.received)) if self._stop.received in _SIGNALS else 0.0
         received, elapsed = self._most([mine, time.monotonic() - self._since])
-        self._every = max(1, min(1000, round(self._count * _AGREE_SECONDS / max(elapsed, 1e-6))))
+        rate = round(self._count * _AGREE_SECONDS / max(elapsed, 1e-6))
+        self._every = max(1, min(1000, 2 * self._every, rate))  # one quick call says little of those to come
         self._count, self._since = 0, time.monotonic()
         self._agreed = received > 0
         self._stop.received = self._stop.received or _SIGNALS[int(received)] or None
