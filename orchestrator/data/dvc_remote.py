@@ -125,13 +125,10 @@ def _opened_in_git(url: str, rev: str) -> Any:
 def _one(places: Sequence[Place], checksum: str, at: Sequence[str], target: Path | None) -> dict[str, Any]:
     problems = []
     for place in places:
-        if place.broken:
-            problems.append(f"{place}: {place.broken}")
-            continue
-        found = _from(place, checksum, at, target)
+        found = {"problem": place.broken} if place.broken else _from(place, checksum, at, target)
         if "problem" not in found:
             return found
-        problems.append(f"{place}: {found['problem']}")
+        problems.append(f"{place}: {found['problem']}" if len(places) > 1 else str(found["problem"]))
     return {"problem": "; ".join(problems)}
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 
 from orchestrator.data.answers import Answers
 from orchestrator.data.dvc_cache import expected_paths, other_paths
-from orchestrator.data.dvc_origin import Ask, ask_remotes
+from orchestrator.data.dvc_origin import Ask, DvcOrigin, ask_remotes
 from orchestrator.data.dvc_probe import fingerprint
 from orchestrator.data.manifest import Entry, Manifest
 from orchestrator.data.repository import Checkout, checkout, differs, dvc_repositories, some_of
@@ -359,9 +359,10 @@ class _Sizes:
         shown = ", ".join(f"{file.path!r} ({file.checksum})" for file in missing[:3])
         count = f"{len(missing)} of the {len(tracked.files)} files of {self.version.path!r} at {self.version.rev}"
         where = "on this machine or in a remote" if tracked.elsewhere else "on this machine"
+        told = [f"{DvcOrigin(remotes=tracked.elsewhere).name}: {problems[missing[0].checksum]}"]
         return RequestError(
             f"{count} are not {where}: {shown}{', ...' if len(missing) > 3 else ''}",
-            why=_looked_in(tracked.folders, list(filter(None, [problems[missing[0].checksum]]))),
+            why=_looked_in(tracked.folders, told if tracked.elsewhere else []),
             fix=self.repair,
         )
 
