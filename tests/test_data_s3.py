@@ -217,6 +217,9 @@ def test_an_unknown_bucket_and_prefix_are_refused_with_their_neighbours(version,
     with pytest.raises(RequestError, match="holds no files") as refusal:
         version(f"s3://{plain}/raw/plain")
     assert "'raw/plain.txt'" in refusal.value.why
+    with pytest.raises(RequestError, match="holds no files") as refusal:
+        version(f"s3://{plain}/war/deep/er")
+    assert "'raw/', 'raw2/'" in refusal.value.why
     with pytest.raises(RequestError, match="has nothing there"):
         version(f"s3://{buckets.make()}")
 

@@ -153,7 +153,7 @@ def _described(version: Version) -> dict[str, Any]:
         "digest": version.digest, "state": "complete" if facts else "being removed", "view": str(version.view),
         "files": facts.files if facts else 0, "bytes": facts.bytes if facts else 0, "held_by": held,
         "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(version.used_ns / 1e9)) if version.used_ns else "",
-        "origin": " ".join(str(origin[key]) for key in ("source", "path", "rev") if origin.get(key)),
+        "origin": " ".join(str(origin[key]) for key in ("source", "url", "path", "rev") if origin.get(key)),
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ never part of what is written down. All calls may be made from many threads.
 from __future__ import annotations
 
 import base64
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ class Bucket:
             return False
         return status in ("Enabled", "Suspended")
 
-    def list(self, prefix: str, *, versions: bool) -> Iterator[Listed]:
+    def objects(self, prefix: str, *, versions: bool) -> Iterator[Listed]:
         """Yield the newest version of each object whose key starts with the prefix."""
         call, kind = ("list_object_versions", "Versions") if versions else ("list_objects_v2", "Contents")
         with _told_plainly():
@@ -109,13 +110,14 @@ class Bucket:
                         yield Listed(key=row["Key"], size=row["Size"], etag=row["ETag"].strip('"'), version=version)
 
     def neighbours(self, prefix: str) -> list[str]:
-        """Return what lies beside a prefix: keys and, with a `/` at the end, what starts more keys."""
+        """Return what lies beside a prefix, or beside the nearest one above it: keys, and prefixes with a `/`."""
         above = prefix.rstrip("/").rpartition("/")[0]
-        above = f"{above}/" if above else ""
+        folder = f"{above}/" if above else ""
         with _told_plainly():
-            page = self._client.list_objects_v2(Bucket=self.address.bucket, Prefix=above, Delimiter="/")
+            page = self._client.list_objects_v2(Bucket=self.address.bucket, Prefix=folder, Delimiter="/")
         folders = [row["Prefix"] for row in page.get("CommonPrefixes", ())]
-        return sorted(folders + [row["Key"] for row in page.get("Contents", ()) if row["Key"] != above])
+        found = sorted(folders + [row["Key"] for row in page.get("Contents", ()) if row["Key"] != folder])
+        return found if found or not above else self.neighbours(above)
 
     def siblings(self) -> list[str]:
         """Return the names of the user's buckets, as far as they may be listed."""
@@ -185,6 +187,7 @@ def _client(address: Address) -> Any:
         max_pool_connections=AT_ONCE, connect_timeout=10, read_timeout=60,
         retries={"mode": "standard", "max_attempts": 3},
     )  # fmt: skip
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # else it tells in each log where it found credentials
     session = botocore.session.Session(profile=address.profile)
     try:
         region = (

@@ -50,11 +50,11 @@ _SHOWABLE = frozenset(
 
 
 def main() -> int:
-    request = json.load(sys.stdin)
+    request, output = json.load(sys.stdin), sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # whatever DVC has to say is not the answer
         for answer in answers(**request):
-            sys.__stdout__.write(json.dumps(answer) + "\n")  # type: ignore[union-attr] - a program has one
-            sys.__stdout__.flush()  # type: ignore[union-attr] - as above
+            output.write(json.dumps(answer) + "\n")
+            output.flush()
     return 0
 
 

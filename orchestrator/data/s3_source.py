@@ -81,10 +81,10 @@ def resolve(version: S3Version, *, cache: Path) -> Manifest:
 def _found(bucket: Bucket, prefix: str, *, versions: bool) -> list[tuple[str, Listed]]:
     """Return the files below a prefix with their paths from there; a prefix that is a key is one file."""
     folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
-    rows = [row for row in bucket.list(folder, versions=versions) if not row.key.endswith("/")]
+    rows = [row for row in bucket.objects(folder, versions=versions) if not row.key.endswith("/")]
     if rows:
         return [(row.key.removeprefix(folder), row) for row in rows]
-    exact = [row for row in bucket.list(prefix, versions=versions) if row.key == prefix] if folder else []
+    exact = [row for row in bucket.objects(prefix, versions=versions) if row.key == prefix] if folder else []
     if exact:
         return [(prefix.rpartition("/")[2], exact[0])]
     near = bucket.neighbours(prefix)
