@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
-pytest_plugins = ("processes",)
+pytest_plugins = ("processes", "buckets", "repositories")
 pytest.register_assert_rewrite("cluster_contract")
 
 

@@ -48,8 +48,9 @@ TRAINING = (
 )
 MAY_IMPORT = {
     "antlr4": ("orchestrator/config/",),
-    "dvc": ("orchestrator/data/dvc_probe.py",),
-    "dvc_data": ("orchestrator/data/dvc_probe.py",),
+    "botocore": ("orchestrator/data/bucket.py",),
+    "dvc": ("orchestrator/data/dvc_probe.py", "orchestrator/data/dvc_remote.py"),
+    "dvc_data": (),
     "hydra": ("orchestrator/config/",),
     "lightning": TRAINING,
     "lightning_fabric": TRAINING,
@@ -66,7 +67,7 @@ MAY_IMPORT = {
     "torch": TRAINING,
     "torchmetrics": TRAINING,
 }
-HEAVY = ("dvc", "hydra", "lightning_fabric", "mlflow", "omegaconf", "pytorch_lightning", "rich", "torch")
+HEAVY = ("botocore", "dvc", "hydra", "lightning_fabric", "mlflow", "omegaconf", "pytorch_lightning", "rich", "torch")
 FORBIDDEN_NAMES = {"base", "common", "helpers", "manager", "utils"}
 LONGEST_FUNCTION = 60  # lines; most have fewer than ten
 

@@ -152,7 +152,7 @@ def test_a_folder_that_is_not_there_is_refused_with_its_neighbour(project):
     [
         ({}, "source: None"),
         ({"source": "dcv", "path": "x"}, "did you mean 'dvc'"),
-        ({"source": ["dvc"], "path": "x"}, "known are dvc, directory"),
+        ({"source": ["dvc"], "path": "x"}, "known are dvc, directory, s3"),
         ({"source": "directory"}, "has no 'path'"),
         ({"source": "directory", "path": None}, "has no 'path'"),
         ({"source": "directory", "path": ""}, "it must be text"),
@@ -163,8 +163,6 @@ def test_a_folder_that_is_not_there_is_refused_with_its_neighbour(project):
         ({"source": "dvc", "path": "x", "rev": 1.0}, "rev: 1.0"),
         ({"source": "dvc", "path": "../x"}, "leads out of its repository"),
         ({"source": "dvc", "path": "/x"}, "leads out of its repository"),
-        ({"source": "dvc", "path": "x", "repo": "https://host/x.git"}, "is a URL"),
-        ({"source": "dvc", "path": "x", "repo": "git@host:x.git"}, "is a URL"),
     ],
 )
 def test_a_version_that_makes_no_sense_is_a_configuration_error(version, message, tmp_path):

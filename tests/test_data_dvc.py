@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from dvc_data.hashfile.hash import file_md5
+from repositories import commit, dvc, dvc_all, git, tree
 
 from orchestrator.data import Store, resolve
 from orchestrator.data.checksum import checksum_of
@@ -25,42 +26,11 @@ FILES = {
 ODD = 'it\'s "the" repo'
 
 
-def tree(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def git(repo, *arguments):
-    subprocess.run(["git", "-C", repo, *arguments], check=True, capture_output=True)
-
-
-def dvc(repo, *arguments):
-    argv = [sys.executable, "-m", "dvc", *arguments]
-    subprocess.run(argv, cwd=repo, check=True, capture_output=True)
-
-
-def commit(repo, message):
-    git(repo, "add", "-A")
-    git(repo, "commit", "-q", "-m", message)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment(tmp_path_factory):
-    """Keep the user's own git and DVC settings out of it."""
-    home = tmp_path_factory.mktemp("home")
-    settings = {
-        "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "DVC_TEST": "true",
-        "DVC_GLOBAL_CONFIG_DIR": str(home / "global"), "DVC_SYSTEM_CONFIG_DIR": str(home / "system"),
-        "DVC_SITE_CACHE_DIR": str(home / "site"), "DVC_NO_ANALYTICS": "1",
-        **{f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        yield
+pytestmark = pytest.mark.usefixtures("private_settings")
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory):
+def origin(tmp_path_factory, private_settings):
     """A repository with a bundled remote and two revisions: v1, and main with a file more and one changed.
 
     data/digits is a directory, data/labels.csv a file, copy.csv the output of a pipeline.
@@ -79,15 +49,12 @@ def origin(tmp_path_factory):
     (repo / "dvc.yaml").write_text(
         "stages:\n  copy:\n    cmd: cp data/labels.csv copy.csv\n    deps: [data/labels.csv]\n    outs: [copy.csv]\n"
     )
-    dvc(repo, "add", "data/digits", "data/labels.csv")
-    dvc(repo, "repro")
-    dvc(repo, "push")
+    dvc_all(repo, ["add", "data/digits", "data/labels.csv"], ["repro"], ["push"])
     commit(repo, "one")
     git(repo, "tag", "v1")
     (repo / "data/digits/plain.txt").write_bytes(b"changed\n")
     (repo / "data/digits/new").write_bytes(b"new")
-    dvc(repo, "add", "data/digits")
-    dvc(repo, "push")
+    dvc_all(repo, ["add", "data/digits"], ["push"])
     commit(repo, "two")
     return repo
 
@@ -395,14 +362,6 @@ def test_the_repair_is_a_command_that_dvc_takes(full):
     shutil.rmtree(full / "remote")
     shutil.rmtree(full.parent / "scratch")
     assert staged(full, "data/digits", "v1") == expected
-
-
-def test_a_listing_that_is_only_in_a_remote_elsewhere_is_to_be_fetched(clone):
-    (clone / ".dvc/config.local").write_text("['remote \"bundled\"']\n    url = s3://bucket/there\n")
-    with pytest.raises(RequestError, match="list of the files of 'data/digits'") as refusal:
-        resolved(clone)
-    assert "not on this machine: the remotes 'bundled'" in refusal.value.why
-    assert refusal.value.fix.endswith("fetch data/digits")
 
 
 def test_a_listing_that_is_damaged_everywhere_is_named(clone):

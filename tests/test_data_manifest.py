@@ -47,6 +47,23 @@ def test_any_name_survives_writing_and_reading(path, tmp_path):
     assert Manifest.read(tmp_path / "new folder" / "m.json") == written
 
 
+def test_what_a_remote_needs_to_know_survives_writing_and_reading(tmp_path):
+    written = manifest(replace(entry("a"), remote=("s3", "key with\nnewline", "")), entry("b"))
+    written.write(tmp_path / "m.json")
+    assert Manifest.read(tmp_path / "m.json") == written
+    assert written.digest == manifest(entry("a"), entry("b")).digest
+
+
+def test_a_manifest_of_the_first_version_is_read_for_ever(tmp_path):
+    """As it was written before entries could say where a remote has them."""
+    rows = [["a", ONE, 1, ["/somewhere"]], ["b/c", TWO, 2, []]]
+    digest = hashlib.sha256(f'[["a","{ONE}"],["b/c","{TWO}"]]'.encode()).hexdigest()
+    old = {"version": 1, "digest": digest, "origin": {"source": "dvc"}, "entries": rows}
+    (tmp_path / "m.json").write_text(json.dumps(old))
+    read = Manifest.read(tmp_path / "m.json")
+    assert (read.digest, read.entries[1]) == (digest, entry("b/c", TWO, 2, ()))
+
+
 @pytest.mark.parametrize("path", ["", "/absolute", "..", "a/../b", "./a", "a/.", "a//b", "a/", "nul\0", "/"], ids=repr)
 def test_a_path_that_is_not_plainly_inside_is_refused(path):
     with pytest.raises(DataError, match="a path must be relative"):
@@ -76,7 +93,7 @@ def test_a_size_below_zero_is_refused():
     [
         lambda j: j.pop("entries"),
         lambda j: j.pop("version"),
-        lambda j: j.update(version=2),
+        lambda j: j.update(version=3),
         lambda j: j.update(digest="0" * 64),
         lambda j: j.update(origin=None),
         lambda j: j["entries"].pop(),
@@ -86,6 +103,9 @@ def test_a_size_below_zero_is_refused():
         lambda j: j["entries"].__setitem__(0, ["a", ONE, True, []]),
         lambda j: j["entries"].__setitem__(0, ["a", ONE, 1, "/a"]),
         lambda j: j["entries"].__setitem__(0, ["a", ONE, 1, [1]]),
+        lambda j: j["entries"].__setitem__(0, ["a", ONE, 1, [], "key"]),
+        lambda j: j["entries"].__setitem__(0, ["a", ONE, 1, [], [1]]),
+        lambda j: j["entries"].__setitem__(0, ["a", ONE, 1, [], ["key"], []]),
         lambda j: j["entries"].__setitem__(0, ["a", TWO, 1, []]),
     ],
 )

@@ -7,13 +7,13 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator import api
 from orchestrator.cli.render import table
-from orchestrator.data import Manifest, Progress, Staging, Store, Version, scratch_dir
+from orchestrator.data import Manifest, Progress, Staging, Store, Version, origin_of, scratch_dir
 from orchestrator.data.progress import size
 from orchestrator.data.room import disk_of
 from orchestrator.errors import RequestError, nearest
@@ -35,12 +35,22 @@ def _resolve(arguments: Namespace) -> int:
         _say("no data version is chosen: orch data resolve data=NAME")
     else:
         print(f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes")
-        for key, value in manifest.origin.items():
-            if value not in (None, ""):
-                print(f"{key}: {value}")
+        for line in _origin(manifest):
+            print(line)
         rows = [[entry.hash, str(entry.size), entry.path] for entry in manifest.entries]
         print("\n".join(table(["HASH", "BYTES", "PATH"], rows)))
     return 0
+
+
+def _origin(manifest: Manifest) -> Iterator[str]:
+    """Yield what a version was resolved from, and what its nodes fetch."""
+    for key, value in manifest.origin.items():
+        if key != "remotes" and value not in (None, ""):
+            yield f"{key}: {value}"
+    afar = [entry for entry in manifest.entries if not entry.sources]
+    if (origin := origin_of(manifest)) and afar:
+        count = f"{len(afar)} files, {sum(entry.size for entry in afar)} bytes"
+        yield f"fetched on the node: {count} from {origin.name}"
 
 
 def _stage(arguments: Namespace) -> int:
@@ -48,7 +58,7 @@ def _stage(arguments: Namespace) -> int:
     manifest = _manifest(arguments)
     if manifest is None:
         raise RequestError("no data version is chosen", fix="orch data stage data=NAME")
-    staged = _store(arguments).stage(manifest, report=_say_progress)
+    staged = _store(arguments).stage(manifest, report=_say_progress, origin=origin_of(manifest))
     staged.release()
     how = "was here" if staged.hit else f"{staged.copied_files} files, {size(staged.copied_bytes)} copied"
     if arguments.json:
@@ -143,7 +153,7 @@ def _described(version: Version) -> dict[str, Any]:
         "digest": version.digest, "state": "complete" if facts else "being removed", "view": str(version.view),
         "files": facts.files if facts else 0, "bytes": facts.bytes if facts else 0, "held_by": held,
         "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(version.used_ns / 1e9)) if version.used_ns else "",
-        "origin": " ".join(str(origin[key]) for key in ("source", "path", "rev") if origin.get(key)),
+        "origin": " ".join(str(origin[key]) for key in ("source", "url", "path", "rev") if origin.get(key)),
     }  # fmt: skip
 
 

@@ -2,16 +2,18 @@
 
 `resolve` turns what an experiment names into a `Manifest` (on the login node, at launch); a `Store` on
 the node's scratch turns a manifest into a folder with exactly these files, verified by their hashes.
-Nothing here knows of runs, schedulers or configuration, and only `dvc_probe`, a program of its own,
-imports DVC.
+Nothing here knows of runs, schedulers or configuration. Only `dvc_probe` and `dvc_remote`, programs of their own,
+import DVC, and only `bucket` knows S3.
 """
 
 from orchestrator.data.manifest import Entry, Manifest
 from orchestrator.data.progress import Progress
 from orchestrator.data.scratch import scratch_dir
-from orchestrator.data.sources import resolve
+from orchestrator.data.sources import origin_of, resolve
 from orchestrator.data.staging import Staging
 from orchestrator.data.store import Staged, Store
 from orchestrator.data.versions import Version
 
-__all__ = ["Entry", "Manifest", "Progress", "Staged", "Staging", "Store", "Version", "resolve", "scratch_dir"]
+__all__ = [
+    "Entry", "Manifest", "Progress", "Staged", "Staging", "Store", "Version", "origin_of", "resolve", "scratch_dir",
+]  # fmt: skip

@@ -2,88 +2,96 @@
 
 DVC itself says what the target was (`dvc_probe`, in a subprocess), once per repository, commit and
 target: that can never change, so the answer is kept for ever. Where the bytes lie can change, so
-it is looked up each time, and DVC is asked again after its configuration was edited.
+it is looked up each time, and DVC is asked again after its configuration was edited. What no folder of this machine
+holds must be in a remote; that is asked once as well, for the sizes.
 """
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import json
 import os
-import re
 import shlex
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from orchestrator.data.answers import Answers
 from orchestrator.data.dvc_cache import expected_paths, other_paths
+from orchestrator.data.dvc_origin import Ask, DvcOrigin, ask_remotes
 from orchestrator.data.dvc_probe import fingerprint
 from orchestrator.data.manifest import Entry, Manifest
-from orchestrator.errors import ConfigError, DataError, RequestError
+from orchestrator.data.repository import Checkout, checkout, differs, dvc_repositories, some_of
+from orchestrator.errors import ConfigError, DataError, RequestError, nearest
 from orchestrator.process import ProgramError, run
 
 Probe = Callable[[Mapping[str, str]], Mapping[str, Any]]
 """From a request to an answer, as dvc_probe defines them."""
 
-_PROBE_VERSION = "1"
-_GIT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1"}
-_OBJECT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_REMOTE_GIT = re.compile(r"\w[\w+.-]*://|[\w.-]+@[\w.-]+:")
+_PROBE_VERSION = "2"
 _STATS_AT_ONCE = 16
 _SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DvcVersion:
-    """The keys of a data version with `source: dvc`; `path` is relative to `repo`."""
+    """The keys of a data version with `source: dvc`; `path` is relative to `repo`.
+
+    `remote` is the only remote to use; None stands for all, the default one first.
+    """
 
     path: str
     repo: str = "."
     rev: str = "HEAD"
+    remote: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkout:
-    """A folder in a git working tree at a commit; `prefix` leads from the tree's root to the folder."""
+class File(NamedTuple):
+    """One file: a plain tuple, because there may be 200,000. `at` is an Entry's `remote`."""
 
-    folder: Path
-    root: Path
-    prefix: str
-    commit: str
-    at_head: bool
+    path: str
+    checksum: str
+    size: int | None
+    at: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracked:
     """DVC's answer: files with their checksums, and where their objects may lie."""
 
-    files: tuple[tuple[str, str], ...]
+    files: tuple[File, ...]
     dvc_root: str
     outputs: tuple[str, ...]
-    folders: tuple[str, ...]
-    unreachable: tuple[str, ...]
     definitions: tuple[str, ...]
+    folders: tuple[str, ...]
+    remotes: tuple[Mapping[str, Any], ...]
+    imports: tuple[Mapping[str, Any], ...]
     config: Mapping[str, str | None]
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> Self:
         return cls(
-            files=tuple((str(path), str(checksum)) for path, checksum in answer["files"]),
+            files=tuple(File(path, checksum, size, tuple(at)) for path, checksum, size, at in answer["files"]),
             dvc_root=str(answer["dvc_root"]),
             outputs=tuple(answer["outputs"]),
-            folders=tuple(answer["folders"]),
-            unreachable=tuple(answer["unreachable"]),
             definitions=tuple(answer["definitions"]),
+            folders=tuple(answer["folders"]),
+            remotes=tuple(map(dict, answer["remotes"])),
+            imports=tuple(map(dict, answer["imports"])),
             config=dict(answer["config"]),
         )
 
     def up_to_date(self) -> bool:
         return all(fingerprint(Path(file)) == known for file, known in self.config.items())
+
+    @property
+    def elsewhere(self) -> list[Mapping[str, Any]]:
+        """The remotes that are no folder of this machine."""
+        return [remote for remote in self.remotes if remote["folder"] is None]
 
 
 def ask_dvc(request: Mapping[str, str]) -> Mapping[str, Any]:
@@ -101,26 +109,72 @@ def ask_dvc(request: Mapping[str, str]) -> Mapping[str, Any]:
     return answer
 
 
-def resolve(version: DvcVersion, *, project: Path, cache: Path, probe: Probe = ask_dvc) -> Manifest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Resolver:
+    """What resolving needs besides the version, for the version itself and for what it imports."""
+
+    project: Path
+    cache: Path
+    probe: Probe
+
+    def tracked(self, version: DvcVersion, place: Checkout, target: str) -> Tracked:
+        """Return DVC's answer, with the files that only the repositories imported from can list."""
+        found = self._asked(version, place, target)
+        for each in found.imports:
+            if not each["listed"]:
+                source = self.imported(each)
+                files = tuple(row._replace(path="/".join(filter(None, (each["at"], row.path)))) for row in source.files)
+                found = _joined(found, source, files)
+        return found
+
+    def imported(self, each: Mapping[str, Any]) -> Tracked:
+        version = DvcVersion(path=each["path"], repo=each["url"], rev=each["rev"])
+        place = checkout(version.repo, version.rev, project=self.project, cache=self.cache)
+        return self.tracked(version, place, _target(version.path))
+
+    def _asked(self, version: DvcVersion, place: Checkout, target: str) -> Tracked:
+        answers = Answers(self.cache / "dvc")
+        question = (_PROBE_VERSION, str(place.root), place.prefix, place.commit, target)
+        if (kept := _parse(answers.read(*question))) and kept.up_to_date():
+            return kept
+        request = {
+            "root": str(place.root), "prefix": place.prefix, "commit": place.commit, "target": target,
+            "clone": "yes" if place.clone else "",
+        }  # fmt: skip
+        answer = self.probe(request)
+        if "refused" in answer:
+            raise _refusal(answer, version, place)
+        answers.write(answer, *question)
+        return Tracked.from_json(answer)
+
+
+def resolve(
+    version: DvcVersion, *, project: Path, cache: Path, probe: Probe = ask_dvc, ask: Ask = ask_remotes
+) -> Manifest:
     """Return the exact files of the target at the revision, and where each can be read.
 
-    Raises RequestError if the repository, revision or path does not exist, or if objects are neither in
-    DVC's cache nor in a remote that is a folder of this machine.
+    Raises RequestError if the repository, revision, path or remote does not exist, or if objects are neither in
+    DVC's cache nor in a remote.
     """
     target = _target(version.path)
-    checkout = _checkout(version, project)
-    tracked = _tracked(version, checkout, target, Answers(cache / "dvc"), probe)
-    repair = _repair(checkout, tracked.dvc_root, tracked.outputs)
+    place = checkout(version.repo, version.rev, project=project, cache=cache)
+    resolver = _Resolver(project=project, cache=cache, probe=probe)
+    tracked = _only(version.remote, resolver.tracked(version, place, target))
+    repair = _repair(version, place, tracked.dvc_root, tracked.outputs)
+    tracked = _with_imports(tracked, resolver)
+    question = (_PROBE_VERSION, str(place.root), place.prefix, place.commit, target, str(version.remote))
+    sizes = _Sizes(version=version, question=question, answers=Answers(cache / "dvc-sizes"), repair=repair, ask=ask)
     origin = {
         "source": "dvc",
-        "repo": str(checkout.folder),
+        "repo": place.name,
         "path": version.path,
         "rev": version.rev,
-        "commit": checkout.commit,
-        "dirty": checkout.at_head and _differs(checkout.root, tracked.definitions),
+        "commit": place.commit,
+        "dirty": differs(place, tracked.definitions),
         "repair": repair,
+        **({"remotes": tracked.elsewhere} if tracked.elsewhere else {}),
     }
-    return Manifest.of(_entries(version, tracked, repair), origin=origin)
+    return Manifest.of(_entries(tracked, sizes), origin=origin)
 
 
 def _target(path: str) -> str:
@@ -133,94 +187,7 @@ def _target(path: str) -> str:
     return "/".join(parts)
 
 
-# --- git ------------------------------------------------------------------------------------------------
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return os.fsdecode(run(["git", "-C", str(folder), *arguments], env=_GIT))
-
-
-def _checkout(version: DvcVersion, project: Path) -> Checkout:
-    if _REMOTE_GIT.match(version.repo):
-        raise ConfigError(
-            f"the data version's repo {version.repo!r} is a URL",
-            why="data is read from a clone that the nodes can see",
-            fix="clone it once and set `repo` to the clone's folder",
-        )
-    folder = (project / Path(version.repo).expanduser()).resolve()
-    root = _root(folder)
-    head, commit = _commits(root, version.rev)
-    prefix = "/".join(folder.relative_to(root).parts)
-    return Checkout(folder=folder, root=root, prefix=prefix, commit=commit, at_head=commit == head)
-
-
-def _root(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise RequestError(f"no folder {folder}", why="it is the data version's `repo`", fix="correct `repo`")
-    try:
-        return Path(_git(folder, "rev-parse", "--show-toplevel").removesuffix("\n")).resolve()
-    except ProgramError as error:
-        raise RequestError(
-            f"{folder} is not in a git working tree",
-            why=error.stderr.strip().partition("\n")[0],
-            fix="set the data version's `repo` to a clone, or use `source: directory`",
-        ) from error
-
-
-def _commits(root: Path, rev: str) -> tuple[str, str]:
-    """Return HEAD's commit and the revision's."""
-    try:
-        found = _git(root, "rev-parse", "HEAD^{commit}", f"{rev}^{{commit}}").split()
-    except ProgramError:
-        found = []
-    if rev.startswith("-") or len(found) != 2 or not all(map(_OBJECT_ID.fullmatch, found)):
-        raise _unknown_revision(root, rev)
-    return found[0], found[1]
-
-
-def _unknown_revision(root: Path, rev: str) -> RequestError:
-    refs = _git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags", "refs/remotes")
-    names = refs.splitlines()
-    return RequestError(
-        f"{root} has no revision {rev!r}",
-        why=f"it has {_some(rev, names)}" if names else "it has no commit yet",
-        fix=f"choose one of them, or: git -C {shlex.quote(str(root))} fetch --all --tags",
-    )
-
-
-def _some(word: str, names: Sequence[str]) -> str:
-    """Return the names if they are few, else those nearest to the word."""
-    shown = list(names)
-    if len(names) > _SHOWN:
-        shown = difflib.get_close_matches(word, names, n=_SHOWN, cutoff=0.4) or shown[:_SHOWN]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return ", ".join(map(repr, shown)) + more
-
-
-def _differs(root: Path, definitions: Sequence[str]) -> bool:
-    """Return whether the files that define the target have uncommitted changes."""
-    try:
-        _git(root, "diff", "--quiet", "HEAD", "--", *definitions)
-    except ProgramError as error:
-        return error.status == 1
-    return False
-
-
 # --- what DVC says --------------------------------------------------------------------------------------
-
-
-def _tracked(version: DvcVersion, checkout: Checkout, target: str, answers: Answers, probe: Probe) -> Tracked:
-    question = (_PROBE_VERSION, str(checkout.root), checkout.prefix, checkout.commit, target)
-    if (kept := _parse(answers.read(*question))) and kept.up_to_date():
-        return kept
-    request = {
-        "root": str(checkout.root), "prefix": checkout.prefix, "commit": checkout.commit, "target": target,
-    }  # fmt: skip
-    answer = probe(request)
-    if "refused" in answer:
-        raise _refusal(answer, version, checkout)
-    answers.write(answer, *question)
-    return Tracked.from_json(answer)
 
 
 def _parse(answer: Any) -> Tracked | None:
@@ -230,13 +197,13 @@ def _parse(answer: Any) -> Tracked | None:
         return None
 
 
-def _refusal(answer: Mapping[str, Any], version: DvcVersion, checkout: Checkout) -> RequestError:
-    where = f"{checkout.folder} at {version.rev} ({checkout.commit[:10]})"
+def _refusal(answer: Mapping[str, Any], version: DvcVersion, place: Checkout) -> RequestError:
+    where = f"{place.name} at {version.rev} ({place.commit[:10]})"
     match answer["refused"]:
         case "not dvc":
             return RequestError(
                 f"{where} is no DVC repository",
-                why="it has no folder .dvc there",
+                why=_no_repository(version, place),
                 fix="correct `repo` or `rev`, or use `source: directory`",
             )
         case "unknown":
@@ -247,21 +214,21 @@ def _refusal(answer: Mapping[str, Any], version: DvcVersion, checkout: Checkout)
                 fix="correct `path` or `rev`, or `dvc add` the data again",
             )
         case "no checksum":
-            repair = _repair(checkout, answer["dvc_root"], [answer["path"]])
+            repair = _repair(version, place, answer["dvc_root"], [answer["path"]])
             return RequestError(
                 f"{answer['path']!r} has no md5 in {where}",
                 why="it was never downloaded, so its content is not pinned",
                 fix=f"{repair}, then `dvc commit` and commit to git",
             )
         case "no listing":
-            repair = _repair(checkout, answer["dvc_root"], [answer["path"]])
+            repair = _repair(version, place, answer["dvc_root"], [answer["path"]])
             return _unlisted(answer, where, repair)
     return RequestError(f"DVC cannot read {where}", why=str(answer["detail"]), fix="correct what it names")
 
 
 def _untracked(answer: Mapping[str, Any], version: DvcVersion, where: str) -> RequestError:
     tracked, broken = answer["tracked"], answer["broken"]
-    why = f"DVC tracks {_some(version.path, tracked)}" if tracked else "DVC tracks nothing there"
+    why = f"DVC tracks {some_of(tracked, version.path)}" if tracked else "DVC tracks nothing there"
     if broken:
         why += f"; and these could not be read: {'; '.join(broken[:_SHOWN])}"
     return RequestError(
@@ -280,20 +247,28 @@ def _unlisted(answer: Mapping[str, Any], where: str, repair: str) -> RequestErro
             fix=f"rm {shlex.join(damaged)} && {repair}",
         )
     return RequestError(
-        f"the list of the files of {path!r} in {where} is not on this machine",
-        why=_looked_in(answer["folders"], answer["unreachable"]),
+        f"the list of the files of {path!r} in {where} cannot be had",
+        why=_looked_in(answer["folders"], answer["problems"]),
         fix=repair,
     )
 
 
-def _looked_in(folders: Sequence[str], unreachable: Sequence[str]) -> str:
-    remotes = f"; not on this machine: the remotes {', '.join(map(repr, unreachable))}" if unreachable else ""
-    return f"looked in {', '.join(folders)}{remotes}"
+def _no_repository(version: DvcVersion, place: Checkout) -> str:
+    known = dvc_repositories(place)
+    inside = f"; there are DVC repositories in {some_of(known, version.path)}" if known else ""
+    return f"neither {version.path!r} nor a folder above it holds .dvc{inside}"
 
 
-def _repair(checkout: Checkout, dvc_root: str, outputs: Sequence[str]) -> str:
-    """Return the command that brings the outputs' objects into DVC's cache."""
-    revisions = [] if checkout.at_head else ["--all-commits"]
+def _looked_in(folders: Sequence[str], problems: Sequence[str]) -> str:
+    return "; ".join([f"looked in {', '.join(folders)}" if folders else "it has no cache", *problems])
+
+
+def _repair(version: DvcVersion, place: Checkout, dvc_root: str, outputs: Sequence[str]) -> str:
+    """Return the command that brings the outputs' objects into DVC's cache, or shows why they cannot be had."""
+    if not place.clone:
+        target = "/".join(filter(None, (place.prefix, version.path)))
+        return shlex.join(["dvc", "get", "--rev", place.commit, place.name, target])
+    revisions = [] if place.at_head else ["--all-commits"]
     targets = outputs if len(outputs) <= _SHOWN else []
     return shlex.join(["dvc", "--cd", dvc_root, "fetch", *revisions, *targets])
 
@@ -301,35 +276,110 @@ def _repair(checkout: Checkout, dvc_root: str, outputs: Sequence[str]) -> str:
 # --- where the bytes are --------------------------------------------------------------------------------
 
 
-def _entries(version: DvcVersion, tracked: Tracked, repair: str) -> list[Entry]:
-    checksums = sorted({checksum for _, checksum in tracked.files})
-    found = dict(zip(checksums, _find_all(checksums, tracked.folders), strict=True))
-    missing = [(path, checksum) for path, checksum in tracked.files if found[checksum] is None]
-    if missing:
-        shown = ", ".join(f"{path!r} ({checksum})" for path, checksum in missing[:3])
-        count = f"{len(missing)} of the {len(tracked.files)} files of {version.path!r} at {version.rev}"
+def _only(remote: str | None, tracked: Tracked) -> Tracked:
+    """Leave out all remotes but the one that was asked for."""
+    if remote is None:
+        return tracked
+    names = [str(each["name"]) for each in tracked.remotes]
+    if remote not in names:
         raise RequestError(
-            f"{count} are not on this machine: {shown}{', ...' if len(missing) > 3 else ''}",
-            why=_looked_in(tracked.folders, tracked.unreachable),
-            fix=repair,
+            f"there is no remote {remote!r}{nearest(remote, names)}",
+            why=f"DVC knows {some_of(names, remote)}" if names else "DVC knows none",
+            fix="correct the data version's `remote`, or leave it out",
         )
-    return [
-        Entry(path=path, hash=checksum, size=at[0], sources=at[1])
-        for path, checksum in tracked.files
-        if (at := found[checksum])
-    ]
+    others = {each["folder"] for each in tracked.remotes if each["name"] != remote}
+    return replace(
+        tracked,
+        folders=tuple(folder for folder in tracked.folders if folder not in others),
+        remotes=tuple(each for each in tracked.remotes if each["name"] == remote),
+    )
 
 
-def _find_all(checksums: Sequence[str], folders: Sequence[str]) -> list[tuple[int, tuple[str, ...]] | None]:
+def _joined(tracked: Tracked, source: Tracked, files: tuple[File, ...] = ()) -> Tracked:
+    """Add the places of a repository that is imported from, and files that it has listed."""
+    return replace(
+        tracked,
+        files=tracked.files + files,
+        folders=tuple(dict.fromkeys(tracked.folders + source.folders)),
+        remotes=tracked.remotes + tuple(each for each in source.remotes if each not in tracked.remotes),
+    )
+
+
+def _with_imports(tracked: Tracked, resolver: _Resolver) -> Tracked:
+    """Add the places of what is imported, if objects are missing without them."""
+    if all(_find(tracked).values()):
+        return tracked
+    for each in tracked.imports:
+        if each["listed"]:
+            with contextlib.suppress(RequestError, DataError):  # what only git tracks there is no version of DVC's
+                tracked = _joined(tracked, resolver.imported(each))
+    return tracked
+
+
+def _entries(tracked: Tracked, sizes: _Sizes) -> list[Entry]:
+    """Return the files with all that can be read of them."""
+    found = _find(tracked)
+    missing = [file for file in tracked.files if found[file.checksum] is None]
+    known = sizes.of(missing, tracked) if missing else {}
+    entries = []
+    for path, checksum, _, at in tracked.files:
+        size, sources = found[checksum] or (known[checksum], ())
+        entries.append(Entry(path=path, hash=checksum, size=size, sources=sources, remote=at))
+    return entries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """The sizes of objects that only remotes have: asked once, for bytes with a checksum never change."""
+
+    version: DvcVersion
+    question: tuple[str, ...]
+    answers: Answers
+    repair: str
+    ask: Ask
+
+    def of(self, missing: Sequence[File], tracked: Tracked) -> dict[str, int]:
+        sizes: dict[str, int] = dict(self.answers.read(*self.question) or {})
+        unknown = list({file.checksum: file for file in missing if file.checksum not in sizes}.values())
+        if not unknown:
+            return sizes
+        problems = {}
+        for index, answer in self.ask(tracked.elsewhere, [(file.checksum, file.at) for file in unknown], None):
+            if "size" in answer:
+                sizes[unknown[index].checksum] = answer["size"]
+            else:
+                problems[unknown[index].checksum] = str(answer["problem"])
+        if problems:
+            raise self._missing(tracked, problems)
+        self.answers.write(sizes, *self.question)
+        return sizes
+
+    def _missing(self, tracked: Tracked, problems: Mapping[str, str]) -> RequestError:
+        missing = [file for file in tracked.files if file.checksum in problems]
+        shown = ", ".join(f"{file.path!r} ({file.checksum})" for file in missing[:3])
+        count = f"{len(missing)} of the {len(tracked.files)} files of {self.version.path!r} at {self.version.rev}"
+        where = "on this machine or in a remote" if tracked.elsewhere else "on this machine"
+        told = [f"{DvcOrigin(remotes=tracked.elsewhere).name}: {problems[missing[0].checksum]}"]
+        return RequestError(
+            f"{count} are not {where}: {shown}{', ...' if len(missing) > 3 else ''}",
+            why=_looked_in(tracked.folders, told if tracked.elsewhere else []),
+            fix=self.repair,
+        )
+
+
+def _find(tracked: Tracked) -> dict[str, tuple[int, tuple[str, ...]] | None]:
     """Find every object; in threads, because a network filesystem answers slowly but many at once."""
+    checksums = sorted({file.checksum for file in tracked.files})
+    if not tracked.folders:
+        return dict.fromkeys(checksums)
     step = max(1, -(-len(checksums) // _STATS_AT_ONCE))
     slices = [checksums[at : at + step] for at in range(0, len(checksums), step)]
     with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
-        found = pool.map(lambda some: [_find(checksum, folders) for checksum in some], slices)
-        return [each for some in found for each in some]
+        found = pool.map(lambda some: [_find_one(checksum, tracked.folders) for checksum in some], slices)
+        return dict(zip(checksums, (each for some in found for each in some), strict=True))
 
 
-def _find(checksum: str, folders: Sequence[str]) -> tuple[int, tuple[str, ...]] | None:
+def _find_one(checksum: str, folders: Sequence[str]) -> tuple[int, tuple[str, ...]] | None:
     """Return an object's size and all paths where it may be, or None if it is nowhere."""
     expected = expected_paths(folders, checksum)
     for path in expected:

@@ -18,7 +18,9 @@ from orchestrator.data.checksum import PATTERN
 from orchestrator.data.publish import publish
 from orchestrator.errors import DataError, StateError
 
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)
+"""Version 1 had no `remote` in its rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +29,15 @@ class Entry:
 
     `path` is relative, with `/`; `hash` is `algorithm:hexadecimal`; `sources` are absolute paths where
     the bytes may be read, the best first. `size` in bytes is what the source had when it was resolved:
-    good for planning, but only the hash decides whether bytes are right.
+    good for planning, but only the hash decides whether bytes are right. `remote` is for what brings bytes that no
+    path holds (see origin.py), where the hash alone does not name them: such as an object's key and version.
     """
 
     path: str
     hash: str
     size: int
     sources: tuple[str, ...]
+    remote: tuple[str, ...] = ()
 
     @property
     def algorithm(self) -> str:
@@ -80,17 +84,17 @@ class Manifest:
         return str(self.origin.get("repair", "resolve the data version again"))
 
     def to_json(self) -> dict[str, Any]:
-        rows = [[entry.path, entry.hash, entry.size, list(entry.sources)] for entry in self.entries]
+        rows = [_row_of_entry(entry) for entry in self.entries]
         return {"version": VERSION, "digest": self.digest, "origin": dict(self.origin), "entries": rows}
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Parse what `to_json` made; raises StateError for anything else."""
         try:
-            if value["version"] != VERSION:
+            if value["version"] not in _READABLE:
                 raise StateError(
                     f"manifest of version {value['version']!r}",
-                    why=f"this program reads version {VERSION}",
+                    why=f"this program reads versions up to {VERSION}",
                     fix="use the version of the program that launched the run",
                 )
             manifest = cls.of(map(_entry_of_row, value["entries"]), origin=dict(value["origin"]))
@@ -117,12 +121,23 @@ class Manifest:
             raise StateError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
 
 
+def _row_of_entry(entry: Entry) -> list[Any]:
+    row = [entry.path, entry.hash, entry.size, list(entry.sources)]
+    return [*row, list(entry.remote)] if entry.remote else row
+
+
 def _entry_of_row(row: Any) -> Entry:
-    path, checksum, size, sources = row
-    right = isinstance(path, str) and isinstance(checksum, str) and type(size) is int
-    if not right or not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+    path, checksum, size, sources, *rest = row
+    lists = [sources, *rest]
+    right = isinstance(path, str) and isinstance(checksum, str) and type(size) is int and len(rest) <= 1
+    if not right or not all(map(_is_list_of_text, lists)):
         raise ValueError(f"bad entry {row!r}")
-    return Entry(path=path, hash=checksum, size=size, sources=tuple(sources))
+    remote = tuple(rest[0]) if rest else ()
+    return Entry(path=path, hash=checksum, size=size, sources=tuple(sources), remote=remote)
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _digest(ordered: Iterable[Entry]) -> str:

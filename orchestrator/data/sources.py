@@ -1,4 +1,4 @@
-"""From what an experiment names to a manifest: the one door to all kinds of data versions."""
+"""From what an experiment names to a manifest, and from a manifest to what has its bytes: the one door to all kinds."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.data import directory_source, dvc_source
+from orchestrator.data import directory_source, dvc_source, s3_source
 from orchestrator.data.directory_source import DirectoryVersion
+from orchestrator.data.dvc_origin import Ask, DvcOrigin, ask_remotes
 from orchestrator.data.dvc_source import DvcVersion, Probe, ask_dvc
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.origin import Origin
+from orchestrator.data.s3_source import S3Origin, S3Version
 from orchestrator.errors import ConfigError, nearest
 
-Version = TypeVar("Version", DvcVersion, DirectoryVersion)
+Version = TypeVar("Version", DvcVersion, DirectoryVersion, S3Version)
 
-SOURCES = ("dvc", "directory")
+SOURCES = ("dvc", "directory", "s3")
 
 
-def resolve(version: Mapping[str, Any], *, project: Path, cache: Path, probe: Probe = ask_dvc) -> Manifest:
-    """Return the exact files of a data version: `source: dvc` or `directory`, and the source's keys.
+def resolve(
+    version: Mapping[str, Any], *, project: Path, cache: Path, probe: Probe = ask_dvc, ask: Ask = ask_remotes
+) -> Manifest:
+    """Return the exact files of a data version: `source: dvc`, `directory` or `s3`, and the source's keys.
 
     Relative paths start at `project`; `cache` may be deleted at any time. Raises ConfigError for keys
     and values that are wrong in themselves, RequestError for what does not exist.
@@ -27,15 +32,25 @@ def resolve(version: Mapping[str, Any], *, project: Path, cache: Path, probe: Pr
     keys = {name: value for name, value in version.items() if name != "source"}
     match version.get("source"):
         case "dvc":
-            return dvc_source.resolve(_parse(DvcVersion, keys), project=project, cache=cache, probe=probe)
+            return dvc_source.resolve(_parse(DvcVersion, keys), project=project, cache=cache, probe=probe, ask=ask)
         case "directory":
             return directory_source.resolve(_parse(DirectoryVersion, keys), project=project, cache=cache)
+        case "s3":
+            return s3_source.resolve(_parse(S3Version, keys), cache=cache)
         case other:
             raise ConfigError(
                 f"the data version has `source: {other}`{nearest(str(other), SOURCES)}",
                 why=f"known are {', '.join(SOURCES)}",
                 fix="set `source` to one of them",
             )
+
+
+def origin_of(manifest: Manifest) -> Origin | None:
+    """Return what has the objects that no path of the manifest holds; None if nothing has."""
+    if manifest.origin.get("source") == "s3":
+        return S3Origin.of(manifest.origin)
+    remotes = manifest.origin.get("remotes")
+    return DvcOrigin(remotes=remotes) if remotes else None
 
 
 def _parse(kind: type[Version], keys: Mapping[str, Any]) -> Version:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from orchestrator.data import Manifest, Progress, Staged, Staging, Store, scratch_dir
+from orchestrator.data import Manifest, Progress, Staged, Staging, Store, origin_of, scratch_dir
 from orchestrator.data.progress import size
 from orchestrator.errors import DataError
 from orchestrator.ledger import EventWriter
@@ -41,10 +41,7 @@ def staged(assignment: Assignment, events: EventWriter, stop: StopSignal) -> Ite
     with _on_this_node():
         root = scratch_dir(section["scratch"], os.environ)
         store = Store(root, options, job=job, ask=job_runs if job else None)
-        version = store.find(digest) or store.stage(
-            Manifest.read(assignment.experiment.manifest(digest)), report=_Teller(events, stop).tell,
-            jitter_seconds=_jitter(options),
-        )  # fmt: skip
+        version = store.find(digest) or _stage(store, assignment, _Teller(events, stop), _jitter(options))
     _record(assignment, events, digest, version)
     watch = _Watch(store, version, stop) if assignment.place.first_on_node else None
     try:
@@ -58,6 +55,11 @@ def staged(assignment: Assignment, events: EventWriter, stop: StopSignal) -> Ite
             watch.check(again=True)
     finally:
         version.release()
+
+
+def _stage(store: Store, assignment: Assignment, teller: _Teller, jitter_seconds: float) -> Staged:
+    manifest = Manifest.read(assignment.experiment.manifest(assignment.line["data"]))
+    return store.stage(manifest, report=teller.tell, origin=origin_of(manifest), jitter_seconds=jitter_seconds)
 
 
 @contextmanager

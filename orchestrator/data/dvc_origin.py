@@ -1,0 +1,77 @@
+"""DVC's remotes as an origin of objects; they are asked by `dvc_remote`, a program of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.manifest import Entry
+from orchestrator.data.origin import Arrival
+
+Ask = Callable[
+    [Sequence[Mapping[str, Any]], Sequence[tuple[str, Sequence[str]]], Path | None],
+    Iterator[tuple[int, Mapping[str, Any]]],
+]
+"""Ask remotes for objects, as `ask_remotes` does."""
+
+
+def ask_remotes(
+    remotes: Sequence[Mapping[str, Any]], objects: Sequence[tuple[str, Sequence[str]]], folder: Path | None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield each object's index and its answer, as they come: its size, or its file if there is a folder to fetch into.
+
+    Closing the generator ends the program. If that breaks, what it has not answered has that as its problem.
+    """
+    waiting = set(range(len(objects)))
+    problem = ""
+    if remotes:
+        request = {"remotes": list(remotes), "objects": objects, "folder": str(folder or "")}
+        with tempfile.TemporaryFile() as errors:
+            for answer in _answers(json.dumps(request).encode(), errors.fileno()):
+                waiting.discard(answer["index"])
+                yield answer["index"], answer
+            errors.seek(0)
+            problem = errors.read().decode(errors="replace").strip().rpartition("\n")[2] if waiting else ""
+    for index in sorted(waiting):
+        yield index, {"problem": problem}
+
+
+def _answers(request: bytes, errors: int) -> Iterator[dict[str, Any]]:
+    package_root = str(Path(__file__).resolve().parents[2])
+    python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
+    env = {**os.environ, "PYTHONPATH": python_path, "DVC_NO_ANALYTICS": "1"}
+    argv = [sys.executable, "-P", "-m", "orchestrator.data.dvc_remote"]
+    with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as program:
+        try:
+            if program.stdin and program.stdout:
+                program.stdin.write(request)
+                program.stdin.close()
+                yield from map(json.loads, program.stdout)
+        finally:
+            program.kill()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DvcOrigin:
+    """The remotes of a manifest, as `dvc_remote` describes them."""
+
+    remotes: Sequence[Mapping[str, Any]]
+    ask: Ask = ask_remotes
+
+    @property
+    def name(self) -> str:
+        named = ", ".join(f"{remote['name']!r} ({remote['url']})" for remote in self.remotes)
+        return f"the remote{'s' if len(self.remotes) > 1 else ''} {named}"
+
+    def fetch(self, entries: Sequence[Entry], folder: Path) -> Iterator[Arrival]:
+        objects = [(entry.hash, entry.remote) for entry in entries]
+        for index, answer in self.ask(self.remotes, objects, folder):
+            path = Path(answer["path"]) if "path" in answer else None
+            yield Arrival(entry=entries[index], path=path, problem=str(answer.get("problem", "")))
