@@ -44,7 +44,7 @@ clean:
 
 .venv/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing with the development tools into .venv: some minutes the first time ...'
-	@$(INSTALL) --editable '.[dev]'
+	@$(INSTALL) --editable '.[dev,bench]'
 	@touch .venv/.installed $@
 
 $(BIN)/python:

@@ -16,6 +16,11 @@ _UNTRACKED = 20
 _DATA_FILES = 500
 _OPTIONS = 60
 
+MODELS = ("small", "large")
+LEARNING_RATES = ("1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "5e-3", "1e-2", "2e-2", "5e-2", "1e-1")
+SEEDED = len(MODELS) * len(LEARNING_RATES)
+"""So many points has the experiment for each seed."""
+
 _EXPERIMENT = """\
 # @package _global_
 defaults:
@@ -23,13 +28,13 @@ defaults:
   - override /data: tracked
   - override /cluster: workstation
 name: budget
-objective: {metric: val/acc, mode: max}
-trainer: {max_epochs: 3}
-vars: {label: "lr-${model.lr}-seed-${seed}"}
+objective: {{metric: val/acc, mode: max}}
+trainer: {{max_epochs: 3}}
+vars: {{label: "lr-${{model.lr}}-seed-${{seed}}"}}
 sweep:
   grid:
-    model: [small, large]
-    model.lr: [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1]
+    model: [{models}]
+    model.lr: [{rates}]
 """
 _DATA = """\
 _target_: budget_package.data.Tracked
@@ -51,15 +56,14 @@ _GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c"
 
 
 def sweep_of(points: int) -> list[str]:
-    """Return the overrides that make the experiment one of so many points, a multiple of 20."""
-    return ["experiment=budget", f"seed=range(0,{points // 20})"]
+    """Return the overrides that make the experiment one of so many points, a multiple of SEEDED."""
+    return ["experiment=budget", f"seed=range(0,{points // SEEDED})"]
 
 
-def make_project(box: Sandbox) -> Path:
-    """Write the project and return its folder."""
-    project = box.folder / "project"
+def make_project(box: Sandbox, project: Path, *, files: int = _FILES) -> None:
+    """Write the project, with so many source files."""
     _write_conf(project / "conf")
-    _write_package(project)
+    _write_package(project, files)
     for i in range(_DATA_FILES):
         _write(project / "data" / "files" / f"{i:04d}.csv", f"{i},{i * i}\n" * 50)
     git = [*_GIT, "-C", str(project)]
@@ -68,15 +72,16 @@ def make_project(box: Sandbox) -> Path:
         box.run([PYTHON, "-m", "dvc", *words], cwd=project)
     box.run([*git, "add", "-A"])
     box.run([*git, "commit", "-qm", "everything"])
+    box.run([*git, "gc", "-q"])  # as in a clone: packed
     for i in range(_CHANGED):
         _write(project / "source" / f"{i % 40:02d}" / f"module_{i}.py", "CHANGED = True\n")
     for i in range(_UNTRACKED):
         _write(project / "source" / f"new_{i}.py", "NEW = True\n")
-    return project
 
 
 def _write_conf(conf: Path) -> None:
-    _write(conf / "experiment" / "budget.yaml", _EXPERIMENT)
+    experiment = _EXPERIMENT.format(models=", ".join(MODELS), rates=", ".join(LEARNING_RATES))
+    _write(conf / "experiment" / "budget.yaml", experiment)
     _write(conf / "data" / "tracked.yaml", _DATA)
     for name, width in (("small", 64), ("large", 512)):
         options = "".join(f"option_{i}: {i / 10}\n" for i in range(_OPTIONS))
@@ -84,14 +89,14 @@ def _write_conf(conf: Path) -> None:
         _write(conf / "model" / f"{name}.yaml", f"{target}lr: 1e-3\nwarmup_lr: ${{.lr}}\nwidth: {width}\n{options}")
 
 
-def _write_package(project: Path) -> None:
+def _write_package(project: Path, files: int) -> None:
     options = ["lr: float", "warmup_lr: float", "width: int", *(f"option_{i}: float" for i in range(_OPTIONS))]
     data = ["folder: str", "seed: int", "label: str", "batch_size: int"]
     package = project / "budget_package"
     _write(package / "__init__.py", "")
     _write(package / "model.py", _MODULE.format(name="Net", base="LightningModule", arguments=", ".join(options)))
     _write(package / "data.py", _MODULE.format(name="Tracked", base="LightningDataModule", arguments=", ".join(data)))
-    for i in range(_FILES):
+    for i in range(files):
         _write(project / "source" / f"{i % 40:02d}" / f"module_{i}.py", f"NUMBER = {i}\n" * 60)
 
 

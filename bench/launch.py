@@ -1,70 +1,116 @@
-"""`orch launch` and `orch plan` on the budget configuration, next to Hydra composing the same points.
+"""`orch launch` of the budget configuration on a real Slurm, next to Hydra's multirun with its submitit launcher.
 
-A launch ends when its runs are in the workstation's queue; the queue starts none of them. Each launch is the
-first of its experiment, so it also writes the snapshot.
+From the start of the process to its return, everything checked and each launch the first of its experiment, so that
+it also writes the snapshot. Then every task must wait in Slurm's queue, and no process of the launch may be left.
+Once on the local disk, once with the project and runs/ on a mount where each metadata operation takes 1 ms.
 """
 
 from __future__ import annotations
 
 import itertools
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from bench.configuration import make_project, sweep_of
-from bench.measure import Row, Seconds, in_turns, say
-from bench.sandbox import PYTHON, Sandbox
+import psutil
 
-_ROUNDS = 5
-_COMPOSED = 20
-_COMPOSE = """
-import sys, time
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-OmegaConf.register_new_resolver("view", lambda: "view")
-conf, count = sys.argv[1], int(sys.argv[2])
-where = [f"hydra.searchpath=[file://{conf}]", "experiment=budget"]
-with initialize_config_module("orchestrator.conf", version_base=None):
-    compose("config", overrides=where)
-    began = time.perf_counter()
-    for i in range(count):
-        point = [f"model={('small', 'large')[i % 2]}", f"model.lr={i / 1000}", f"seed={i}"]
-        OmegaConf.to_container(compose("config", overrides=[*where, *point]), resolve=True)
-    print((time.perf_counter() - began) / count)
-"""
+from bench.configuration import make_project, sweep_of
+from bench.measure import Cost, Row, in_turns, say
+from bench.multirun import Multirun
+from bench.sandbox import Sandbox
+from bench.slow_mount import slow_mount, unavailable
+from bench.slurm import BusySlurm, busy_slurm
+from orchestrator.slurm.devcluster import available
+
+_BUDGETS = {1_000: 1.5, 10_000: 8.0}
+_ROUNDS = 3
+_PEER_POINTS = (20, 100)
+_MARK = "ORCH_BENCH"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What launches cost, by their size; the peer's of two sizes."""
+
+    ours: Mapping[int, Sequence[Cost]]
+    peer: Mapping[int, Sequence[Cost]]
+
+    def row(self, what: str, points: int, budget: float | None) -> Row:
+        """Return the row of a launch; the peer's cost is that of so many points on the line through its two sizes."""
+        small, large = sorted(self.peer)
+        share = (points - small) / (large - small)
+        peer = [a + (b - a) * share for a, b in zip(self.peer[small], self.peer[large], strict=True)]
+        return Row(
+            what=what, measured=[each.seconds for each in self.ours[points]], budget=budget,
+            cpu=[each.cpu_seconds for each in self.ours[points]],
+            peer=f"Hydra's multirun until queued ({small} and {large} points, extrapolated)",
+            peer_measured=[each.seconds for each in peer], peer_cpu=[each.cpu_seconds for each in peer],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """Launches the budget configuration with `orch`. `home` holds the project, and gets the folders for runs."""
+
+    box: Sandbox
+    slurm: BusySlurm
+    home: Path
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def launch(self, points: int) -> Cost:
+        """Return what a launch costs. Raises RuntimeError where it left not every task waiting, or a process alive."""
+        runs, mark = self.home / f"runs-{next(self._numbers)}", uuid.uuid4().hex
+        argv = self.box.orch("launch", *sweep_of(points), "cluster=slurm", "--runs", str(runs))
+        cost = self.box.cost(argv, cwd=self.home / "project", env={**self.slurm.environment, _MARK: mark})
+        if (waiting := self.slurm.waiting()) != points:
+            raise RuntimeError(f"{waiting} tasks wait in the queue, and {points} were launched")
+        if left := processes_marked(mark):
+            raise RuntimeError(f"the launch left processes behind: {left}")
+        self.slurm.clear()
+        return cost
+
+
+def processes_marked(mark: str) -> list[psutil.Process]:
+    """Return the processes that have inherited a launch's mark."""
+    found = psutil.process_iter(["environ"])
+    return [process for process in found if (process.info["environ"] or {}).get(_MARK) == mark]
 
 
 def rows(box: Sandbox) -> list[Row]:
-    say("launch: making the budget configuration")
-    project = make_project(box)
+    if (why := available()) is not None:
+        say(f"launch: not measured: {why}")
+        return []
+    say("launch: making the budget configuration, and starting a Slurm")
+    disk = box.folder / "disk"
+    make_project(box, disk / "project")
     box.settle()
-    fresh = (box.folder / f"runs-{i}" for i in itertools.count())
-
-    def orch(verb: str, points: int) -> Seconds:
-        return box.seconds(box.orch(verb, *sweep_of(points), "--runs", str(next(fresh))), cwd=project)
-
-    with box.idle_workstation():
-        found = in_turns(
-            "launch", _ROUNDS,
-            {
-                "launch 1,000": lambda: orch("launch", 1_000), "plan 1,000": lambda: orch("plan", 1_000),
-                "plan 10,000": lambda: orch("plan", 10_000), "compose": lambda: _compose(box, project),
-            },
-        )  # fmt: skip
-        large = in_turns("launch of 10,000", 2, {"ours": lambda: orch("launch", 10_000)}, warm_up=False)
-    return [
-        _row("orch launch (1,000 runs)", found["launch 1,000"], 1.5, 1_000, found["compose"]),
-        _row("orch launch (10,000 runs)", large["ours"], 8.0, 10_000, found["compose"]),
-        _row("orch plan (1,000 points)", found["plan 1,000"], None, 1_000, found["compose"]),
-        _row("orch plan (10,000 points)", found["plan 10,000"], None, 10_000, found["compose"]),
-    ]
+    with busy_slurm() as slurm:
+        found = measured(box, slurm, disk, _BUDGETS, name="launch")
+        local = [found.row(f"orch launch ({n:,} runs, Slurm)", n, budget) for n, budget in _BUDGETS.items()]
+        return [*local, *_slowly(box, slurm, disk)]
 
 
-def _row(what: str, measured: list[Seconds], budget: Seconds | None, points: int, per_point: list[Seconds]) -> Row:
-    peer = f"Hydra's compose, {_COMPOSED} points x {points // _COMPOSED:,} (extrapolated)"
-    return Row(
-        what=what, measured=measured, budget=budget, peer=peer, peer_measured=[points * each for each in per_point]
+def measured(
+    box: Sandbox, slurm: BusySlurm, home: Path, sizes: Collection[int], *, name: str, rounds: int = _ROUNDS,
+    peer_points: tuple[int, int] = _PEER_POINTS, warm_up: bool = True,
+) -> Found:  # fmt: skip
+    """Return what launches of these sizes cost, and what the peer's two do."""
+    ours, peer = Launcher(box=box, slurm=slurm, home=home), Multirun(box=box, slurm=slurm, home=home)
+    sides = {f"ours {points}": partial(ours.launch, points) for points in sizes}
+    sides |= {f"peer {points}": partial(peer.queue, points) for points in peer_points}
+    found = in_turns(name, rounds, sides, warm_up=warm_up)
+    return Found(
+        ours={points: found[f"ours {points}"] for points in sizes},
+        peer={points: found[f"peer {points}"] for points in peer_points},
     )
 
 
-def _compose(box: Sandbox, project: Path) -> Seconds:
-    """Return what one point costs."""
-    return float(box.run([PYTHON, "-c", _COMPOSE, str(project / "conf"), str(_COMPOSED)]))
+def _slowly(box: Sandbox, slurm: BusySlurm, disk: Path) -> list[Row]:
+    if (why := unavailable()) is not None:
+        say(f"launch on a slow mount: not measured: {why}")
+        return []
+    with slow_mount(disk, box.folder / "slow") as mount:
+        found = measured(box, slurm, mount.path, [1_000], name="launch, 1 ms per metadata operation")
+    return [found.row("... project and runs/ at 1 ms per metadata operation", 1_000, None)]

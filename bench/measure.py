@@ -7,15 +7,35 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 Seconds = float
+Measured = TypeVar("Measured")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a command took, from before its start until after its end, and what it and its children computed."""
+
+    seconds: Seconds
+    cpu_seconds: Seconds
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(seconds=self.seconds + other.seconds, cpu_seconds=self.cpu_seconds + other.cpu_seconds)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self + other * -1
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(seconds=self.seconds * times, cpu_seconds=self.cpu_seconds * times)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One line of the table: what was measured, in seconds, and what stands beside it.
 
-    `budget` is in seconds; None where the design names none for what is measured here.
+    `budget` is in seconds; None where the design names none for what is measured here. `cpu` are the CPU seconds of
+    the same measurements, where they were taken.
     """
 
     what: str
@@ -23,6 +43,8 @@ class Row:
     budget: Seconds | None = None
     peer: str = ""
     peer_measured: Sequence[Seconds] = ()
+    cpu: Sequence[Seconds] = ()
+    peer_cpu: Sequence[Seconds] = ()
 
     @property
     def ratio(self) -> float | None:
@@ -35,19 +57,19 @@ class Row:
 
 
 def in_turns(
-    name: str, rounds: int, sides: Mapping[str, Callable[[], Seconds]], *, warm_up: bool = True
-) -> dict[str, list[Seconds]]:
+    name: str, rounds: int, sides: Mapping[str, Callable[[], Measured]], *, warm_up: bool = True
+) -> dict[str, list[Measured]]:
     """Return what each side measured: A B A B ..., after one round that is not counted.
 
     A side measures itself, so that what it prepares is not counted either.
     """
-    found: dict[str, list[Seconds]] = {side: [] for side in sides}
+    found: dict[str, list[Measured]] = {side: [] for side in sides}
     for number in range(0 if warm_up else 1, rounds + 1):
         say(f"{name}: {f'round {number} of {rounds}' if number else 'warming up'}")
         for side, measure in sides.items():
-            seconds = measure()
+            one = measure()
             if number:
-                found[side].append(seconds)
+                found[side].append(one)
     return found
 
 

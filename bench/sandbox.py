@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import Seconds, timed
+from bench.measure import Cost, Seconds, timed
 from orchestrator.local.workstation import Queue
 from orchestrator.process import run
 
@@ -39,6 +40,20 @@ class Sandbox:
         """Return how long a command takes, from before its start until after its end."""
         return timed(lambda: self.run(argv, cwd=cwd, env=env))
 
+    def cost(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Cost:
+        """Return what a command costs."""
+        before = _children_cpu_seconds()
+        seconds = self.seconds(argv, cwd=cwd, env=env)
+        return Cost(seconds=seconds, cpu_seconds=_children_cpu_seconds() - before)
+
+    def start(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """Start a command that prints to a file."""
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                argv, cwd=cwd, env={**os.environ, **self.environment, **env}, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=output,
+            )  # fmt: skip
+
     def run(self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> bytes:
         return run(argv, cwd=cwd or self.folder, env={**self.environment, **(env or {})})
 
@@ -55,6 +70,19 @@ class Sandbox:
     def settle(self) -> None:
         """Have the disk catch up, so that what was prepared is not written during the measurement."""
         subprocess.run(["sync", "-f", str(self.folder)], check=False)
+
+
+def killed(process: subprocess.Popen[bytes]) -> Seconds:
+    """End a process, and return the CPU seconds of it and its children."""
+    before = _children_cpu_seconds()
+    process.kill()
+    process.wait()
+    return _children_cpu_seconds() - before
+
+
+def _children_cpu_seconds() -> Seconds:
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.measure import Row
 
-HEADER = ("WHAT", "MEDIAN (MIN..MAX)", "BUDGET", "", "PEER", "ITS MEDIAN (MIN..MAX)", "PEER/OURS")
+HEADER = ("WHAT", "MEDIAN (MIN..MAX)", "CPU", "BUDGET", "", "PEER", "ITS MEDIAN (MIN..MAX)", "CPU", "PEER/OURS")
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
@@ -22,19 +22,24 @@ def to_json(row: Row) -> dict[str, Any]:
     return {
         "what": row.what, "seconds": list(row.measured), "budget_seconds": row.budget, "over": row.over,
         "peer": row.peer or None, "peer_seconds": list(row.peer_measured), "ratio": row.ratio,
+        "cpu_seconds": list(row.cpu), "peer_cpu_seconds": list(row.peer_cpu),
     }  # fmt: skip
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     verdict = "" if row.budget is None else "over" if row.over else "kept"
     return (
-        row.what, _spread(row.measured), "" if row.budget is None else _time(row.budget), verdict,
-        row.peer, _spread(row.peer_measured), "" if row.ratio is None else f"{row.ratio:.3g}x",
+        row.what, _spread(row.measured), _least(row.cpu), "" if row.budget is None else _time(row.budget), verdict,
+        row.peer, _spread(row.peer_measured), _least(row.peer_cpu), "" if row.ratio is None else f"{row.ratio:.3g}x",
     )  # fmt: skip
 
 
 def _spread(seconds: Sequence[float]) -> str:
     return f"{_time(median(seconds))} ({_time(min(seconds))}..{_time(max(seconds))})" if seconds else ""
+
+
+def _least(seconds: Sequence[float]) -> str:
+    return _time(min(seconds)) if seconds else ""
 
 
 def _time(seconds: float) -> str:

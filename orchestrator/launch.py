@@ -23,6 +23,7 @@ from orchestrator.snapshot import Pending, write
 from orchestrator.spec import Config, Experiment
 
 _TRIES = 100
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 WORKER = ("-m", "orchestrator.worker")
 """What Python is given on the node, before the launch and the task's index. The tests have one of their own."""
 
@@ -152,7 +153,7 @@ def difference(base: Any, config: Any) -> list[tuple[list[str], Any]] | None:
     if not isinstance(base, dict) or not isinstance(config, dict):
         if isinstance(base, dict) or isinstance(config, dict):
             return None
-        return [] if json.dumps(base) == json.dumps(config) else [([], config)]
+        return [] if _same_leaf(base, config) else [([], config)]
     if base.keys() != config.keys():
         return None
     changes: list[tuple[list[str], Any]] = []
@@ -162,3 +163,9 @@ def difference(base: Any, config: Any) -> list[tuple[list[str], Any]] | None:
             return None
         changes += [([key, *path], value) for path, value in inner]
     return changes
+
+
+def _same_leaf(one: Any, other: Any) -> bool:
+    if type(one) is type(other) and type(one) in _SCALARS:
+        return repr(one) == repr(other)
+    return one is other or json.dumps(one) == json.dumps(other)

@@ -102,15 +102,16 @@ class SlurmCluster:
 
     def arrays(self, launch: LaunchPaths) -> list[script.Array]:
         """Return the arrays that a launch's plan makes."""
-        paths = ExperimentPaths(launch.path.parent.parent)
+        paths, lines = ExperimentPaths(launch.path.parent.parent), ledger.read_lines(launch)
         versions = ledger.read_launch(launch).header["data"] if self._options.staging.request_tmp else {}
+        python_paths = {code: tuple(paths.python_path(code)) for code in {line["code"] for line in lines}}
         shapes = {
             line["index"]: script.Shape(
                 resources=Resources(**line["resources"]),
-                python_path=tuple(paths.python_path(line["code"])),
+                python_path=python_paths[line["code"]],
                 tmp_mb=script.tmp_mb(versions.get(line["data"], {}).get("bytes", 0)),
             )
-            for line in ledger.read_lines(launch)
+            for line in lines
         }
         return script.arrays(shapes, max_array_size=self._limits.max_array_size)
 

@@ -1,9 +1,12 @@
 """A plan never runs a run twice, never guesses, and says why it does what it does."""
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.launch import difference
 from orchestrator.plan import Action, make_plan, to_do
 from orchestrator.process import ProcessId
 from orchestrator.record import Attempt, Claim, Planned, Record, RunState
@@ -180,3 +183,17 @@ def test_no_attempt_is_planned_twice_and_no_active_run_is_acted_on(known, rerun,
     assert (step.history < step.attempt) == (step.action is Action.RESUME)
     assert step.code in {code, "old"}
     assert step.reason
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1, 1.0), (1, True), (0.0, -0.0), ("1", 1), (None, "null"), ([1], [1.0]), ([], None), (1e-3, 2e-3)],
+)
+def test_leaves_of_a_config_differ_where_their_json_does(one, other):
+    assert difference({"a": one, "b": 2}, {"a": other, "b": 2}) == [(["a"], other)]
+    assert difference({"a": one}, {"a": copy.deepcopy(one)}) == []
+
+
+def test_configs_of_other_keys_have_no_difference_but_another_base():
+    assert difference({"a": {"b": 1}}, {"a": {"c": 1}}) is None
+    assert difference({"a": {"b": 1}}, {"a": 1}) is None

@@ -778,6 +778,21 @@ def test_partial_and_sparse_clones_are_frozen_without_asking_the_network(project
     assert snapshot.dirty
 
 
+def test_many_files_are_written_by_several_processes_and_all_are_there(project):
+    texts = {f"{'nested/' * (i % 4)}{i % 7}/{NASTY[i % 7]}.{i}.py": f"number = {i}\n" for i in range(1_000)}
+    for path, text in texts.items():
+        put_at(project / path, text)
+    (project / "0" / "link.py").symlink_to("../model.py")
+    commit(project)
+    (project / "model.py").chmod(0o755)
+    _, code = freeze(project)
+    files = {path: text for path, text in frozen_files(code).items() if path in texts}
+    assert files == texts
+    assert (code.tree / "0" / "link.py").readlink() == Path("../model.py")
+    modes = {path.stat().st_mode & 0o777 for path in code.tree.rglob("*.py") if not path.is_symlink()}
+    assert modes == {0o444, 0o555}
+
+
 def test_an_incomplete_folder_is_reported_not_used(project):
     code = CodePaths(project.parent / "code" / name_of(project).tree)
     put_at(code.tree / "model.py", "half")

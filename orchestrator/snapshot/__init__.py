@@ -27,6 +27,7 @@ from orchestrator.snapshot import checkout, plain
 from orchestrator.snapshot.frozen import Pending, Snapshot
 from orchestrator.snapshot.repository import find_repository
 from orchestrator.snapshot.selection import MB, Selection, megabytes
+from orchestrator.snapshot.shares import in_shares
 from orchestrator.spec import SnapshotOptions
 
 __all__ = ["Pending", "Snapshot", "take", "write"]
@@ -34,6 +35,7 @@ __all__ = ["Pending", "Snapshot", "take", "write"]
 _log = logging.getLogger(__name__)
 
 DIFF_LIMIT_BYTES = 20 * MB
+_FILES_PER_THREAD = 100
 
 
 @contextmanager
@@ -107,9 +109,13 @@ def _publish(draft: CodePaths, destination: CodePaths) -> None:
 
 
 def _protect(tree: Path) -> None:
-    for folder, _, names in os.walk(tree):
-        for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118 - one Path per file costs as much as the chmod
-            mode = os.lstat(path).st_mode
-            if not stat.S_ISLNK(mode):
-                os.chmod(path, stat.S_IMODE(mode) & 0o555)  # noqa: PTH101
+    # One Path per file would cost as much as the chmod.
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(tree) for name in names]  # noqa: PTH118
+    in_shares(_make_read_only, files, least=_FILES_PER_THREAD)
+
+
+def _make_read_only(paths: Sequence[str]) -> None:
+    for path in paths:
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISLNK(mode):
+            os.chmod(path, stat.S_IMODE(mode) & 0o555)  # noqa: PTH101

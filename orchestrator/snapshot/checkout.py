@@ -19,12 +19,16 @@ from orchestrator.snapshot.repository import (
     copy_index,
     find_repository,
     read_entries,
+    read_present,
     read_status,
     redirect,
     update_index,
 )
 from orchestrator.snapshot.selection import Selection, is_credential, listed
+from orchestrator.snapshot.shares import in_shares
 from orchestrator.snapshot.tree import GITLINK, LINK, Entry, tree_hash
+
+_FILES_PER_GIT = 100  # at least: it writes so many in the time that it takes to start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +131,7 @@ def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pendi
 
     def fill(tree: Path) -> None:
         env, whole = _graft(parts, entries, scratch), tree.with_name("checkout")
-        top.repo.git("checkout-index", "--all", "--quiet", f"--prefix={whole}/", env=env)
-        if not snapshot.files:
-            (whole / top.repo.prefix).mkdir(parents=True, exist_ok=True)
+        _check_out(top.repo, whole, env)
         (whole / top.repo.prefix).rename(tree)
         shutil.rmtree(whole, ignore_errors=True)
 
@@ -137,6 +139,34 @@ def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pendi
         return b"".join(_diff(part, selection) for part in parts)
 
     return Pending(snapshot=snapshot, fill=fill, diff=diff)
+
+
+def _check_out(repo: Repository, whole: Path, env: Mapping[str, str]) -> None:
+    """Write the index's files to a new folder: `checkout-index --all`, but by several processes.
+
+    The folders are made before: processes that make the same one would stop each other.
+    """
+    paths = read_present(repo, env)
+    (whole / repo.prefix).mkdir(parents=True)
+    for folder in _folders(paths):
+        (whole / repo.prefix / folder).mkdir()
+
+    def write(some: Sequence[str]) -> None:
+        names = os.fsencode("".join(f"{path}\0" for path in some))
+        repo.git("checkout-index", "--quiet", "-z", "--stdin", f"--prefix={whole}/", stdin=names, env=env)
+
+    in_shares(write, paths, least=_FILES_PER_GIT)
+
+
+def _folders(paths: Iterable[str]) -> list[str]:
+    """Return all folders above files, each after the one that it lies in."""
+    found = set[str]()
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return sorted(found)
 
 
 def _dirty(parts: Sequence[Part]) -> bool:

@@ -186,6 +186,13 @@ def read_entries(repo: Repository) -> list[Entry]:
     return [_entry(record) for record in answer.split("\0")[:-1]]
 
 
+def read_present(repo: Repository, env: Mapping[str, str]) -> list[str]:
+    """Return the paths of an index below the repository's folder, less those that a sparse checkout leaves out."""
+    answer = os.fsdecode(repo.git("ls-files", "-t", "-z", "--", ".", env=env))
+    tagged = (record.split(" ", 1) for record in answer.split("\0")[:-1])
+    return [path for tag, path in tagged if tag != "S"]
+
+
 def _entry(record: str) -> Entry:
     about, _, path = record.partition("\t")
     mode, name, _ = about.split(" ")

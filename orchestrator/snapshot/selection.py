@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.errors import RequestError
+from orchestrator.snapshot.shares import in_shares
 from orchestrator.spec import SnapshotOptions
 
 MB = 1_000_000
+_FILES_PER_THREAD = 100
 
 SOURCE_SUFFIXES = frozenset({
     ".py", ".pyi", ".pyx", ".pxd", ".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hpp", ".sh",
@@ -125,7 +127,12 @@ class Selection:
 
     def sizes(self, paths: Iterable[str]) -> dict[str, int]:
         """Return the size of each file; raise RequestError if they are over the limits."""
-        sizes = {path: _size(f"{self.project}/{path}") for path in paths}
+        sizes = dict.fromkeys(paths, 0)
+
+        def look(some: Sequence[str]) -> None:
+            sizes.update((path, _size(f"{self.project}/{path}")) for path in some)
+
+        in_shares(look, list(sizes), least=_FILES_PER_THREAD)
         self._refuse_large(sizes)
         return sizes
 
