@@ -21,10 +21,11 @@ from orchestrator.local.inline import Inline
 from orchestrator.local.workstation import Workstation
 from orchestrator.plan import Rerun, Step, make_plan
 from orchestrator.project import Project
-from orchestrator.record import Record, RunState
+from orchestrator.record import Record
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Experiment, Objective, Resources, Run, RunId, SnapshotOptions
+from orchestrator.waiting import hand_over
 
 if TYPE_CHECKING:
     from orchestrator.config import Draft
@@ -270,6 +271,12 @@ def read(project: Project, name: str) -> ledger.Ledger:
     return ledger.read(project.runs.experiment(name), observers())
 
 
+def look(project: Project, name: str) -> ledger.Ledger:
+    """Return all that is known of an experiment, once what waited for room is handed over as far as there is some."""
+    book = read(project, name)
+    return read(project, name) if hand_over(book, observers()) else book
+
+
 def told(point: Mapping[str, Any]) -> str:
     """Return a point as it is written on the command line."""
     return " ".join(f"{key}={value}" for key, value in point.items()) or "(no sweep)"
@@ -288,8 +295,7 @@ def best_value(record: Record, metric: str) -> float | None:
 def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
     """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
     paths = project.runs.experiment(name)
-    active = [r for r in records if r.state.active or r.state is RunState.WAITING]
-    chosen = [r for r in active if not (paths.launch(r.task[0]).cancelled / r.id).exists()]
+    chosen = [r for r in records if r.state.active and not (paths.launch(r.task[0]).cancelled / r.id).exists()]
     by_launch: dict[int, list[Record]] = {}
     for record in chosen:
         by_launch.setdefault(record.task[0], []).append(record)

@@ -28,7 +28,7 @@ LAYERS = (
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
-    {"local", "slurm"},
+    {"local", "slurm", "waiting"},
     {"launch", "worker"},
     {"project", "selection", "tracking_view"},
     {"api"},

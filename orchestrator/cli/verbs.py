@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,10 @@ def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, r
         _say(f"{name}: nothing to do; {_states(project, name)}")
         return _status_of(api.read(project, name).records.values())
     number = launched.paths.number
-    _say(
-        f"{name}: launch {number:04d}, {render.count(len(to_do(launched.steps)))}, {skipped} already there or under way"
-    )
+    runs = len(to_do(launched.steps))
+    _say(f"{name}: launch {number:04d}, {render.count(runs)}, {skipped} already there or under way")
+    if launched.waiting is not None:
+        _say(render.submitted(runs, launched.waiting))
     if isinstance(cluster, Inline):
         _drive(project, name, number, cluster)
     elif arguments.wait or arguments.watch:
@@ -157,7 +158,7 @@ def status(arguments: Namespace) -> int:
     project = _project(arguments)
     if not arguments.words and len(list(project.runs.experiments())) != 1:
         return _overview(project, as_json=arguments.json)
-    name, book, records = _select(project, arguments.words)
+    name, book, records = _select(project, arguments.words, look=api.look)
     if arguments.watch:
         Watch(project, name).until_ended()
         return _status_of(api.read(project, name).records.values())
@@ -239,7 +240,7 @@ def diff(arguments: Namespace) -> int:
 
 def logs(arguments: Namespace) -> int:
     project = _project(arguments)
-    name, book, records = _select(project, arguments.words)
+    name, book, records = _select(project, arguments.words, look=api.look)
     begun = [record for record in records if record.attempts or _printed(book, record)]
     if not begun and not arguments.follow:
         _say(f"{name}: none of {len(records)} chosen runs has started")
@@ -275,7 +276,7 @@ def _follow(project: Project, name: str, record: Record) -> int:
     tails: dict[int, _Tail] = {}
     told = ""
     while True:
-        record = api.read(project, name).records[record.id]
+        record = api.look(project, name).records[record.id]
         for attempt in record.history:
             path = project.runs.experiment(name).run(record.id).attempt(attempt.number).log
             tails.setdefault(attempt.number, _Tail(path)).copy()
@@ -368,7 +369,9 @@ def _is_experiment(project: Project, word: str) -> bool:
     return any(paths.name == word for paths in project.runs.experiments())
 
 
-def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[Record]]:
+def _select(
+    project: Project, words: Sequence[str], *, look: Callable[[Project, str], Ledger] = api.read
+) -> tuple[str, Ledger, list[Record]]:
     """Return the experiment that words name, or the only one whose runs they choose, and the chosen runs."""
     experiments = [paths.name for paths in project.runs.experiments()]
     named = [word for word in words if word in experiments]
@@ -376,7 +379,7 @@ def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[R
         raise RequestError(f"{named[0]} and {named[1]} are two experiments", fix="name one of them")
     chosen = selection.parse([word for word in words if word not in named], experiments=experiments)
     candidates = named or experiments
-    found = [(book, chosen.choose(book.records.values())) for book in (api.read(project, name) for name in candidates)]
+    found = [(book, chosen.choose(book.records.values())) for book in (look(project, name) for name in candidates)]
     only_states = not (chosen.ids or chosen.point)
     _check_keys(chosen, [record for book, _ in found for record in book.records.values()])
     hits = [(book, records) for book, records in found if records or named or (only_states and len(found) == 1)]

@@ -34,7 +34,7 @@ class Watch:
 
     def show(self) -> bool:
         """Show now, whenever it was last shown."""
-        book = api.read(self._project, self._name)
+        book = api.look(self._project, self._name)
         records = [r for r in book.records.values() if self._launch in (None, r.planned.launch)]
         if self._stream.isatty():
             self._redraw(status_lines(book, records))
@@ -81,5 +81,5 @@ def wait(project: Project, name: str, launch: int, *, quiet: bool) -> None:
     if not quiet:
         Watch(project, name, launch=launch).until_ended()
         return
-    while any(r.state.active for r in api.read(project, name).records.values() if r.planned.launch == launch):
+    while any(r.state.active for r in api.look(project, name).records.values() if r.planned.launch == launch):
         time.sleep(0.5)
