@@ -31,6 +31,7 @@ from orchestrator.record import Record, RunState
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Experiment, Objective, Resources, Run, RunId, SnapshotOptions
+from orchestrator.waiting import hand_over
 
 if TYPE_CHECKING:
     from orchestrator.config import Draft
@@ -305,11 +306,14 @@ def read(project: Project, name: str) -> ledger.Ledger:
 
 
 def look(project: Project, name: str) -> ledger.Ledger:
-    """Return what `read` returns, and put right what runs left behind that died without a word.
+    """Return what `read` returns, once what was left undone has been seen to.
 
-    How they ended is written down, and a process that we do not wait for brings the tracking store in line.
+    What waited for room in a queue is handed over as far as there is some. How runs ended that died without a word is
+    written down, and a process that we do not wait for brings the tracking store in line.
     """
     book = read(project, name)
+    if hand_over(book, observers()):
+        book = read(project, name)
     _put_right(project, book)
     return book
 
@@ -370,8 +374,7 @@ def best_value(record: Record, metric: str) -> float | None:
 def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
     """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
     paths = project.runs.experiment(name)
-    active = [r for r in records if r.state.active or r.state is RunState.WAITING]
-    chosen = [r for r in active if not (paths.launch(r.task[0]).cancelled / r.id).exists()]
+    chosen = [r for r in records if r.state.active and not (paths.launch(r.task[0]).cancelled / r.id).exists()]
     by_launch: dict[int, list[Record]] = {}
     for record in chosen:
         by_launch.setdefault(record.task[0], []).append(record)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator import ledger
-from orchestrator.cluster import Cluster
+from orchestrator.cluster import Cluster, Waiting
 from orchestrator.data import Manifest
 from orchestrator.environment import Environment
 from orchestrator.errors import ClusterError, StateError
@@ -21,6 +21,7 @@ from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.snapshot import Pending, write
 from orchestrator.spec import Config, Experiment
+from orchestrator.waiting import hand_over
 
 _TRIES = 100
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -43,10 +44,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """What a launch did: the steps of its plan, and its folder; None where nothing was to be done."""
+    """What a launch did: the steps of its plan, and its folder; None where nothing was to be done.
+
+    `waiting`: what the cluster had no room for, and will go on with.
+    """
 
     steps: tuple[Step, ...]
     paths: LaunchPaths | None
+    waiting: Waiting | None = None
 
 
 def launch(
@@ -68,6 +73,8 @@ def launch(
     """
     for _ in range(_TRIES):
         book = ledger.read(paths, cluster_of)
+        if hand_over(book, cluster_of):
+            book = ledger.read(paths, cluster_of)
         steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
         acting = [step for step in to_do(steps) if only(step)]
         if not acting:
@@ -79,12 +86,12 @@ def launch(
         published = ledger.publish(paths, number, _header(experiment, facts, message, worker), bases, lines)
         if published is not None:
             try:
-                cluster.submit(published)
+                waiting = cluster.submit(published)
             except ClusterError:
                 published.complete.touch(mode=0o600)  # what it took is its own to know; the rest is free again
                 raise
             published.complete.touch(mode=0o600)
-            return Launched(steps=steps, paths=published)
+            return Launched(steps=steps, paths=published, waiting=waiting)
     raise StateError(
         f"{experiment.name} could not be launched", why=f"others launched it {_TRIES} times meanwhile",
         fix="look at `orch status`, then try again",

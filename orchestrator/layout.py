@@ -7,6 +7,7 @@
 <runs>/<experiment>/tracking/<server>/     which of a tracking server's runs are ours
 <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
 <runs>/.mlflow/                            the embedded tracking store
+<runs>/.waiting/                           empty files `<experiment>.<launch>`: not all of it was submitted; a hint
 """
 
 from __future__ import annotations
@@ -103,8 +104,31 @@ class RunPaths:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnPaths:
+    """The folder of one submitter's turn at a launch; taken by a rename, written by that submitter alone."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def claim(self) -> Path:
+        return self.path / "claim.json"
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs.json"
+
+    @property
+    def end(self) -> Path:
+        return self.path / "end.json"
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPaths:
-    """The folder of one launch; published whole by a rename, then only added to by its launcher."""
+    """The folder of one launch; published whole by a rename, then only added to by who submits it."""
 
     path: Path
 
@@ -128,8 +152,24 @@ class LaunchPaths:
         return self.path / f"base-{number}.json"
 
     @property
-    def jobs(self) -> Path:
-        return self.path / "jobs.json"
+    def experiment(self) -> ExperimentPaths:
+        return ExperimentPaths(self.path.parent.parent)
+
+    @property
+    def runs(self) -> RunsRoot:
+        return RunsRoot(self.path.parent.parent.parent)
+
+    def turn(self, number: int) -> TurnPaths:
+        return TurnPaths(self.path / "turns" / f"{number:04d}")
+
+    def turns(self) -> list[TurnPaths]:
+        found = [name for name in _names(self.path / "turns") if _LAUNCH.fullmatch(name)]
+        return sorted(map(self.turn, map(int, found)), key=lambda turn: turn.number)
+
+    @property
+    def waits(self) -> Path:
+        """The empty file that is there while some of the launch may still have to be submitted."""
+        return self.runs.waiting / f"{self.experiment.name}.{self.path.name}"
 
     @property
     def submitit(self) -> Path:
@@ -231,6 +271,15 @@ class RunsRoot:
     @property
     def mlflow(self) -> Path:
         return self.path / ".mlflow"
+
+    @property
+    def waiting(self) -> Path:
+        return self.path / ".waiting"
+
+    def launches_waiting(self) -> list[LaunchPaths]:
+        """Return the launches of which some may still have to be submitted, from one listing."""
+        found = (name.rpartition(".") for name in _names(self.waiting))
+        return [self.experiment(name).launch(int(number)) for name, _, number in found if _LAUNCH.fullmatch(number)]
 
     def experiment(self, name: str) -> ExperimentPaths:
         return ExperimentPaths(self.path / name)

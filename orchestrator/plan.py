@@ -87,6 +87,8 @@ def _active(case: _Case) -> Step:
     where = f"in launch {record.planned.launch:04d}"
     if record.state is RunState.UNKNOWN:
         return case.skip(f"its state {where} is unknown: {record.reason}")
+    if record.state is RunState.WAITING:
+        return case.skip(f"waiting {where}: {record.reason}")
     return case.skip(f"{record.state.value} {where}")
 
 
@@ -125,5 +127,5 @@ _RULES: Mapping[RunState, Callable[[_Case], Step]] = {
     RunState.FAILED: _failed,
     RunState.INTERRUPTED: _stopped,
     RunState.CANCELLED: _stopped,
-    RunState.WAITING: _stopped,
+    RunState.WAITING: _active,
 }

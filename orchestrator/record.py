@@ -27,7 +27,7 @@ class RunState(StrEnum):
 
     RUNNING = "running"
     QUEUED = "queued"
-    WAITING = "waiting"  # planned, but not handed to a scheduler
+    WAITING = "waiting"  # its launch has not handed it to the scheduler yet: there was no room
     DONE = "done"
     FAILED = "failed"  # by an exception of the user's: starts again from scratch with today's code
     INTERRUPTED = "interrupted"  # by infrastructure: goes on from its last checkpoint with its own code
@@ -37,12 +37,13 @@ class RunState(StrEnum):
     @property
     def active(self) -> bool:
         """Whether somebody may still be at work on it, so that nobody else may start it."""
-        return self in {RunState.RUNNING, RunState.QUEUED, RunState.UNKNOWN}
+        return self in {RunState.RUNNING, RunState.QUEUED, RunState.WAITING, RunState.UNKNOWN}
 
 
 class JobState(StrEnum):
     """What a scheduler says of one task of a launch."""
 
+    WAITING = "waiting"  # kept by its cluster, which hands it over later
     PENDING = "pending"
     RUNNING = "running"
     ENDED = "ended"
@@ -326,7 +327,7 @@ def reconcile(
 ) -> Record:
     """Return the record that attempts, the latest plan and the scheduler's word make together.
 
-    `observation` is None where the launch has not handed the run to a scheduler.
+    `observation` is None where nobody was asked, or the answer says nothing of the run.
     """
     ordered = _with_exit(planned, tuple(sorted(attempts, key=lambda attempt: attempt.number)), observation)
     last = ordered[-1] if ordered else None
@@ -374,7 +375,7 @@ def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, st
     match observation:
         case None | Observation(state=JobState.ENDED):
             return RunState.INTERRUPTED, observation.reason if observation else "its launch has ended"
-        case Observation(state=JobState.UNKNOWN):
+        case Observation(state=JobState.UNKNOWN | JobState.WAITING):  # who began it was handed over all the same
             return RunState.UNKNOWN, observation.reason
         case Observation(state=JobState.PENDING):
             before = f"requeued ({observation.reason}): {last.reason}"
@@ -399,7 +400,9 @@ def _may_go_on(last: Attempt, observation: Observation | None) -> bool:
 def _not_begun(observation: Observation | None) -> tuple[RunState, str]:
     match observation:
         case None:
-            return RunState.WAITING, "not submitted"
+            return RunState.UNKNOWN, "its cluster says nothing of it"
+        case Observation(state=JobState.WAITING):
+            return RunState.WAITING, observation.reason
         case Observation(state=JobState.PENDING):
             return RunState.QUEUED, observation.reason
         case Observation(state=JobState.RUNNING):

@@ -1,53 +1,31 @@
 """The Slurm cluster: submits arrays, then leaves; looks with squeue, and sacct where it is.
 
-What was submitted stands in the launch's jobs.json, one entry per array; an array whose entry was never written
-is found in Slurm by its comment.
+What was submitted stands in the launch's last turn (`turns`); an array that was never written down is found in Slurm
+by its comment.
 """
 
 from __future__ import annotations
 
-import json
-from collections import deque
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
 
 from orchestrator import ledger
-from orchestrator.errors import ClusterError, RequestError
-from orchestrator.layout import ExperimentPaths, LaunchPaths
+from orchestrator.cluster import Waiting
+from orchestrator.errors import ClusterError, OrchError, RequestError
+from orchestrator.layout import LaunchPaths
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import limits, queue, script, submission
+from orchestrator.slurm import handover, limits, queue, script, submission, turns
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
-from orchestrator.slurm.task import StartWorker
+from orchestrator.slurm.turns import Job
 from orchestrator.spec import Resources
 
 _ANSWER_SECONDS = 60.0
 _OUTPUTS = 8  # of so many processes of a job, what they printed is shown
-_NEVER = Observation(state=JobState.ENDED, reason="it was never submitted")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One submitted array: Slurm's id of it, and the tasks of the plan that it holds."""
-
-    id: str
-    offset: int
-    indices: tuple[int, ...]
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(id=str(value["job"]), offset=int(value["offset"]), indices=tuple(value["indices"]))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"job": self.id, "offset": self.offset, "indices": self.indices}
-
-    def name(self, index: int) -> str:
-        """Return what Slurm calls a task."""
-        return f"{self.id}_{index - self.offset}"
 
 
 class SlurmCluster:
@@ -56,7 +34,7 @@ class SlurmCluster:
     background = True
 
     def __init__(self, options: SlurmOptions) -> None:
-        self._options = options
+        self.options = options
 
     # --- submit -------------------------------------------------------------------------------------------
 
@@ -71,80 +49,38 @@ class SlurmCluster:
         for resources in sorted(shapes, key=str):
             if why := self._partition_refuses(resources):
                 raise _impossible(resources, why)
-            array = script.Array(shape=script.Shape(resources=resources, python_path=()), offset=0, indices=(0,))
-            text = self._text(array, name="orch-check", token="check", folder=folder)  # noqa: S106 - no password
+            shape = script.Shape(resources=resources, python_path=())
+            (array,) = script.arrays({0: shape}, max_array_size=self.allowed.max_array_size)
+            text = self._text(array, folder / "launches" / "0000" / script.FOLDER)
             try:
                 with submission.inherited_hidden():
                     run(["sbatch", "--test-only"], stdin=text.encode(), timeout_s=_ANSWER_SECONDS)
             except ProgramError as error:
-                if not submission.FULL.search(error.stderr):  # which is no fault of theirs, and passes
+                if submission.limit(error.stderr) is None:  # which is no fault of theirs, and passes
                     raise _refused(error, resources) from error
 
-    def submit(self, launch: LaunchPaths) -> None:
-        """Submit a launch's arrays, in halves where a submit limit forbids the whole.
+    def submit(self, launch: LaunchPaths) -> Waiting | None:
+        return handover.start(launch, lambda: self.allowed)
 
-        Raises ClusterError where Slurm refuses one; those before it are submitted, and stand in jobs.json.
-        """
-        waiting = deque(self.arrays(launch))
-        header, jobs, asked = ledger.read_launch(launch).header, [], script.total(waiting)
-        while waiting:
-            array = waiting.popleft()
-            try:
-                jobs.append(self._submit_array(array, launch, header))
-            except submission.SubmitLimitError as error:
-                if len(array.indices) == 1:
-                    raise _in_part(error, sum(len(job.indices) for job in jobs), asked) from error
-                waiting.extendleft(reversed(array.halves))
-            except ClusterError as error:
-                raise _in_part(error, sum(len(job.indices) for job in jobs), asked) from error
-            else:
-                ledger.replace_text(launch.jobs, json.dumps([job.to_json() for job in jobs]))
+    def go_on(self, launch: LaunchPaths) -> int:
+        if shutil.which("sbatch") is None:
+            return 0
+        try:
+            return handover.go_on(launch, lambda: self.allowed).tasks
+        except (OrchError, OSError):
+            return 0  # and what is observed says why
 
-    def arrays(self, launch: LaunchPaths) -> list[script.Array]:
-        """Return the arrays that a launch's plan makes."""
-        paths, lines = ExperimentPaths(launch.path.parent.parent), ledger.read_lines(launch)
-        versions = ledger.read_launch(launch).header["data"] if self._options.staging.request_tmp else {}
-        python_paths = {code: tuple(paths.python_path(code)) for code in {line["code"] for line in lines}}
-        shapes = {
-            line["index"]: script.Shape(
-                resources=Resources(**line["resources"]),
-                python_path=python_paths[line["code"]],
-                tmp_mb=script.tmp_mb(versions.get(line["data"], {}).get("bytes", 0)),
-            )
-            for line in lines
-        }
-        return script.arrays(shapes, max_array_size=self._limits.max_array_size)
-
-    def _submit_array(self, array: script.Array, launch: LaunchPaths, header: Mapping[str, Any]) -> Job:
-        room = self._limits.max_job_count - 1 - _in_memory()
-        if room < len(array.indices):
-            said = submission.full(self._limits.max_job_count)
-            raise submission.SubmitLimitError(said.what, why=said.why, fix=said.fix) if room > 0 else said
-        folder = launch.submitit
-        ledger.make_private(folder)
-        name = f"{header['experiment']}.{launch.number:04d}"
-        parameters = self._parameters(array, name=name, token=header["token"], folder=folder)
-        start = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
-
-        def find() -> str | None:
-            return next((job.id for job in _strays(launch, known=()) if job.indices == array.indices), None)
-
-        job = submission.submit(parameters, start, folder, find=find)
-        return Job(id=job, offset=array.offset, indices=array.indices)
-
-    def _parameters(self, array: script.Array, *, name: str, token: str, folder: Path) -> dict[str, Any]:
-        told = script.comment(token, array.offset)
-        return script.parameters(array, self._options, name=name, comment=told, folder=folder)
-
-    def _text(self, array: script.Array, *, name: str, token: str, folder: Path) -> str:
-        return submission.text(self._parameters(array, name=name, token=token, folder=folder), folder)
+    def _text(self, array: script.Array, folder: Path) -> str:
+        given = handover.parameters(array, self.options, name="orch-check", token="check", folder=folder)  # noqa: S106 - no password
+        return submission.text(given, folder)
 
     def _partition_refuses(self, need: Resources) -> str:
-        chosen = (self._options.partition or "").split(",")
+        chosen = (self.options.partition or "").split(",")
         return limits.refusal(need, chosen, self._partitions)
 
     @cached_property
-    def _limits(self) -> limits.Limits:
+    def allowed(self) -> limits.Limits:
+        """What the whole cluster allows; Slurm is asked once."""
         return limits.Limits.parse(queue.ask(["scontrol", "show", "config"]))
 
     @cached_property
@@ -156,47 +92,48 @@ class SlurmCluster:
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
         try:
-            names = {index: job.name(index) for job in self._jobs(launch, tasks) for index in job.indices}
-            wanted = {index: names[index] for index in tasks if index in names}
-            seen = queue.tasks(_owner(launch), wanted.values()) if wanted else {}
+            turn = turns.last(launch)
+            jobs = list(turn.jobs) if turn else []
+            names = _names(jobs)
+            wanted = [name for index in tasks for name in names.get(index, ())]
+            seen = dict(queue.tasks(_owner(launch), wanted)) if wanted else {}
+            if handover.cut_off(launch, turn) and not names.keys() >= set(tasks):
+                seen |= queue.queue(_owner(launch))
+            names = _names([*jobs, *handover.strays(launch, seen.values(), known=[job.id for job in jobs])])
+            rest = handover.outlook(launch, turn)
         except ClusterError as error:
             told = Observation(state=JobState.UNKNOWN, reason=f"Slurm does not answer: {error.why or error.what}")
             return dict.fromkeys(tasks, told)
-        return {index: _observed(launch, wanted[index], seen) if index in wanted else _NEVER for index in tasks}
+        return {index: _best(launch, names[index], seen) if index in names else rest for index in tasks}
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        chosen = set(tasks)
-        for job in self._jobs(launch, tasks):
+        chosen, jobs = set(tasks), jobs_of(launch)
+        seen = queue.queue(_owner(launch)).values()
+        for job in [*handover.strays(launch, seen, known=[job.id for job in jobs]), *jobs]:
             indices = sorted(index - job.offset for index in job.indices if index in chosen)
             if indices:
                 _scancel(f"{job.id}_[{script.ranges(indices)}]")
 
-    def _jobs(self, launch: LaunchPaths, tasks: Collection[int]) -> list[Job]:
-        """Return the arrays of a launch; Slurm is asked where a task is in none that was written down."""
-        jobs = jobs_of(launch)
-        written = {index for job in jobs for index in job.indices}
-        strays = [] if written.issuperset(tasks) else _strays(launch, known=[job.id for job in jobs])
-        return [*strays, *jobs]
-
 
 def jobs_of(launch: LaunchPaths) -> list[Job]:
     """Return the arrays that were submitted for a launch, and written down."""
-    try:
-        return [Job.from_json(entry) for entry in json.loads(launch.jobs.read_bytes())]
-    except FileNotFoundError:
-        return []
+    turn = turns.last(launch)
+    return list(turn.jobs) if turn else []
 
 
-def _strays(launch: LaunchPaths, known: Collection[str]) -> list[Job]:
-    """Return the arrays of a launch that Slurm has, but whose submitter died before it could write them down."""
-    token = str(ledger.read_launch(launch).header["token"])
-    found: dict[tuple[str, int], list[int]] = {}
-    for seen in queue.queue(_owner(launch)).values():
-        job, _, task = seen.job.partition("_")
-        offset = script.offset_in(seen.comment, token)
-        if offset is not None and task and job not in known:
-            found.setdefault((job, offset), []).append(offset + int(task))
-    return [Job(id=job, offset=offset, indices=tuple(sorted(tasks))) for (job, offset), tasks in found.items()]
+def _names(jobs: Iterable[Job]) -> dict[int, list[str]]:
+    """Return what Slurm calls each task; it has two names where its submitter was thought dead, and was not."""
+    names: dict[int, list[str]] = {}
+    for job in jobs:
+        for index in job.indices:
+            names.setdefault(index, []).append(job.name(index))
+    return names
+
+
+def _best(launch: LaunchPaths, names: Collection[str], seen: Mapping[str, Seen]) -> Observation:
+    """Return what is known of a task; of two jobs, one found the run taken: the other counts."""
+    told = [_observed(launch, name, seen) for name in names]
+    return max(told, key=lambda each: (each.state is not JobState.ENDED, each.status is not None))
 
 
 def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Observation:
@@ -228,21 +165,12 @@ def _owner(launch: LaunchPaths) -> int:
     return launch.path.stat().st_uid
 
 
-def _in_memory() -> int:
-    """Return how many jobs Slurm holds: waiting arrays count as one, those that ended count for some minutes."""
-    return len(queue.ask(["squeue", "--noheader", "--states=all", "--format=%A"]).splitlines())
-
-
 def _scancel(tasks: str) -> None:
     try:
         run(["scancel", tasks], timeout_s=_ANSWER_SECONDS)
     except ProgramError as error:
         if "Invalid job id" not in error.stderr and "already completing or completed" not in error.stderr:
             raise ClusterError("scancel failed", why=queue.last_line(error.stderr), fix="cancel again later") from error
-
-
-def _in_part(error: ClusterError, submitted: int, asked: int) -> ClusterError:
-    return ClusterError(f"{submitted} of {asked} runs were submitted", why=f"{error.what} ({error.why})", fix=error.fix)
 
 
 def _refused(error: ProgramError, resources: Resources) -> Exception:

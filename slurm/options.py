@@ -25,8 +25,8 @@ class SlurmOptions:
     """How jobs are submitted. `extra` goes to sbatch as it is; `setup` are shell lines before the job's program.
 
     `throttle`: at most so many runs of an array at once. `signal_seconds`: how long before the time limit a run is
-    told to save itself. `max_requeues`: how often one run may start again by itself. `staging`: how data versions come
-    to a node.
+    told to save itself. `max_requeues`: how often one run may start again by itself. `nodes_may_submit`: whether a
+    job, at its end, may call sbatch for what waits for room. `staging`: how data versions come to a node.
     """
 
     partition: str | None = None
@@ -44,6 +44,7 @@ class SlurmOptions:
     throttle: int | None = None
     signal_seconds: int = 90
     max_requeues: int = 20
+    nodes_may_submit: bool = True
     grace_seconds: float = 30.0
     staging: Staging = field(default_factory=Staging)
 
@@ -61,6 +62,7 @@ class SlurmOptions:
             _check(key, section.get(key), str, "text")
         for key in ("throttle", "signal_seconds", "max_requeues"):
             _check(key, section.get(key), int, "a whole number")
+        _check("nodes_may_submit", section.get("nodes_may_submit"), bool, "true or false")
         setup, extra = section.get("setup") or [], section.get("extra") or {}
         _check_setup(setup)
         _check_extra(extra)
@@ -75,7 +77,7 @@ class SlurmOptions:
 
 
 def _check(key: str, value: Any, kind: type, told: str) -> None:
-    wrong = not isinstance(value, kind) or isinstance(value, bool)
+    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
     if value is not None and (wrong or (isinstance(value, str) and _unprintable(value))):
         why = f"it is {told}, on one line and without a backslash" if kind is str else f"it is {told}"
         raise ConfigError(f"cluster.{key} is {value!r}", why=why, fix=f"correct cluster.{key}")
@@ -103,10 +105,11 @@ def _check_extra(extra: Any) -> None:
                 f"cluster.extra.{key} is not for you to set", why="it derives from resources, or has a key of its own",
                 fix=f"remove it, or use cluster.{str(key).replace('-', '_')} or resources",
             )  # fmt: skip
-        if isinstance(value, str) and _unprintable(value):
+        if not isinstance(value, str | int | float | None) or (isinstance(value, str) and _unprintable(value)):
             raise ConfigError(
-                f"cluster.extra.{key} is {value!r}", why="it is one line, without a backslash",
-                fix=f"correct cluster.extra.{key}",
+                f"cluster.extra.{key} is {value!r}",
+                why="it is one line without a backslash, or a number; true is the option alone, false or null none",
+                fix=f"correct cluster.extra.{key}; several values are one text, such as 'a,b'",
             )  # fmt: skip
 
 

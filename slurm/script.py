@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import RequestError
+from orchestrator.layout import LaunchPaths
 from orchestrator.slurm.options import TEXTS, SlurmOptions
 from orchestrator.spec import Resources
 
+_TEARDOWN_SECONDS = 120
 FOLDER = "submitit"
 """In a launch's folder, see LaunchPaths."""
 
@@ -54,7 +58,15 @@ class Array:
 
 
 def arrays(shapes: Mapping[int, Shape], *, max_array_size: int) -> list[Array]:
-    """Return the arrays for tasks by index: one per shape and per stretch of `max_array_size` indices."""
+    """Return the arrays for tasks by index: one per shape and per stretch of `max_array_size` indices.
+
+    Raises RequestError where Slurm allows no arrays at all.
+    """
+    if max_array_size < 1:
+        raise RequestError(
+            "this Slurm takes no job arrays", why=f"its MaxArraySize is {max_array_size}",
+            fix="ask its administrators for MaxArraySize=1001 or more in slurm.conf",
+        )  # fmt: skip
     found: dict[tuple[Shape, int], list[int]] = {}
     for index, shape in sorted(shapes.items()):
         found.setdefault((shape, index // max_array_size), []).append(index)
@@ -102,7 +114,7 @@ def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, 
     fixed |= {"mem": f"{math.ceil(need.mem_gb_per_node * 1024)}MB"} if need.mem_gb_per_node else {}
     texts = {key: value for key in TEXTS if (value := getattr(options, key)) is not None}
     more = {
-        **{key.replace("_", "-"): value for key, value in options.extra.items() if value not in (None, False)},
+        **{key.replace("_", "-"): value for key, value in options.extra.items() if not _absent(value)},
         **{key: value for key, value in texts.items() if key == "reservation"},
         "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", "requeue": True,
         "time": math.ceil(need.hours * 60) if need.hours else None, "wckey": None,
@@ -113,10 +125,15 @@ def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, 
     return {**fixed, **native, "additional_parameters": more}
 
 
+def _absent(value: object) -> bool:
+    return value is None or value is False  # 0 is a value
+
+
 def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
     """Return the shell lines before the job's program. Our own quote every path; the site's are its own.
 
-    The trap leaves a file with the exit status of a job that failed by itself, however early.
+    The trap leaves a file with the exit status of a job that failed by itself, however early. Then, where something
+    waits for room, it hands that over: the run has said its last word by then, and nothing here changes the status.
     """
     task = '"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"'
     here = shlex.quote(str(folder))
@@ -127,7 +144,12 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
     return [
         f"orch_exit={here}/{task}.exit",
         'rm -f "$orch_exit"',
-        """trap 'orch_status=$?; [ $orch_status = 0 ] || echo $orch_status > "$orch_exit"' EXIT""",
+        "orch_end() {",
+        "  orch_status=$?; set +e",
+        '  [ $orch_status = 0 ] || echo $orch_status > "$orch_exit"',
+        *([_hand_over(array.shape, folder)] if options.nodes_may_submit else []),
+        "}",
+        "trap orch_end EXIT",
         *options.setup,
         *(f"export {key}={shlex.quote(value)}" for key, value in own.items()),
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
@@ -138,6 +160,17 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
 def tmp_mb(version_bytes: int) -> int:
     """Return the scratch to ask for, in MiB as Slurm counts: the version, and a tenth for what surrounds it."""
     return math.ceil(version_bytes * 11 / 10 / 2**20)
+
+
+def _hand_over(shape: Shape, folder: Path) -> str:
+    """Return the line that submits what waits for room, with the job's frozen code; an `ls` where nothing does."""
+    runs = LaunchPaths(folder.parent).runs
+    code, here = shlex.quote(":".join(shape.python_path)), shlex.quote(str(folder))
+    run = f"timeout {_TEARDOWN_SECONDS} {shlex.quote(sys.executable)} -m orchestrator.slurm.teardown"
+    return (
+        f'  [ -z "$(ls -A {shlex.quote(str(runs.waiting))} 2>/dev/null)" ] || PYTHONPATH={code} PYTHONSAFEPATH=1 '
+        f"{run} {shlex.quote(str(runs.path))} >> {here}/teardown.out 2>&1"
+    )
 
 
 def unfit(path: str) -> str:

@@ -65,7 +65,7 @@ class Seen:
 
 def parse(text: str) -> Iterator[Seen]:
     """Yield the tasks in the output of SQUEUE or SACCT; lines that tell of none are skipped."""
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a comment may hold what `splitlines` takes for a line's end
         job, *rest = line.split("|", 5)
         if len(rest) >= 3 and re.fullmatch(r"[0-9]+(_[0-9]+)?", job, re.ASCII):
             word, reason, node, end, comment = [*rest, "", ""][:5]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager, redirect_stderr
 from pathlib import Path
@@ -17,21 +18,32 @@ from orchestrator.slurm import script
 from orchestrator.slurm.queue import BUSY, last_line
 from orchestrator.slurm.task import StartWorker
 
-_SUBMIT_LIMIT = re.compile(r"SubmitJob|MaxSubmit|job submit limit", re.IGNORECASE)
-FULL = re.compile(r"temporarily unable to accept job|queue full|temporarily unavailable", re.IGNORECASE)
-_LATER = "launch again once some have ended: what is missing is submitted then"
+_POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z]\w+")  # the limit's own name, where Slurm tells it
+_SUBMIT_LIMIT = re.compile(r"job submit limit", re.IGNORECASE)  # Slurm says so of limits on a job's size, too
+_FULL = re.compile(r"temporarily unable to accept job|queue full|temporarily unavailable", re.IGNORECASE)
+_LATER = "what is missing is submitted later"
 _SBATCH_SECONDS = 20  # where the queue is full it tries for two minutes; this is within one of its pauses
 _INHERITED = re.compile(r"SLURM_|SRUN_|SBATCH_")
 _PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class SubmitLimitError(ClusterError):
-    """A limit on this user's jobs forbids so many of them; fewer may fit."""
+    """A limit on the number of jobs forbids so many of them for now; fewer may fit."""
 
 
-def full(max_job_count: int) -> ClusterError:
-    """Return the error of a cluster that holds as many jobs as it can."""
-    return ClusterError("Slurm's queue is full", why=f"it holds {max_job_count} jobs (MaxJobCount)", fix=_LATER)
+class QueueFullError(SubmitLimitError):
+    """Slurm holds as many jobs as it can: not one more fits for now."""
+
+
+def limit(told: str) -> SubmitLimitError | None:
+    """Return the error of a limit that passes by itself, if that is what sbatch complains of."""
+    names = _POLICY.findall(told)
+    if any("Submit" in name for name in names) or (not names and _SUBMIT_LIMIT.search(told)):
+        why = f"submit limit ({names[0]})" if names else "submit limit"
+        return SubmitLimitError("Slurm accepts no more jobs of yours for now", why=why, fix=_LATER)
+    if _FULL.search(told):
+        return QueueFullError("Slurm's queue is full", why="submit limit (MaxJobCount)", fix=_LATER)
+    return None
 
 
 def executor(parameters: Mapping[str, Any], folder: Path) -> Any:
@@ -58,16 +70,21 @@ def text(parameters: Mapping[str, Any], folder: Path) -> str:
     return written
 
 
-def submit(parameters: Mapping[str, Any], start: StartWorker, folder: Path, *, find: Callable[[], str | None]) -> str:
-    """Submit an array and return its job's id. `find` looks for it in Slurm after an answer that was lost.
+def submit(
+    parameters: Mapping[str, Any], start: StartWorker, folder: Path, *,
+    find: Callable[[], str | None], renew: Callable[[], None],
+) -> str:  # fmt: skip
+    """Submit an array and return its job's id.
 
+    `find` looks for it in Slurm after an answer that was lost; `renew` raises if we may submit no longer.
     Raises SubmitLimitError where a limit forbids so many jobs, ClusterError where it is refused otherwise.
     """
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
     # submitit names the pickle after the job only once it is submitted: if we die before, its tasks still find this.
-    DelayedSubmission(start).dump(folder / script.pickle_name(start.offset))
+    _write_start(DelayedSubmission(start), folder / script.pickle_name(start.offset))
     for pause in (*_PAUSES_SECONDS, None):
+        renew()
         try:
             # What sbatch says on standard error is in the error, too.
             with inherited_hidden(), chdir(folder.parent), redirect_stderr(io.StringIO()):
@@ -82,13 +99,19 @@ def submit(parameters: Mapping[str, Any], start: StartWorker, folder: Path, *, f
     raise ClusterError("Slurm refused the jobs", fix="launch again later")
 
 
+def _write_start(delayed: Any, path: Path) -> None:
+    """Write what tasks are started from, once: those of an earlier array may be reading it."""
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        delayed.dump(draft)
+        draft.replace(path)
+
+
 def _refused(told: str) -> ClusterError:
-    why = last_line(told)
-    if _SUBMIT_LIMIT.search(told):
-        return SubmitLimitError("Slurm accepts no more jobs of yours for now", why=why, fix=_LATER)
-    if FULL.search(told):
-        return ClusterError("Slurm's queue is full", why=why, fix=_LATER)
-    return ClusterError("Slurm refused the jobs", why=why, fix="correct the cluster's options, or launch again later")
+    if (passes := limit(told)) is not None:
+        return passes
+    fix = "correct the cluster's options, or launch again later"
+    return ClusterError("Slurm refused the jobs", why=last_line(told), fix=fix)
 
 
 @contextmanager

@@ -73,6 +73,16 @@ class ClusterContract:
         wait_for(lambda: observed(bench, launched.paths, 5) == [JobState.ENDED] * 5, "the cluster to say so, too")
         assert bench.launch(runs).paths is None
 
+    def test_a_launch_that_was_handed_over_whole_has_nothing_to_go_on_with(self, bench, work):
+        run = scripted()
+        launched = bench.launch([run])
+        assert launched.waiting is None
+        assert bench.cluster.go_on(launched.paths) == 0
+        work()
+        wait_for_end(bench)
+        assert bench.cluster.go_on(launched.paths) == 0
+        assert len(bench.played()) == 1
+
     def test_observe_tells_what_waits_what_runs_and_what_has_ended(self, bench, work, gate):
         runs = [scripted(gate.script(), seed=seed) for seed in range(self.slots + 1)]
         paths = bench.launch(runs).paths

@@ -28,7 +28,7 @@ LAYERS = (
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
-    {"local", "slurm"},
+    {"local", "slurm", "waiting"},
     {"launch", "worker"},
     {"project", "selection", "forecast", "consumption", "tracking_view"},
     {"api"},

@@ -108,6 +108,24 @@ def test_one_point_where_nothing_is_swept(project):
     }  # fmt: skip
 
 
+def test_a_mapping_of_free_keys_can_be_given_as_a_whole_and_key_by_key(project):
+    write(project, {"cluster/site.yaml": "defaults: [slurm, _self_]\nextra: {tmp: 50G}\n"})
+    whole = simple(project, "cluster=site", "cluster.extra={licenses: foo}", "vars={a: 1}")
+    one_by_one = simple(project, "cluster=site", "+cluster.extra.licenses=foo", "+vars.a=1")
+    assert dict(whole.cluster["extra"]) == {"tmp": "50G", "licenses": "foo"}
+    assert whole.cluster == one_by_one.cluster
+    assert simple(project, "trainer.callbacks={a: {_target_: mine.A}}").points[0].config["trainer"]["callbacks"] == {
+        "a": {"_target_": "mine.A"}
+    }
+
+
+def test_a_key_of_extra_that_is_not_there_is_refused_with_how_to_add_it(project):
+    told = refused(project, "name=x", "model=small", "cluster=slurm", "cluster.extra.licenses=foo")
+    assert "cluster.extra has no keys" in told
+    assert told.endswith("fix: add a new key with +cluster.extra.licenses=foo")
+    assert "cluster.extra is unknown" in refused(project, "name=x", "model=small", "cluster.extra={licenses: foo}")
+
+
 def test_sweep_none_drops_the_sweep(project):
     assert points(draft(project, ["experiment=first", "sweep=none"])) == [{}]
     assert points(draft(project, ["experiment=first", "sweep=none", "seed=1,2"])) == [{"seed": 1}, {"seed": 2}]

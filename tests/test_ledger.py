@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import stat
+import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator import ledger
 from orchestrator.cluster import Cluster
 from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, RunsRoot
+from orchestrator.ledger import SILENT_SECONDS
 from orchestrator.process import ProcessId
 from orchestrator.record import Claim, JobState, Observation, RunState
 from orchestrator.spec import Resources
@@ -372,6 +374,14 @@ def test_a_launcher_on_another_host_cannot_be_asked_so_its_runs_are_unknown(expe
     assert read(experiment, Scheduler(JobState.ENDED))[RUN].state is RunState.UNKNOWN
 
 
+def test_a_launcher_on_another_host_that_was_silent_for_minutes_is_dead(experiment):
+    paths = publish(experiment, submitted=False)
+    rewrite_launcher(paths, host="elsewhere.example")
+    long_ago = time.time() - SILENT_SECONDS - 1
+    os.utime(paths.path, (long_ago, long_ago))
+    assert read(experiment, Scheduler(JobState.WAITING))[RUN].state is RunState.WAITING
+
+
 def test_a_launcher_that_died_while_submitting_is_looked_behind(experiment):
     rewrite_launcher(publish(experiment, submitted=False), started=1.0)
     assert read(experiment, Scheduler(JobState.ENDED, reason="never came"))[RUN].state is RunState.INTERRUPTED
@@ -391,7 +401,7 @@ def test_an_answer_that_leaves_a_task_out_says_nothing_good_about_it(experiment)
             return {index: seen for index, seen in super().observe(launch, tasks).items() if index == 0}
 
     states = [record.state for record in read(experiment, Forgetful(JobState.RUNNING)).values()]
-    assert states == [RunState.RUNNING, RunState.WAITING]
+    assert states == [RunState.RUNNING, RunState.UNKNOWN]
 
 
 def test_an_experiment_without_launches_has_no_records(experiment):

@@ -13,7 +13,7 @@ from orchestrator.record import Attempt, Claim, Planned, Record, RunState
 from orchestrator.spec import Resources, Run, RunId
 
 RUN = Run(id=RunId("0123456789ab"), point={"seed": 1}, config={}, resources=Resources(), data_digest=None)
-STOPPED = [RunState.INTERRUPTED, RunState.CANCELLED, RunState.WAITING]
+STOPPED = [RunState.INTERRUPTED, RunState.CANCELLED]
 
 
 def attempt(number, *, state=RunState.RUNNING, code="old", history=1, generation=1, claimed=True):
@@ -68,8 +68,8 @@ TWO = (attempt(1), attempt(2))
         (record(RunState.INTERRUPTED), (Action.SUBMIT, 1, 1, 1, "new")),
         (record(RunState.CANCELLED, ONE), (Action.RESUME, 2, 1, 1, "old")),
         (record(RunState.CANCELLED), (Action.SUBMIT, 1, 1, 1, "new")),
-        (record(RunState.WAITING), (Action.SUBMIT, 1, 1, 1, "new")),
-        (record(RunState.WAITING, ONE, at=2), (Action.RESUME, 2, 1, 1, "old")),
+        (record(RunState.WAITING), (Action.SKIP, 0, 1, 1, "old")),
+        (record(RunState.WAITING, ONE, at=2), (Action.SKIP, 1, 1, 1, "old")),
     ],
 )
 def test_every_state_has_one_step(known, expected):
@@ -110,6 +110,11 @@ def test_done_under_other_code_is_kept_and_says_so():
 def test_an_unknown_run_says_what_is_not_known():
     step = step_for(record(RunState.UNKNOWN, ONE, reason="squeue does not answer"))
     assert step.reason == "its state in launch 0003 is unknown: squeue does not answer"
+
+
+def test_a_run_that_waits_for_room_says_who_submits_it():
+    step = step_for(record(RunState.WAITING, reason="submit limit: the next orch command submits it"))
+    assert step.reason == "waiting in launch 0003: submit limit: the next orch command submits it"
 
 
 @pytest.mark.parametrize("state", STOPPED)

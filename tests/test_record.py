@@ -169,19 +169,19 @@ R = RunState
 BEGUN = {
     R.RUNNING: {
         None: R.INTERRUPTED, JobState.ENDED: R.INTERRUPTED, JobState.UNKNOWN: R.UNKNOWN,
-        JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
+        JobState.WAITING: R.UNKNOWN, JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
     },
     R.DONE: dict.fromkeys([None, *JobState], R.DONE),
     R.FAILED: dict.fromkeys([None, *JobState], R.FAILED),
     R.INTERRUPTED: {  # its job may yet be started again by the scheduler
         None: R.INTERRUPTED, JobState.ENDED: R.INTERRUPTED, JobState.UNKNOWN: R.UNKNOWN,
-        JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
+        JobState.WAITING: R.UNKNOWN, JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
     },
 }  # fmt: skip
 # It has not begun: what earlier attempts came to says nothing about it.
 NOT_BEGUN = {
-    None: R.WAITING, JobState.ENDED: R.INTERRUPTED, JobState.UNKNOWN: R.UNKNOWN,
-    JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
+    None: R.UNKNOWN, JobState.ENDED: R.INTERRUPTED, JobState.UNKNOWN: R.UNKNOWN,
+    JobState.WAITING: R.WAITING, JobState.PENDING: R.QUEUED, JobState.RUNNING: R.RUNNING,
 }  # fmt: skip
 TABLE = [
     (state, job, begun, cancelled, (BEGUN[state][job] if begun else NOT_BEGUN[job]))
@@ -234,7 +234,7 @@ def test_a_run_without_any_attempt(job, cancelled):
 
 
 def test_unknown_is_active_so_that_nobody_starts_it_twice():
-    assert {state for state in RunState if state.active} == {R.RUNNING, R.QUEUED, R.UNKNOWN}
+    assert {state for state in RunState if state.active} == {R.RUNNING, R.QUEUED, R.WAITING, R.UNKNOWN}
 
 
 def test_attempts_are_ordered_by_number_and_the_last_counts():

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, RequestError
 from orchestrator.slurm import script, submission
 from orchestrator.slurm.options import TEXTS, SlurmOptions
 from orchestrator.spec import Resources
@@ -45,7 +45,14 @@ PLAIN = """\
 # setup
 orch_exit='/home/you/it'"'"'s runs/digits/launches/0007/submitit'/"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID".exit
 rm -f "$orch_exit"
-trap 'orch_status=$?; [ $orch_status = 0 ] || echo $orch_status > "$orch_exit"' EXIT
+orch_end() {
+  orch_status=$?; set +e
+  [ $orch_status = 0 ] || echo $orch_status > "$orch_exit"
+  [ -z "$(ls -A '/home/you/it'"'"'s runs/.waiting' 2>/dev/null)" ] || \
+PYTHONPATH='/home/you/it'"'"'s runs/digits/code/abc/tree' PYTHONSAFEPATH=1 timeout 120 PYTHON -m \
+orchestrator.slurm.teardown '/home/you/it'"'"'s runs' >> '/home/you/it'"'"'s runs/digits/launches/0007/submitit'/teardown.out 2>&1
+}
+trap orch_end EXIT
 export PYTHONPATH='/home/you/it'"'"'s runs/digits/code/abc/tree'
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
@@ -204,8 +211,20 @@ def test_scratch_is_not_asked_for_twice():
         SlurmOptions.parse({"kind": "slurm", "staging": {"request_tmp": True}, "extra": {"tmp": "50G"}})
 
 
-def test_an_extra_option_without_a_value_is_absent():
-    assert text(extra={"licenses": None}) == PLAIN
+@pytest.mark.parametrize("value", [None, False])
+def test_an_extra_option_without_a_value_is_absent(value):
+    assert text(extra={"licenses": value}) == PLAIN
+
+
+def test_an_extra_option_that_is_true_stands_alone_and_zero_is_a_value():
+    assert "#SBATCH --hold\n#SBATCH" in text(extra={"hold": True})
+    assert "#SBATCH --nice=0\n" in text(extra={"nice": 0})
+
+
+def test_a_job_submits_nothing_where_nodes_may_not():
+    written = text(nodes_may_submit=False)
+    assert "teardown" not in written
+    assert set(written.splitlines()) < set(PLAIN.splitlines())
 
 
 @pytest.mark.parametrize("value", ["None", "LEVEL=None"])
@@ -312,6 +331,11 @@ def test_thousands_of_runs_of_two_shapes_make_few_arrays():
     assert len(made) == 8
 
 
+def test_a_slurm_without_arrays_is_refused_in_words():
+    with pytest.raises(RequestError, match="this Slurm takes no job arrays: its MaxArraySize is 0"):
+        script.arrays({0: SHAPE}, max_array_size=0)
+
+
 def test_halves_are_the_same_tasks():
     array = script.Array(shape=SHAPE, offset=10, indices=(10, 11, 14))
     first, second = array.halves
@@ -327,6 +351,33 @@ def test_halves_are_the_same_tasks():
 def test_the_offset_is_read_back_from_a_comment(comment, found):
     assert script.offset_in(comment, "f00d") == found
     assert script.offset_in(script.comment("f00d", 7), "f00d") == 7
+
+
+# --- limits -----------------------------------------------------------------------------------------------
+
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+GENERIC = f"Batch job submission failed: {POLICY}"
+QOS = "QOSMaxSubmitJobPerUserLimit"
+
+
+@pytest.mark.parametrize(("told", "why"), [
+    (f"sbatch: error: {QOS}\nsbatch: error: {GENERIC}", f"submit limit ({QOS})"),
+    (f"sbatch: error: AssocGrpSubmitJobsLimit\nsbatch: error: {GENERIC}", "submit limit (AssocGrpSubmitJobsLimit)"),
+    (f"sbatch: error: {GENERIC}", "submit limit"),
+    ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", "submit limit (MaxJobCount)"),
+    ("sbatch: error: Batch job submission failed: Resource temporarily unavailable", "submit limit (MaxJobCount)"),
+])  # fmt: skip
+def test_a_limit_that_passes_is_told_from_a_refusal(told, why):
+    assert submission.limit(told).why == why
+
+
+@pytest.mark.parametrize("told", [
+    f"sbatch: error: QOSMaxCpuPerJobLimit\nsbatch: error: {GENERIC}",
+    f"sbatch: error: AssocMaxWallDurationPerJobLimit\nsbatch: error: {GENERIC}",
+    "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified", "",
+])  # fmt: skip
+def test_what_never_passes_is_no_limit(told):
+    assert submission.limit(told) is None
 
 
 # --- options ----------------------------------------------------------------------------------------------
@@ -351,6 +402,10 @@ def test_the_offset_is_read_back_from_a_comment(comment, found):
     ({"extra": {"partition": "x"}}, "use cluster.partition or resources"),
     ({"extra": {"a b": "x"}}, "not for you to set"),
     ({"extra": {"licenses": "a\nb"}}, "it is one line"),
+    ({"extra": {"licenses": ["a", "b"]}}, "cluster.extra.licenses is ['a', 'b']: it is one line without a backslash"),
+    ({"extra": {"licenses": {"a": 1}}}, "several values are one text, such as 'a,b'"),
+    ({"nodes_may_submit": "yes"}, "cluster.nodes_may_submit is 'yes': it is true or false"),
+    ({"nodes_may_submit": 1}, "cluster.nodes_may_submit is 1"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(options, said):
     with pytest.raises(ConfigError, match=re.escape(said)):

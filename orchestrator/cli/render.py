@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from orchestrator.api import best_value, told
 from orchestrator.cli.points import complete, points
+from orchestrator.cluster import Waiting
 from orchestrator.consumption import Consumption, consumption, most
 from orchestrator.forecast import Forecast, forecast
 from orchestrator.layout import ExperimentPaths
@@ -94,6 +95,11 @@ def step_json(step: Step) -> dict[str, Any]:
         "attempt": step.attempt, "generation": step.generation, "code": step.code,
         "resources": step.run.resources.to_json(), "data": step.run.data_digest,
     }  # fmt: skip
+
+
+def submitted(runs: int, waiting: Waiting) -> str:
+    """Return how much of a launch was submitted, and what becomes of the rest."""
+    return f"{runs - waiting.tasks} of {runs} submitted, {waiting.tasks} waiting: {waiting.reason}; {waiting.later}"
 
 
 # --- status -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,10 @@ def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, r
         _say(f"{name}: nothing to do; {_states(project, name)}")
         return _status_of(api.read(project, name).records.values())
     number = launched.paths.number
-    _say(
-        f"{name}: launch {number:04d}, {render.count(len(to_do(launched.steps)))}, {skipped} already there or under way"
-    )
+    runs = len(to_do(launched.steps))
+    _say(f"{name}: launch {number:04d}, {render.count(runs)}, {skipped} already there or under way")
+    if launched.waiting is not None:
+        _say(render.submitted(runs, launched.waiting))
     if isinstance(cluster, Inline):
         _drive(project, name, number, cluster)
     elif arguments.wait or arguments.watch:
@@ -122,7 +123,7 @@ def run(arguments: Namespace) -> int:
         if batches and cluster.background:
             record = launch_and_follow(project, prepared, cluster, message=arguments.message)
             return _last_word(record)
-        rerun = "anew" if batches else arguments.rerun
+        rerun: Rerun = "anew" if batches else arguments.rerun
         return _run_here(project, prepared, message=arguments.message, rerun=rerun)
 
 
@@ -306,7 +307,7 @@ def _follow(project: Project, name: str, record: Record) -> int:
 
 def cancel(arguments: Namespace) -> int:
     project = _project(arguments)
-    name, _, records = _select(project, arguments.words)
+    name, _, records = _select(project, arguments.words, look=api.read)  # what waits is not handed over first
     chosen = api.cancel(project, name, records)
     told = f"{len(chosen)} of {len(records)} chosen runs cancelled" if chosen else "nothing waits or runs"
     _say(f"{name}: {told}")
@@ -389,7 +390,9 @@ def _is_experiment(project: Project, word: str) -> bool:
     return any(paths.name == word for paths in project.runs.experiments())
 
 
-def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[Record]]:
+def _select(
+    project: Project, words: Sequence[str], *, look: Callable[[Project, str], Ledger] = api.look
+) -> tuple[str, Ledger, list[Record]]:
     """Return the experiment that words name, or the only one whose runs they choose, and the chosen runs."""
     experiments = [paths.name for paths in project.runs.experiments()]
     named = [word for word in words if word in experiments]
@@ -397,7 +400,7 @@ def _select(project: Project, words: Sequence[str]) -> tuple[str, Ledger, list[R
         raise RequestError(f"{named[0]} and {named[1]} are two experiments", fix="name one of them")
     chosen = selection.parse([word for word in words if word not in named], experiments=experiments)
     candidates = named or experiments
-    found = [(book, chosen.choose(book.records.values())) for book in (api.look(project, name) for name in candidates)]
+    found = [(book, chosen.choose(book.records.values())) for book in (look(project, name) for name in candidates)]
     only_states = not (chosen.ids or chosen.point)
     _check_keys(chosen, [record for book, _ in found for record in book.records.values()])
     hits = [(book, records) for book, records in found if records or named or (only_states and len(found) == 1)]

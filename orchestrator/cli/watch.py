@@ -90,5 +90,5 @@ def wait(project: Project, name: str, launch: int, *, quiet: bool) -> None:
     if not quiet:
         Watch(project, name, launch=launch).until_ended()
         return
-    while any(r.state.active for r in api.read(project, name).records.values() if r.planned.launch == launch):
+    while any(r.state.active for r in api.look(project, name).records.values() if r.planned.launch == launch):
         time.sleep(0.5)

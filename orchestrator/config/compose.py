@@ -25,6 +25,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.spec import PROJECT, VIEW
 
 _ROOT = "config"
+_FREE = ("cluster.extra={", "trainer.callbacks={", "vars={")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class Composer:
         """Compose with Hydra overrides. Raises ConfigError naming the override or the file, and the fix."""
         try:
             config = self._loader.load_configuration(
-                config_name=_ROOT, overrides=list(overrides), run_mode=RunMode.RUN, from_shell=False
+                config_name=_ROOT, overrides=list(map(_opened, overrides)), run_mode=RunMode.RUN, from_shell=False
             )
         except (yaml.YAMLError, HydraException, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
             raise explain(self, error, overrides) from error
@@ -96,6 +97,11 @@ class Composer:
             if group.split("/")[0] not in {"hydra", "__pycache__"}:
                 yield group
                 yield from self._groups_under(group)
+
+
+def _opened(override: str) -> str:
+    """Return an override, so written that Hydra takes new keys where a mapping of free keys is given as a whole."""
+    return f"++{override}" if override.startswith(_FREE) else override
 
 
 def resolve(config: DictConfig, *, where: str, only: str | None = None) -> Any:

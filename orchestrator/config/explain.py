@@ -98,7 +98,7 @@ def _unknown_key(composer: Composes, key: str, text: str, overrides: Sequence[st
     return ConfigError(
         f"override {text!r}: {key} is unknown{nearest(missing, known)}",
         why=f"{'.'.join(at) or 'the top level'} has {', '.join(known) or 'no keys'}",
-        fix=f"use one of them, or add a new key with +{text}",
+        fix=f"use one of them, or add a new key with +{text}" if known else f"add a new key with +{text}",
     )  # fmt: skip
 
 

@@ -22,12 +22,22 @@ from orchestrator.ledger.attempts import (
     write_observed,
 )
 from orchestrator.ledger.files import check_private, make_private, replace_text
-from orchestrator.ledger.launches import Launch, planned, publish, read_config, read_launch, read_line, read_lines
+from orchestrator.ledger.launches import (
+    SILENT_SECONDS,
+    Launch,
+    planned,
+    publish,
+    read_config,
+    read_launch,
+    read_line,
+    read_lines,
+    submitting,
+)
 from orchestrator.ledger.records import Ledger, read
 from orchestrator.ledger.settle import settle
 
 __all__ = [
-    "EventWriter", "Launch", "Ledger", "check_private", "claim_attempt", "job_output", "make_private", "mark", "marks",
-    "planned", "publish", "read", "read_attempt", "read_claim", "read_config", "read_events", "read_launch",
-    "read_line", "read_lines", "replace_text", "settle", "write_observed",
+    "SILENT_SECONDS", "EventWriter", "Launch", "Ledger", "check_private", "claim_attempt", "job_output", "make_private",
+    "mark", "marks", "planned", "publish", "read", "read_attempt", "read_claim", "read_config", "read_events",
+    "read_launch", "read_line", "read_lines", "replace_text", "settle", "submitting", "write_observed",
 ]  # fmt: skip

@@ -19,6 +19,9 @@ from orchestrator.record import Planned
 from orchestrator.spec import Resources, RunId
 
 FORMAT_VERSION = 1
+SILENT_SECONDS = 300.0
+"""Who submits touches the launch's folder before each request, which takes seconds; whoever cannot be asked here, and
+has been silent for so long, is taken for dead. If that is wrong, still no run starts twice: see `slurm/turns.py`."""
 _OFFSET_WIDTH = 16
 _HEADER = frozenset({"token", "time", "user", "process", "cluster"})
 
@@ -50,6 +53,15 @@ def read_launch(paths: LaunchPaths) -> Launch:
     if missing := _HEADER - header.keys():
         raise damaged(paths.header, f"it lacks {', '.join(sorted(missing))}")
     return Launch(paths=paths, header=header)
+
+
+def submitting(launch: Launch) -> bool | None:
+    """Return whether the launch's own launcher still submits it; None if it may: nobody here can ask it."""
+    if launch.paths.complete.exists():
+        return False
+    alive = launch.launcher.alive()
+    silent = time.time() - launch.paths.path.stat().st_mtime > SILENT_SECONDS
+    return False if alive is None and silent else alive
 
 
 def publish(

@@ -10,7 +10,7 @@ from orchestrator.cluster import Cluster
 from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger.attempts import read_attempt
 from orchestrator.ledger.files import names
-from orchestrator.ledger.launches import Launch, read_launch, wishes
+from orchestrator.ledger.launches import SILENT_SECONDS, Launch, read_launch, submitting, wishes
 from orchestrator.record import Attempt, JobState, Observation, Planned, Record, RunState, reconcile
 from orchestrator.spec import RunId
 
@@ -86,9 +86,13 @@ def _observe(
 
 
 def _ask(launch: Launch, tasks: Collection[int], cluster_of: Mapping[str, Cluster]) -> Mapping[int, Observation]:
-    if not launch.paths.complete.exists() and (alive := launch.launcher.alive()) is not False:
+    if (submits := submitting(launch)) is not False:
         told = f"being submitted by process {launch.launcher.pid} on {launch.launcher.host}"
-        state = JobState.PENDING if alive else JobState.UNKNOWN
+        if submits is None:
+            told += (
+                f", which cannot be asked here; others go on once it was silent for {SILENT_SECONDS / 60:.0f} minutes"
+            )
+        state = JobState.PENDING if submits else JobState.UNKNOWN
         return dict.fromkeys(tasks, Observation(state=state, reason=told))
     kind = str(launch.header["cluster"]["kind"])
     if kind not in cluster_of:

@@ -29,6 +29,9 @@ class Inline:
     def submit(self, launch: LaunchPaths) -> None:
         self._supervisor.add(launch)
 
+    def go_on(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
+        return 0  # nothing ever waits for room
+
     def run(self, *, until: Callable[[], bool] = lambda: False) -> None:
         """Run what was submitted to its end, or until told to stop; what then still runs is asked to stop."""
         try:

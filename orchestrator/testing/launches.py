@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from orchestrator.launch import Facts, Launched, launch
 from orchestrator.layout import ExperimentPaths
 from orchestrator.plan import Rerun
 from orchestrator.record import Record
+from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.snapshot import Pending, Snapshot
 from orchestrator.spec import Experiment, Resources, Run, RunId
 
@@ -89,11 +90,16 @@ class Bench:
 
     def launch(self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER) -> Launched:
         """Launch what is missing of these runs."""
-        wanted = experiment(self.paths.name, runs, kind=self.kind, tracking=self.tracking, **self.options)
+        wanted = experiment(self.paths.name, runs, kind=self.kind, tracking=self.tracking, **self._said())
         return launch(
             wanted, facts(), self.paths,
             cluster=self.cluster, cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
         )  # fmt: skip
+
+    def _said(self) -> dict[str, Any]:
+        """Return what the `cluster:` section says: with Slurm, the cluster's own options."""
+        own = asdict(self.cluster.options) if isinstance(self.cluster, SlurmCluster) else {}
+        return {**own, **self.options}
 
     def records(self) -> Mapping[RunId, Record]:
         return ledger.read(self.paths, {self.kind: self.cluster}).records

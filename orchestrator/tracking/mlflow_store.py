@@ -242,8 +242,8 @@ class MlflowStore:
         report, problems = Report(), list[str]()
         for run in runs:
             try:
-                child, made = self._child(writer, run, known[run.run_id, str(run.generation)], parent)
-                report += made + (_send(writer, child, parent, run) if child else Report())
+                own, made = self._child(writer, run, known[run.run_id, str(run.generation)], parent)
+                report += made + (_send(writer, own, parent, run) if own else Report())
             except (OrchError, MlflowException, OSError) as error:
                 log.warning("run %s is not tracked: %s", run.run_id, error)
                 problems.append(f"{run.run_id}: {_first_line(error)}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from cluster_contract import Gate, states, wait_for_end
@@ -15,10 +16,13 @@ from conftest import empty_queue, running_devcluster
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
-from orchestrator.errors import ClusterError, RequestError
+from orchestrator import ledger
+from orchestrator.errors import RequestError
 from orchestrator.layout import ExperimentPaths
 from orchestrator.plan import to_do
+from orchestrator.process import ProcessId
 from orchestrator.record import RunState
+from orchestrator.slurm import turns
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.devcluster import Options
 from orchestrator.slurm.options import SlurmOptions
@@ -106,6 +110,105 @@ def test_a_launcher_killed_on_the_way_is_made_good_by_the_next_launch(dies, held
     assert states(bench, runs) == [RunState.DONE] * 2
     assert sorted(played.run for played in bench.played()) == sorted(run.id for run in runs)
     assert [len(record.attempts) for record in bench.records().values()] == [1, 1]
+
+
+GO_ON = """
+import os, sys, time
+from pathlib import Path
+from orchestrator.layout import LaunchPaths
+from orchestrator.slurm import handover, turns
+from orchestrator.slurm.limits import Limits
+
+def die(*_, **__):
+    os.kill(os.getpid(), 9)
+
+os.environ["LAUNCHER"] = str(os.getpid())
+if os.environ.get("DIES") == "at the end":
+    turns.OwnTurn.finish = die
+print("ready", flush=True)
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.001)
+print(handover.go_on(LaunchPaths(Path(sys.argv[1])), Limits, ending=sys.argv[3]).outcome.name)
+"""
+
+
+def going_on(launch, gate, job="", **environ):
+    """Start a process that submits what waits of a launch, once a file is there."""
+    argv = [sys.executable, "-c", GO_ON, str(launch.path), str(gate), job]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+    process = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def full(bench, runs, folder, monkeypatch):
+    """Launch while a submit limit lets nothing in; returns the launch."""
+    refused = '[[ " $* " = *" --test-only "* ]] || { echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }'
+    with monkeypatch.context() as no_room:
+        no_room.setenv("PATH", program(folder, "sbatch", f"#!/bin/bash\n{refused}\n"))
+        launched = bench.launch(runs)
+    assert launched.waiting.tasks == len(runs)
+    assert states(bench, runs) == [RunState.WAITING] * len(runs)
+    return launched.paths
+
+
+def test_of_many_submitters_at_once_each_task_is_submitted_by_one(bench, tmp_path, monkeypatch):
+    runs = [scripted(seed=seed) for seed in range(3)]
+    launch = full(bench, runs, tmp_path / "bin", monkeypatch)
+    start = (launch.submitit / "start.0.pkl").stat()
+    many = [going_on(launch, tmp_path / "now", job) for job in ("7_0", "7_1", "7_2", "", "")]
+    (tmp_path / "now").touch()
+    told = [process.communicate()[0].strip() for process in many]
+    assert told.count("SUBMITTED") == 1
+    assert set(told) <= {"SUBMITTED", "BUSY", "NOTHING_LEFT", "NO_ROOM"}
+    assert [job.indices for job in jobs_of(launch)] == [(0, 1, 2)]
+    assert os.path.samestat(start, (launch.submitit / "start.0.pkl").stat()), "it is written anew while jobs read it"
+    asked = output("squeue", "--noheader", "--states=all", "--array", "--format=%k")
+    assert asked.splitlines().count(f"orch:{ledger.read_launch(launch).header['token']}:0") == 3
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 3
+    assert len(bench.played()) == 3
+
+
+@pytest.mark.parametrize("dies", ["before", "after", "at the end"])
+def test_a_later_submitter_killed_on_the_way_is_made_good_by_the_next(dies, bench, tmp_path, monkeypatch):
+    runs = [scripted(seed=seed) for seed in range(2)]
+    launch = full(bench, runs, tmp_path / "full", monkeypatch)
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    path = program(tmp_path / "bin", "sbatch", SBATCH.format(real=real))
+    (tmp_path / "now").touch()
+    died = going_on(launch, tmp_path / "now", "7_0", PATH=path, DIES=dies)
+    died.communicate()
+    assert died.returncode == -9
+    assert bench.launch(runs).paths is None
+    assert waiting(bench) == []
+    wait_for_end(bench)
+    wait_for(lambda: not output("squeue", "--noheader"), "all jobs to end")
+    assert states(bench, runs) == [RunState.DONE] * 2
+    assert sorted(played.run for played in bench.played()) == sorted(run.id for run in runs)
+    assert [len(record.attempts) for record in bench.records().values()] == [1, 1]
+
+
+@pytest.mark.parametrize(("job", "silent"), [("", True), ("999999_0", False)])
+def test_a_submitter_that_died_on_another_machine_is_made_good(job, silent, bench, tmp_path, monkeypatch):
+    runs = [scripted(seed=seed) for seed in range(2)]
+    launch = full(bench, runs, tmp_path / "full", monkeypatch)
+    elsewhere = replace(ProcessId.current(), host="elsewhere.example")
+    with monkeypatch.context() as there:
+        there.setattr(ProcessId, "current", lambda: elsewhere)
+        assert turns.take(launch, after=turns.last(launch).number, jobs=(), job=job)
+    if silent:
+        assert {record.reason for record in bench.records().values()} == {
+            f"being submitted by {turns.last(launch).who}"
+        }
+        assert states(bench, runs) == [RunState.QUEUED] * 2
+        long_ago = time.time() - ledger.SILENT_SECONDS - 1
+        os.utime(launch.path, (long_ago, long_ago))
+    assert states(bench, runs) == [RunState.WAITING] * 2
+    assert bench.launch(runs).paths is None
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 2
+    assert len(bench.played()) == 2
 
 
 def test_jobs_of_a_lost_launch_can_be_cancelled(bench, tmp_path):
@@ -219,23 +322,33 @@ def full_slurm(tmp_path_factory):
 
 def test_what_slurm_has_no_room_for_is_submitted_by_a_later_launch(full_slurm, tmp_path):
     gate = Gate(tmp_path / "open")
-    bench = Bench(paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions()))
+    cluster = SlurmCluster(SlurmOptions(nodes_may_submit=False))
+    bench = Bench(paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=cluster)
     runs = [scripted(gate.script(), seed=seed) for seed in range(6)]
     fillers = [output("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true") for _ in range(7)]
-    with pytest.raises(ClusterError, match=r"[1-5] of 6 runs were submitted: Slurm's queue is full"):
-        bench.launch(runs)
-    taken = sum(len(job.indices) for job in jobs_of(bench.paths.launch(1)))
+    launched = bench.launch(runs)
+    taken = sum(len(job.indices) for job in jobs_of(launched.paths))
+    assert 1 <= taken <= 5
+    assert (launched.waiting.tasks, launched.waiting.reason) == (6 - taken, "submit limit (MaxJobCount)")
     found = states(bench, runs)
-    assert [state.active for state in found] == [True] * taken + [False] * (6 - taken)
+    assert RunState.WAITING not in found[:taken]
+    assert found[taken:] == [RunState.WAITING] * (6 - taken)
+    assert bench.records()[runs[-1].id].reason.endswith(": the next orch command submits it")
     output("scancel", *fillers)
     gate.open()
-    wait_for_end(bench)
+    wait_for(lambda: states(bench, runs[:taken]) == [RunState.DONE] * taken, "what was submitted to end")
     make_room(full_slurm)
     later = Bench(paths=bench.paths, kind="slurm", cluster=SlurmCluster(SlurmOptions()))
-    assert len(to_do(later.launch(runs).steps)) == 6 - taken
+    wait_for(lambda: later.launch(runs).paths is None and not waiting(later), "room for all")
     wait_for_end(later)
     assert states(later, runs) == [RunState.DONE] * 6
     assert len(later.played()) == 6
+    assert len(later.paths.launch(1).turns()) <= 2
+    assert not later.paths.launch(1).waits.exists()
+
+
+def waiting(bench):
+    return [record for record in bench.records().values() if record.state is RunState.WAITING]
 
 
 def make_room(cluster):
@@ -259,27 +372,84 @@ def test_arrays_are_no_larger_than_slurm_allows(full_slurm, tmp_path):
     assert states(bench, runs) == [RunState.DONE] * 9
 
 
-def test_a_submit_limit_lets_in_what_fits(accounted_slurm, tmp_path):
+@pytest.fixture(params=["qos", "association"])
+def few(request, accounted_slurm):
+    """The options of a user who may have three jobs at once."""
+    if request.param == "qos":
+        output("sacctmgr", "-i", "add", "qos", "few", "set", "MaxSubmitJobsPerUser=3")
+        output("sacctmgr", "-i", "modify", "user", "root", "set", "qos+=few")
+        wait_for(lambda: accepted("sbatch", "--test-only", "--qos=few", "--wrap=true"), "slurmctld to know the qos")
+        yield {"qos": "few"}
+        output("sacctmgr", "-i", "modify", "user", "root", "set", "qos-=few")
+        output("sacctmgr", "-i", "delete", "qos", "few")
+    else:
+        output("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
+        yield {}
+        output("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+
+
+def limited(folder, options, **more):
+    cluster = SlurmCluster(SlurmOptions.parse({**options, **more}))
+    return Bench(paths=ExperimentPaths(folder / "it's a folder" / "x"), kind="slurm", cluster=cluster)
+
+
+def test_what_a_submit_limit_forbids_is_submitted_by_ending_jobs(few, tmp_path):
     gate = Gate(tmp_path / "open")
-    output("sacctmgr", "-i", "add", "qos", "few", "set", "MaxSubmitJobsPerUser=3")
-    output("sacctmgr", "-i", "modify", "user", "root", "set", "qos+=few")
-    bench = Bench(paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions(qos="few")))
+    bench = limited(tmp_path, few)
     runs = [scripted(gate.script(), seed=seed) for seed in range(8)]
-    wait_for(lambda: accepted("sbatch", "--test-only", "--qos=few", "--wrap=true"), "slurmctld to know the qos")
-    with pytest.raises(ClusterError, match=r"3 of 8 runs were submitted.*QOSMaxSubmitJobPerUserLimit|job submit limit"):
-        bench.launch(runs)
+    launched = bench.launch(runs)
+    assert launched.waiting.tasks == 5
+    assert re.fullmatch(r"submit limit( \(\w+Submit\w+\))?", launched.waiting.reason)
+    wait_for(lambda: len(bench.played()) == 3, "three to begin")
+    assert states(bench, runs[3:]) == [RunState.WAITING] * 5
+    assert bench.records()[runs[-1].id].reason == f"{launched.waiting.reason}: {launched.waiting.later}"
+    other = limited(tmp_path / "another", few)
+    assert other.launch([scripted(seed=99)]).waiting.tasks == 1
     gate.open()
-    for _ in range(2):
-        wait_for_end(bench)
-        if states(bench, runs) == [RunState.DONE] * 8:
-            break
-        with suppress(ClusterError):
-            bench.launch(runs)
-    wait_for_end(bench)
-    bench.launch(runs)
-    wait_for_end(bench)
+    wait_for_end(bench)  # by looking alone, which submits nothing
     assert states(bench, runs) == [RunState.DONE] * 8
-    assert len(bench.played()) == 8
+    assert sorted(played.run for played in bench.played()) == sorted(run.id for run in runs)
+    indices = [index for job in jobs_of(launched.paths) for index in job.indices]
+    assert sorted(indices) == list(range(8))
+    assert len({job.id for job in jobs_of(launched.paths)}) > 1
+    assert len(bench.paths.launches()) == 1
+    assert not launched.paths.waits.exists()
+
+
+def test_where_nodes_may_not_submit_the_next_command_does(few, tmp_path):
+    bench = limited(tmp_path, few, nodes_may_submit=False)
+    runs = [scripted(seed=seed) for seed in range(5)]
+    launched = bench.launch(runs)
+    assert (launched.waiting.tasks, launched.waiting.later) == (2, "the next orch command submits it")
+    wait_for(lambda: states(bench, runs[:3]) == [RunState.DONE] * 3, "those submitted to end")
+    wait_for(lambda: not output("squeue", "--noheader"), "Slurm to let them go")
+    assert states(bench, runs[3:]) == [RunState.WAITING] * 2
+    argv = [sys.executable, "-m", "orchestrator", "status", "x", "--runs", str(bench.paths.path.parent)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def looked():
+        subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, check=True)
+        return not waiting(bench)
+
+    wait_for(looked, "a look to submit the rest")
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 5
+    assert len(bench.played()) == 5
+
+
+def test_waiting_runs_that_are_cancelled_are_never_submitted(few, tmp_path):
+    gate = Gate(tmp_path / "open")
+    bench = limited(tmp_path, few)
+    runs = [scripted(gate.script(), seed=seed) for seed in range(6)]
+    paths = bench.launch(runs).paths
+    for run in runs[3:5]:
+        bench.cancel(run)
+    assert states(bench, runs[3:]) == [RunState.CANCELLED, RunState.CANCELLED, RunState.WAITING]
+    gate.open()
+    wait_for_end(bench)
+    assert states(bench, runs) == [*[RunState.DONE] * 3, *[RunState.CANCELLED] * 2, RunState.DONE]
+    assert sorted(index for job in jobs_of(paths) for index in job.indices) == [0, 1, 2, 5]
+    assert len(bench.played()) == 4
 
 
 def accepted(*argv):

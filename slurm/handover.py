@@ -1,0 +1,274 @@
+"""A launch -> sbatch, as far as there is room; what is left goes on later, by whoever ends a job or looks.
+
+One submitter at a time (`turns`). The launcher takes the first turn; what it has no room for waits, and so does what
+it died over. A refusal that is no limit ends the launch only in the launcher's own turn: its user sees the error.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator import ledger
+from orchestrator.cluster import Waiting
+from orchestrator.errors import ClusterError, OrchError
+from orchestrator.layout import LaunchPaths
+from orchestrator.record import JobState, Observation
+from orchestrator.slurm import queue, script, submission, turns
+from orchestrator.slurm.limits import Limits
+from orchestrator.slurm.options import SlurmOptions
+from orchestrator.slurm.states import Seen
+from orchestrator.slurm.task import StartWorker
+from orchestrator.slurm.turns import Job, OwnTurn, Turn
+from orchestrator.spec import Resources
+
+_QUIET_SECONDS = 10.0  # after a try in vain only an ending job tries again at once: ten watchers are one try
+_NEVER = "it was never submitted"
+
+
+class Outcome(Enum):
+    """What came of handing over what waits."""
+
+    NOTHING_LEFT = auto()
+    SUBMITTED = auto()
+    NO_ROOM = auto()
+    BUSY = auto()  # somebody else is at it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What came of it, how many tasks were submitted in which turn, and the turn before that."""
+
+    outcome: Outcome
+    tasks: int = 0
+    turn: int = 0
+    before: Turn | None = None
+
+
+# --- submit -----------------------------------------------------------------------------------------------
+
+
+def start(launch: LaunchPaths, limits: Callable[[], Limits]) -> Waiting | None:
+    """Submit a launch just published; return what must wait for room.
+
+    Raises ClusterError where Slurm refuses an array for good; those before it are submitted, the others given up.
+    """
+    turn = turns.take(launch, after=0, jobs=(), job=own_job())
+    if turn is None:
+        raise turns.lost()
+    wanted = _wanted(launch, known=())
+    try:
+        reason = _submit(launch, turn, wanted, limits)
+    except ClusterError as error:
+        turn.finish(reason=error.why or error.what, refused=True)
+        told = f"{turn.tasks} of {len(wanted)} runs were submitted"
+        raise ClusterError(told, why=f"{error.what} ({error.why})", fix=error.fix) from error
+    turn.finish(reason=reason)
+    left = len(wanted) - turn.tasks
+    return Waiting(tasks=left, reason=reason, later=_later(ledger.read_launch(launch).header)) if left else None
+
+
+def go_on(launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = "") -> Tried:
+    """Submit what waits. `ending`: the job at whose end we do so. Raises ClusterError where Slurm does not answer."""
+    last = turns.last(launch)
+    if launch.path.stat().st_uid != os.getuid() or _settled(launch, last):
+        return Tried(outcome=Outcome.NOTHING_LEFT)
+    if not _free(launch, last):
+        return Tried(outcome=Outcome.BUSY)
+    if not ending and last and last.end and 0 <= time.time() - last.end.time < _QUIET_SECONDS:
+        return Tried(outcome=Outcome.NO_ROOM, turn=last.number)
+    jobs = [*(last.jobs if last else ()), *(_lost(launch, last) if cut_off(launch, last) else ())]
+    wanted = _wanted(launch, known=jobs)
+    turn = turns.take(launch, after=last.number if last else 0, jobs=jobs, job=ending or own_job())
+    if turn is None:
+        return Tried(outcome=Outcome.BUSY)
+    try:
+        reason = _submit(launch, turn, wanted, limits)
+    except OrchError as error:
+        reason = error.why or error.what
+    turn.finish(reason=reason)
+    none = Outcome.NO_ROOM if reason else Outcome.NOTHING_LEFT
+    outcome = Outcome.SUBMITTED if turn.tasks else none
+    return Tried(outcome=outcome, tasks=turn.tasks, turn=turn.number, before=last)
+
+
+def own_job() -> str:
+    """Return Slurm's name of the job that this process runs in; empty outside of one."""
+    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{job}_{task}" if job else os.environ.get("SLURM_JOB_ID", "")
+
+
+def parameters(array: script.Array, options: SlurmOptions, *, name: str, token: str, folder: Path) -> dict[str, Any]:
+    """Return submitit's parameters for an array of a launch."""
+    told = script.comment(token, array.offset)
+    return script.parameters(array, options, name=name, comment=told, folder=folder)
+
+
+def _submit(
+    launch: LaunchPaths, turn: OwnTurn, wanted: Mapping[int, script.Shape], limits: Callable[[], Limits]
+) -> str:
+    """Submit these tasks, in halves where a limit forbids the whole; return why some are left, or nothing."""
+    if not wanted:
+        return ""
+    header = ledger.read_launch(launch).header
+    waiting = deque(script.arrays(wanted, max_array_size=limits().max_array_size))
+    while waiting:
+        array = waiting.popleft()
+        try:
+            _check_room(array, limits().max_job_count)
+            turn.add(_submit_array(array, launch, header, turn))
+        except submission.SubmitLimitError as error:
+            if len(array.indices) == 1 or isinstance(error, submission.QueueFullError):
+                return error.why
+            waiting.extendleft(reversed(array.halves))
+    return ""
+
+
+def _submit_array(array: script.Array, launch: LaunchPaths, header: Mapping[str, Any], turn: OwnTurn) -> Job:
+    options, folder = SlurmOptions.parse(header["cluster"]), launch.submitit
+    ledger.make_private(folder)
+    name = f"{header['experiment']}.{launch.number:04d}"
+    given = parameters(array, options, name=name, token=header["token"], folder=folder)
+    begin = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
+
+    def find() -> str | None:
+        known = [job.id for job in turn.jobs]
+        found = strays(launch, queue.queue(_owner(launch)).values(), known=known)
+        return next((job.id for job in found if job.indices == array.indices), None)
+
+    job = submission.submit(given, begin, folder, find=find, renew=turn.renew)
+    return Job(id=job, offset=array.offset, indices=array.indices)
+
+
+def _check_room(array: script.Array, max_job_count: int) -> None:
+    """Raise where Slurm holds too many jobs; waiting arrays count as one, those that ended count for some minutes."""
+    held = len(queue.ask(["squeue", "--noheader", "--states=all", "--format=%A"]).splitlines())
+    room = max_job_count - 1 - held
+    if room < len(array.indices):
+        kind = submission.SubmitLimitError if room > 0 else submission.QueueFullError
+        raise kind("Slurm's queue is full", why="submit limit (MaxJobCount)")
+
+
+def _wanted(launch: LaunchPaths, known: Iterable[Job]) -> dict[int, script.Shape]:
+    """Return the shapes of the tasks that are in no known array, and have not been cancelled."""
+    there = {index for job in known for index in job.indices}
+    lines = [line for line in ledger.read_lines(launch) if line["index"] not in there]
+    shapes = _Shapes(launch)
+    return {line["index"]: shapes.of(line) for line in lines if not shapes.is_cancelled(line)}
+
+
+class _Shapes:
+    """What the tasks of a launch are submitted as. Folders are looked at once, not once per task."""
+
+    def __init__(self, launch: LaunchPaths) -> None:
+        header = ledger.read_launch(launch).header
+        self._cancelled = {path.name for path in launch.cancelled.glob("*")}
+        self._versions = header["data"] if SlurmOptions.parse(header["cluster"]).staging.request_tmp else {}
+        self._python_path = lru_cache(lambda code: tuple(launch.experiment.python_path(code)))
+
+    def is_cancelled(self, line: Mapping[str, Any]) -> bool:
+        return line["run"] in self._cancelled
+
+    def of(self, line: Mapping[str, Any]) -> script.Shape:
+        return script.Shape(
+            resources=Resources(**line["resources"]), python_path=self._python_path(line["code"]),
+            tmp_mb=script.tmp_mb(self._versions.get(line["data"], {}).get("bytes", 0)),
+        )  # fmt: skip
+
+
+# --- what is known of it ----------------------------------------------------------------------------------
+
+
+def outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
+    """Return what is to be said of the tasks that are in no array."""
+    if turn is None and launch.complete.exists():
+        return Observation(state=JobState.ENDED, reason=_NEVER)
+    if turn is not None and turn.end is not None:
+        if _settled(launch, turn):
+            reason = f"{_NEVER}: {turn.end.reason}" if turn.end.reason else _NEVER
+            return Observation(state=JobState.ENDED, reason=reason)
+        why = turn.end.reason
+    elif turn is not None and _lives(launch, turn):
+        return Observation(state=JobState.PENDING, reason=f"being submitted by {turn.who}")
+    else:
+        why = f"{turn.who if turn else 'its launcher'} died before it was submitted"
+    return Observation(state=JobState.WAITING, reason=f"{why}: {_later(ledger.read_launch(launch).header)}")
+
+
+def cut_off(launch: LaunchPaths, turn: Turn | None) -> bool:
+    """Return whether Slurm may have more of the launch than the last turn tells."""
+    return turn.end is None if turn else not launch.complete.exists()
+
+
+def strays(launch: LaunchPaths, seen: Iterable[Seen], *, known: Collection[str]) -> list[Job]:
+    """Return the arrays of a launch that Slurm has, but whose submitter died before it could write them down."""
+    token = str(ledger.read_launch(launch).header["token"])
+    found: dict[tuple[str, int], list[int]] = {}
+    for each in seen:
+        job, _, task = each.job.partition("_")
+        offset = script.offset_in(each.comment, token)
+        if offset is not None and task and job not in known:
+            found.setdefault((job, offset), []).append(offset + int(task))
+    return [Job(id=job, offset=offset, indices=tuple(sorted(tasks))) for (job, offset), tasks in found.items()]
+
+
+def _lost(launch: LaunchPaths, last: Turn | None) -> list[Job]:
+    """Return what a dead submitter handed over and could not write down: Slurm has it, or its runs have begun."""
+    known = list(last.jobs) if last else []
+    found = strays(launch, queue.queue(_owner(launch)).values(), known=[job.id for job in known])
+    there = {index for job in [*known, *found] for index in job.indices}
+    return [*found, *(job for job in _begun(launch) if not there.issuperset(job.indices))]
+
+
+def _begun(launch: LaunchPaths) -> list[Job]:
+    """Return the jobs that have claimed an attempt of this launch; Slurm may have forgotten them."""
+    started = {path.name for path in (launch.experiment.path / "runs").glob("*")}
+    found = []
+    for line in ledger.read_lines(launch):
+        attempt = launch.experiment.run(line["run"]).attempt(line["attempt"])
+        claim = ledger.read_claim(attempt) if line["run"] in started else None
+        job, _, task = (claim.job if claim else "").partition("_")
+        if claim is not None and claim.launch == launch.number and task:
+            found.append(Job(id=job, offset=line["index"] - int(task), indices=(line["index"],)))
+    return found
+
+
+def _settled(launch: LaunchPaths, turn: Turn | None) -> bool:
+    """Return whether nothing more of a launch is to be submitted."""
+    if turn is None:
+        return launch.complete.exists()
+    return turn.end is not None and (turn.end.refused or not turn.end.reason)
+
+
+def _free(launch: LaunchPaths, last: Turn | None) -> bool:
+    """Return whether the next turn may be taken."""
+    if last is None:
+        return ledger.submitting(ledger.read_launch(launch)) is False
+    return last.end is not None or not _lives(launch, last)
+
+
+def _lives(launch: LaunchPaths, turn: Turn) -> bool:
+    """Return whether the submitter of a turn may still be at work. One in a job on another node ends with its job."""
+    alive = turn.submitter.alive()
+    if alive is not None:
+        return alive
+    if time.time() - launch.path.stat().st_mtime > ledger.SILENT_SECONDS:
+        return False
+    seen = queue.tasks(_owner(launch), [turn.job]).get(turn.job) if turn.job else None
+    return not turn.job or (seen is not None and seen.observation.state is not JobState.ENDED)
+
+
+def _later(header: Mapping[str, Any]) -> str:
+    nodes = SlurmOptions.parse(header["cluster"]).nodes_may_submit
+    return "the next job to end, or orch command, submits it" if nodes else "the next orch command submits it"
+
+
+def _owner(launch: LaunchPaths) -> int:
+    return launch.path.stat().st_uid

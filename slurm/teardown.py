@@ -1,0 +1,76 @@
+"""`python -m orchestrator.slurm.teardown RUNS`: the end of a Slurm job, which hands over what waits for room.
+
+Called by the job's own script, with the job's frozen code, once its run has said its last word. The job itself still
+counts towards the limit then. Where several end together, each finds the others counted: so the one that came last
+waits for those before it to be gone, and tries again; all others leave at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from orchestrator.errors import OrchError
+from orchestrator.layout import LaunchPaths, RunsRoot
+from orchestrator.slurm import handover, turns
+from orchestrator.slurm.cluster import SlurmCluster
+from orchestrator.slurm.handover import Outcome
+from orchestrator.slurm.options import SlurmOptions
+
+_log = logging.getLogger(__name__)
+_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
+_TOGETHER_SECONDS = 60.0
+
+
+def end(runs: RunsRoot, job: str) -> None:
+    """Hand over what waits for room in a folder of runs, at the end of a job."""
+    for launch in runs.launches_waiting():
+        try:
+            _hand_over(launch, job)
+        except (OrchError, OSError) as error:
+            _log.warning("%s waits on: %s", launch.path, error)
+
+
+def _hand_over(launch: LaunchPaths, job: str) -> None:
+    cluster = SlurmCluster(SlurmOptions())
+    mine = 0
+    for pause in (*_PAUSES_SECONDS, None):
+        if mine and _other_later(launch, mine, job):
+            return
+        tried = handover.go_on(launch, lambda: cluster.allowed, ending=job)
+        if tried.outcome in {Outcome.SUBMITTED, Outcome.NOTHING_LEFT} or pause is None:
+            return
+        if tried.outcome is Outcome.NO_ROOM:
+            if not mine and not _just_ended(tried.before, job):
+                return
+            mine = tried.turn
+        time.sleep(pause)
+
+
+def _just_ended(turn: turns.Turn | None, job: str) -> bool:
+    """Return whether another job tried before us, and may still have counted when we tried."""
+    if turn is None or turn.job in {"", job}:
+        return False
+    return turn.end is None or time.time() - turn.end.time < _TOGETHER_SECONDS
+
+
+def _other_later(launch: LaunchPaths, mine: int, job: str) -> bool:
+    """Return whether another job tried after us: it stays for both."""
+    last = turns.last(launch)
+    return last is not None and last.number > mine and last.job not in {"", job}
+
+
+def _hide_job() -> None:
+    """Take away what Slurm's commands would read from this job's environment; SLURM_CONF must survive (FACTS 6)."""
+    for key in [key for key in os.environ if key.startswith(("SLURM_", "SRUN_", "SBATCH_")) and key != "SLURM_CONF"]:
+        del os.environ[key]
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    own = handover.own_job()
+    _hide_job()
+    end(RunsRoot(Path(sys.argv[1])), own)
