@@ -109,7 +109,7 @@ def test_saccts_lines_have_no_comment():
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1d"])
 def test_a_comment_may_hold_what_python_takes_for_a_lines_end(mark):
-    (seen,) = parse(f"7_1|RUNNING|None|n1|mine{mark}8_1|RUNNING|None|n1|yours\n")
+    (seen,) = parse(f"7_1|RUNNING|None|n1|Unknown|mine{mark}8_1|RUNNING|None|n1|yours\n")
     assert (seen.job, seen.comment) == ("7_1", f"mine{mark}8_1|RUNNING|None|n1|yours")
 
 
