@@ -10,16 +10,16 @@ import json
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from orchestrator import ledger
+from orchestrator.cluster import Capacity, check_data
 from orchestrator.errors import ClusterError, RequestError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import limits, queue, script, submission
+from orchestrator.slurm import limits, preflight, queue, script, submission
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
 from orchestrator.slurm.task import StartWorker
@@ -56,11 +56,11 @@ class SlurmCluster:
     background = True
 
     def __init__(self, options: SlurmOptions) -> None:
-        self._options = options
+        self._options, self._site = options, preflight.Site(options)
 
     # --- submit -------------------------------------------------------------------------------------------
 
-    def check(self, shapes: Collection[Resources], folder: Path) -> None:
+    def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:
         """Ask Slurm, by its partitions' limits and `sbatch --test-only`, whether such runs could ever start."""
         if found := script.unfit(str(folder)):
             raise RequestError(
@@ -68,17 +68,21 @@ class SlurmCluster:
                 why="Slurm, or Python, would misread it",
                 fix="choose another folder for runs with --runs or $ORCH_RUNS",
             )  # fmt: skip
+        notes: dict[str, None] = {}
+        if data:
+            scratch = preflight.scratch(self._site)
+            check_data(data, scratch, fix=preflight.SCRATCH_FIX)
+            if not self._options.staging.request_tmp:
+                notes |= dict.fromkeys(preflight.small_nodes(data, scratch))
+        launch = ExperimentPaths(folder).launch(0)
         for resources in sorted(shapes, key=str):
-            if why := self._partition_refuses(resources):
-                raise _impossible(resources, why)
             array = script.Array(shape=script.Shape(resources=resources, python_path=()), offset=0, indices=(0,))
-            text = self._text(array, name="orch-check", token="check", folder=folder)  # noqa: S106 - no password
-            try:
-                with submission.inherited_hidden():
-                    run(["sbatch", "--test-only"], stdin=text.encode(), timeout_s=_ANSWER_SECONDS)
-            except ProgramError as error:
-                if not submission.FULL.search(error.stderr):  # which is no fault of theirs, and passes
-                    raise _refused(error, resources) from error
+            text = self.script_of(array, launch, experiment="orch-check", token="check")  # noqa: S106 - no password
+            notes[preflight.check(self._site, resources, text)] = None
+        return tuple(note for note in notes if note)
+
+    def capacity(self) -> Capacity:
+        return Capacity(scratch=preflight.scratch(self._site), hours=limits.default_hours(self._site.chosen))
 
     def submit(self, launch: LaunchPaths) -> None:
         """Submit a launch's arrays, in halves where a submit limit forbids the whole.
@@ -103,27 +107,38 @@ class SlurmCluster:
     def arrays(self, launch: LaunchPaths) -> list[script.Array]:
         """Return the arrays that a launch's plan makes."""
         paths, lines = ExperimentPaths(launch.path.parent.parent), ledger.read_lines(launch)
-        versions = ledger.read_launch(launch).header["data"] if self._options.staging.request_tmp else {}
+        versions = ledger.read_launch(launch).header["data"]
         python_paths = {code: tuple(paths.python_path(code)) for code in {line["code"] for line in lines}}
-        shapes = {
-            line["index"]: script.Shape(
-                resources=Resources(**line["resources"]),
-                python_path=python_paths[line["code"]],
-                tmp_mb=script.tmp_mb(versions.get(line["data"], {}).get("bytes", 0)),
+        return self.arrays_of({
+            line["index"]: self.shape(
+                Resources(**line["resources"]), python_paths[line["code"]],
+                data_bytes=versions.get(line["data"], {}).get("bytes", 0),
             )
             for line in lines
-        }
-        return script.arrays(shapes, max_array_size=self._limits.max_array_size)
+        })  # fmt: skip
+
+    def shape(self, resources: Resources, python_path: tuple[str, ...], *, data_bytes: int) -> script.Shape:
+        """Return what a run asks for here: with `staging.request_tmp` also room for its data version."""
+        asked_mb = script.tmp_mb(data_bytes) if self._options.staging.request_tmp else 0
+        return script.Shape(resources=resources, python_path=python_path, tmp_mb=asked_mb)
+
+    def arrays_of(self, tasks: Mapping[int, script.Shape]) -> list[script.Array]:
+        """Return the arrays that tasks make, by their index in the plan."""
+        return script.arrays(tasks, max_array_size=self._site.whole.max_array_size)
+
+    def script_of(self, array: script.Array, launch: LaunchPaths, *, experiment: str, token: str) -> str:
+        """Return the text that sbatch gets for an array of a launch. `token` is the launch's own."""
+        return submission.text(self._parameters(array, launch, experiment=experiment, token=token), launch.submitit)
 
     def _submit_array(self, array: script.Array, launch: LaunchPaths, header: Mapping[str, Any]) -> Job:
-        room = self._limits.max_job_count - 1 - _in_memory()
+        most = self._site.whole.max_job_count
+        room = most - 1 - _in_memory()
         if room < len(array.indices):
-            said = submission.full(self._limits.max_job_count)
+            said = submission.full(most)
             raise submission.SubmitLimitError(said.what, why=said.why, fix=said.fix) if room > 0 else said
         folder = launch.submitit
         ledger.make_private(folder)
-        name = f"{header['experiment']}.{launch.number:04d}"
-        parameters = self._parameters(array, name=name, token=header["token"], folder=folder)
+        parameters = self._parameters(array, launch, experiment=header["experiment"], token=header["token"])
         start = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
 
         def find() -> str | None:
@@ -132,25 +147,9 @@ class SlurmCluster:
         job = submission.submit(parameters, start, folder, find=find)
         return Job(id=job, offset=array.offset, indices=array.indices)
 
-    def _parameters(self, array: script.Array, *, name: str, token: str, folder: Path) -> dict[str, Any]:
-        told = script.comment(token, array.offset)
-        return script.parameters(array, self._options, name=name, comment=told, folder=folder)
-
-    def _text(self, array: script.Array, *, name: str, token: str, folder: Path) -> str:
-        return submission.text(self._parameters(array, name=name, token=token, folder=folder), folder)
-
-    def _partition_refuses(self, need: Resources) -> str:
-        chosen = (self._options.partition or "").split(",")
-        return limits.refusal(need, chosen, self._partitions)
-
-    @cached_property
-    def _limits(self) -> limits.Limits:
-        return limits.Limits.parse(queue.ask(["scontrol", "show", "config"]))
-
-    @cached_property
-    def _partitions(self) -> Mapping[str, limits.Partition]:
-        text = queue.ask(["scontrol", "--oneliner", "show", "partition"])
-        return {partition.name: partition for partition in limits.partitions(text)}
+    def _parameters(self, array: script.Array, launch: LaunchPaths, *, experiment: str, token: str) -> dict[str, Any]:
+        name, told = f"{experiment}.{launch.number:04d}", script.comment(token, array.offset)
+        return script.parameters(array, self._options, name=name, comment=told, folder=launch.submitit)
 
     # --- observe and cancel -------------------------------------------------------------------------------
 
@@ -243,17 +242,3 @@ def _scancel(tasks: str) -> None:
 
 def _in_part(error: ClusterError, submitted: int, asked: int) -> ClusterError:
     return ClusterError(f"{submitted} of {asked} runs were submitted", why=f"{error.what} ({error.why})", fix=error.fix)
-
-
-def _refused(error: ProgramError, resources: Resources) -> Exception:
-    why = queue.last_line(error.stderr)
-    if error.status is None or queue.BUSY.search(error.stderr):
-        return ClusterError("Slurm does not answer", why=why, fix="is this a login node, and does `sinfo` answer?")
-    return _impossible(resources, why)
-
-
-def _impossible(resources: Resources, why: str) -> RequestError:
-    asked = ", ".join(f"{key}={value}" for key, value in resources.to_json().items() if value)
-    return RequestError(
-        f"Slurm would not run this ({asked})", why=why, fix="change resources, or cluster.partition, account, qos"
-    )
