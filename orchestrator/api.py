@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import ledger
-from orchestrator.cluster import Cluster
+from orchestrator.cluster import Capacity, Cluster, Scratch
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
 from orchestrator.local.inline import Inline
 from orchestrator.local.workstation import Workstation
-from orchestrator.plan import Rerun, Step, make_plan
+from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
+from orchestrator.slurm import script
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Experiment, Objective, Resources, Run, RunId, SnapshotOptions
@@ -36,6 +37,7 @@ from orchestrator.waiting import hand_over
 if TYPE_CHECKING:
     from orchestrator.config import Draft
     from orchestrator.data import Manifest
+    from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
     from orchestrator.tracking import Report
 
@@ -79,13 +81,99 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
         yield Prepared(experiment=experiment, facts=facts, notes=_notes(experiment, facts))
 
 
-def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never") -> tuple[Step, ...]:
-    """Return what a launch would do now."""
-    book = read(project, prepared.experiment.name)
-    steps = make_plan(prepared.experiment.runs, book.records, code=prepared.facts.code_id, rerun=rerun)
-    folder = project.runs.experiment(prepared.experiment.name).path
-    cluster_for(prepared.experiment.cluster).check({step.run.resources for step in steps}, folder)
-    return steps
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a launch would do now: its steps, and what those to do would ask for.
+
+    `launch` is the folder that it would get, `arrays` what it would submit (None: the cluster knows no arrays).
+    """
+
+    steps: tuple[Step, ...]
+    launch: LaunchPaths
+    arrays: tuple[script.Array, ...] | None
+    shapes: tuple[ShapeTotal, ...]
+    data: tuple[DataTotal, ...]
+    capacity: Capacity
+    checkpoints: DiskForecast
+    notes: tuple[str, ...]
+
+
+def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh: bool = False) -> Plan:
+    """Return what a launch would do now. `weigh`: build the models that no earlier run tells the size of."""
+    from orchestrator.estimate import data_totals, disk_forecast, shape_totals
+    from orchestrator.launch import data_of
+
+    experiment, facts = prepared.experiment, prepared.facts
+    paths, cluster = project.runs.experiment(experiment.name), cluster_for(experiment.cluster)
+    book = read(project, experiment.name)
+    steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
+    acting = to_do(steps)
+    needs = {step.run.resources for step in acting}
+    notes = cluster.check(needs, paths.path, data_of(acting, facts.manifests)) if acting else ()
+    capacity = cluster.capacity() if acting else Capacity(scratch=Scratch(where=""))  # then nobody is asked
+    arrays = _arrays(cluster, acting, facts, paths) if acting else None
+    counted = None if arrays is None else Counter(array.shape.resources for array in arrays)
+    checkpoints = disk_forecast(acting, book.records, paths, _models(project, facts, ask=weigh))
+    return Plan(
+        steps=steps, launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
+        shapes=shape_totals(acting, arrays=counted, default_hours=capacity.hours),
+        data=data_totals(acting, facts.manifests), checkpoints=checkpoints,
+        notes=(*notes, *([checkpoints.note] if checkpoints.note else [])),
+    )  # fmt: skip
+
+
+def _arrays(
+    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths
+) -> tuple[script.Array, ...] | None:
+    """Return the arrays that a launch of these steps would submit."""
+    if not isinstance(cluster, SlurmCluster):
+        return None
+    unwritten = {
+        pending.snapshot.tree: pending.folders
+        for pending in facts.code
+        if not paths.code(pending.snapshot.tree).header.exists()
+    }
+    codes = {step.code: tuple(paths.python_path(step.code, unwritten=unwritten)) for step in acting}
+    sizes = {digest: manifest.bytes for digest, manifest in facts.manifests.items()}
+    shapes = {
+        index: cluster.shape(step.run.resources, codes[step.code], data_bytes=sizes.get(step.run.data_digest or "", 0))
+        for index, step in enumerate(acting)
+    }
+    return tuple(cluster.arrays_of(shapes))
+
+
+TOKEN = "TOKEN"  # noqa: S105 - stands for what is no secret
+"""Stands in a planned script for the launch's own token, which is made up when the launch is published."""
+
+
+def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], str]]:
+    """Return what a launch would hand to sbatch: for each array its steps and its script.
+
+    It says the number that the launch gets unless somebody launches before, and TOKEN for what it is told apart by.
+    """
+    cluster, acting = cluster_for(prepared.experiment.cluster), to_do(planned.steps)
+    if not isinstance(cluster, SlurmCluster):
+        raise RequestError(
+            f"cluster={prepared.experiment.cluster['kind']} submits no scripts", why="only a Slurm cluster does",
+            fix="orch plan --sbatch ... cluster=slurm, or a site's own profile",
+        )  # fmt: skip
+    name = prepared.experiment.name
+    return [
+        (
+            tuple(acting[index] for index in array.indices),
+            cluster.script_of(array, planned.launch, experiment=name, token=TOKEN),
+        )
+        for array in planned.arrays or ()
+    ]
+
+
+def _models(project: Project, facts: Facts, *, ask: bool) -> Models:
+    from orchestrator.estimate import Models
+
+    return Models(
+        project=project.folder, search_path=[*project.import_path, *sys.path], ask=ask,
+        code=f"{facts.code_id} {facts.environment.digest}", cache=cache_dir() / "checkpoints",
+    )  # fmt: skip
 
 
 def launch(
@@ -93,6 +181,7 @@ def launch(
     rerun: Rerun = "never", only: Callable[[Step], bool] = lambda _: True, worker: Sequence[str] | None = None,
 ) -> Launched:  # fmt: skip
     """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`."""
+    from orchestrator.estimate import disk_forecast
     from orchestrator.launch import WORKER
     from orchestrator.launch import launch as act
 
@@ -102,7 +191,11 @@ def launch(
         cluster_of=observers(), message=message, rerun=rerun, only=only, worker=worker or WORKER,
     )  # fmt: skip
     ignore_in_git(project)
-    return launched
+    if launched.paths is None:
+        return launched
+    acting, models = to_do(launched.steps), _models(project, prepared.facts, ask=False)
+    room = disk_forecast(acting, launched.records, paths, models)
+    return replace(launched, notes=(*launched.notes, room.note)) if room.note else launched
 
 
 @contextmanager
@@ -286,8 +379,8 @@ def cluster_for(options: Mapping[str, Any]) -> Cluster:
         return SlurmCluster(SlurmOptions.parse(options))
     Staging.parse(options.get("staging"))
     if options["kind"] == "workstation":
-        return Workstation(cpus=options.get("cpus"), grace_seconds=grace)
-    return Inline(grace_seconds=grace)
+        return Workstation(cpus=options.get("cpus"), grace_seconds=grace, scratch=options.get("scratch"))
+    return Inline(grace_seconds=grace, scratch=options.get("scratch"))
 
 
 def observers() -> dict[str, Cluster]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.errors import RequestError, size
 from orchestrator.layout import LaunchPaths
 from orchestrator.record import Observation
 from orchestrator.spec import Resources
@@ -21,6 +22,30 @@ class Waiting:
     later: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scratch:
+    """How much a node's scratch holds. `bytes`: on the largest node; None: unknown, and `where` says why.
+
+    `least_bytes`: on the smallest node. `free_bytes`: of these, what is free now; None where only the node knows.
+    """
+
+    where: str
+    bytes: int | None = None
+    least_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a cluster has for a run, as far as it tells.
+
+    `hours`: the time limit of a run that asks for none; None: it has none, or nobody knows.
+    """
+
+    scratch: Scratch
+    hours: float | None = None
+
+
 class Cluster(Protocol):
     """Runs the tasks of launches. A task is named by its launch and its index in the launch's plan.
 
@@ -31,8 +56,14 @@ class Cluster(Protocol):
     def background(self) -> bool:
         """Whether `submit` returns before the tasks have run."""
 
-    def check(self, shapes: Collection[Resources], folder: Path) -> None:
-        """Raise RequestError if a run of one of these shapes can never start here, or not from this folder."""
+    def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:
+        """Raise RequestError if a run of one of these shapes can never start here, or not from this folder.
+
+        `data` are the sizes of data versions, in bytes: each must fit on a node. Returns what a person should know.
+        """
+
+    def capacity(self) -> Capacity:
+        """Return what this cluster has for a run."""
 
     def submit(self, launch: LaunchPaths) -> Waiting | None:
         """Hand over the tasks of a published launch; return what must wait for room, which is its own to remember.
@@ -48,3 +79,12 @@ class Cluster(Protocol):
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Stop these tasks, whether they have started or not. Their `cancelled` marks are set already."""
+
+
+def check_data(data: Mapping[str, int], scratch: Scratch, *, fix: str) -> None:
+    """Refuse a data version that fits on no node's scratch; nothing is refused where its size is unknown."""
+    for name, needed in data.items():
+        if scratch.bytes is not None and needed > scratch.bytes:
+            raise RequestError(
+                f"data version {name} has {size(needed)}", why=f"{scratch.where} holds {size(scratch.bytes)}", fix=fix
+            )

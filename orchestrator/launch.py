@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from orchestrator.environment import Environment
 from orchestrator.errors import ClusterError, StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.plan import Rerun, Step, make_plan, to_do
+from orchestrator.record import Record
 from orchestrator.snapshot import Pending, write
-from orchestrator.spec import Config, Experiment
+from orchestrator.spec import Config, Experiment, RunId
 from orchestrator.waiting import hand_over
 
 _TRIES = 100
@@ -46,11 +47,14 @@ class Facts:
 class Launched:
     """What a launch did: the steps of its plan, and its folder; None where nothing was to be done.
 
-    `waiting`: what the cluster had no room for, and will go on with.
+    `waiting`: what the cluster had no room for, and will go on with. `records` is what was known before, `notes` what
+    the cluster has to say.
     """
 
     steps: tuple[Step, ...]
     paths: LaunchPaths | None
+    records: Mapping[RunId, Record]
+    notes: tuple[str, ...] = ()
     waiting: Waiting | None = None
 
 
@@ -78,12 +82,11 @@ def launch(
         steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
         acting = [step for step in to_do(steps) if only(step)]
         if not acting:
-            return Launched(steps=steps, paths=None)
-        cluster.check({step.run.resources for step in acting}, paths.path)
+            return Launched(steps=steps, paths=None, records=book.records)
+        notes = cluster.check({step.run.resources for step in acting}, paths.path, data_of(acting, facts.manifests))
         _freeze(facts, paths)
         bases, lines = _write_plan(acting)
-        number = book.launches[-1].number + 1 if book.launches else 1
-        published = ledger.publish(paths, number, _header(experiment, facts, message, worker), bases, lines)
+        published = ledger.publish(paths, book.next_number, _header(experiment, facts, message, worker), bases, lines)
         if published is not None:
             try:
                 waiting = cluster.submit(published)
@@ -91,11 +94,17 @@ def launch(
                 published.complete.touch(mode=0o600)  # what it took is its own to know; the rest is free again
                 raise
             published.complete.touch(mode=0o600)
-            return Launched(steps=steps, paths=published, waiting=waiting)
+            return Launched(steps=steps, paths=published, records=book.records, notes=notes, waiting=waiting)
     raise StateError(
         f"{experiment.name} could not be launched", why=f"others launched it {_TRIES} times meanwhile",
         fix="look at `orch status`, then try again",
     )  # fmt: skip
+
+
+def data_of(steps: Iterable[Step], manifests: Mapping[str, Manifest]) -> dict[str, int]:
+    """Return the bytes of each data version that steps need, by what a person calls it."""
+    digests = dict.fromkeys(step.run.data_digest for step in steps if step.run.data_digest)
+    return {manifests[digest].name: manifests[digest].bytes for digest in digests}
 
 
 def _freeze(facts: Facts, paths: ExperimentPaths) -> None:

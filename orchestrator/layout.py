@@ -15,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 _ATTEMPT = re.compile(r"a(\d{3,})")
 _LAUNCH = re.compile(r"\d{4,}")
@@ -243,13 +244,18 @@ class ExperimentPaths:
     def code(self, tree: str) -> CodePaths:
         return CodePaths(self.path / "code" / tree)
 
-    def python_path(self, code: str) -> list[str]:
+    def python_path(self, code: str, *, unwritten: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[str]:
         """Return where a job's imports come from: the project's frozen tree, then those of editable installs.
 
         `code` is one tree, or several joined by `+`, the project's first. A `src/` folder is searched too.
+        `unwritten` are the folders in trees that do not lie here yet.
         """
-        roots = [self.code(tree).tree for tree in code.split("+")]
-        return [str(path) for root in roots for path in (root, root / "src") if path == root or path.is_dir()]
+        found = []
+        for tree in code.split("+"):
+            root = self.code(tree).tree
+            has_source = "src" in unwritten[tree] if tree in unwritten else (root / "src").is_dir()
+            found += [str(root), *([str(root / "src")] if has_source else [])]
+        return found
 
     def manifest(self, digest: str) -> Path:
         return self.path / "data" / f"{digest}.json"

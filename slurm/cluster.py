@@ -9,16 +9,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 from orchestrator import ledger
-from orchestrator.cluster import Waiting
+from orchestrator.cluster import Capacity, Waiting, check_data
 from orchestrator.errors import ClusterError, OrchError, RequestError
-from orchestrator.layout import LaunchPaths
+from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import handover, limits, queue, script, submission, turns
+from orchestrator.slurm import handover, limits, preflight, queue, script, submission, turns
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
 from orchestrator.slurm.turns import Job
@@ -34,11 +33,11 @@ class SlurmCluster:
     background = True
 
     def __init__(self, options: SlurmOptions) -> None:
-        self.options = options
+        self.options, self._site = options, preflight.Site(options)
 
     # --- submit -------------------------------------------------------------------------------------------
 
-    def check(self, shapes: Collection[Resources], folder: Path) -> None:
+    def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:
         """Ask Slurm, by its partitions' limits and `sbatch --test-only`, whether such runs could ever start."""
         if found := script.unfit(str(folder)):
             raise RequestError(
@@ -46,18 +45,21 @@ class SlurmCluster:
                 why="Slurm, or Python, would misread it",
                 fix="choose another folder for runs with --runs or $ORCH_RUNS",
             )  # fmt: skip
+        notes: dict[str, None] = {}
+        if data:
+            scratch = preflight.scratch(self._site)
+            check_data(data, scratch, fix=preflight.SCRATCH_FIX)
+            if not self.options.staging.request_tmp:
+                notes |= dict.fromkeys(preflight.small_nodes(data, scratch))
+        launch = ExperimentPaths(folder).launch(0)
         for resources in sorted(shapes, key=str):
-            if why := self._partition_refuses(resources):
-                raise _impossible(resources, why)
-            shape = script.Shape(resources=resources, python_path=())
-            (array,) = script.arrays({0: shape}, max_array_size=self.allowed.max_array_size)
-            text = self._text(array, folder / "launches" / "0000" / script.FOLDER)
-            try:
-                with submission.inherited_hidden():
-                    run(["sbatch", "--test-only"], stdin=text.encode(), timeout_s=_ANSWER_SECONDS)
-            except ProgramError as error:
-                if submission.limit(error.stderr) is None:  # which is no fault of theirs, and passes
-                    raise _refused(error, resources) from error
+            (array,) = self.arrays_of({0: script.Shape(resources=resources, python_path=())})
+            text = self.script_of(array, launch, experiment="orch-check", token="check")  # noqa: S106 - no password
+            notes[preflight.check(self._site, resources, text)] = None
+        return tuple(note for note in notes if note)
+
+    def capacity(self) -> Capacity:
+        return Capacity(scratch=preflight.scratch(self._site), hours=limits.default_hours(self._site.chosen))
 
     def submit(self, launch: LaunchPaths) -> Waiting | None:
         return handover.start(launch, lambda: self.allowed)
@@ -70,23 +72,23 @@ class SlurmCluster:
         except (OrchError, OSError):
             return 0  # and what is observed says why
 
-    def _text(self, array: script.Array, folder: Path) -> str:
-        given = handover.parameters(array, self.options, name="orch-check", token="check", folder=folder)  # noqa: S106 - no password
-        return submission.text(given, folder)
+    def shape(self, resources: Resources, python_path: tuple[str, ...], *, data_bytes: int) -> script.Shape:
+        """Return what a run asks for here: with `staging.request_tmp` also room for its data version."""
+        return handover.shape(self.options, resources, python_path, data_bytes=data_bytes)
 
-    def _partition_refuses(self, need: Resources) -> str:
-        chosen = (self.options.partition or "").split(",")
-        return limits.refusal(need, chosen, self._partitions)
+    def arrays_of(self, tasks: Mapping[int, script.Shape]) -> list[script.Array]:
+        """Return the arrays that tasks make, by their index in the plan."""
+        return script.arrays(tasks, max_array_size=self.allowed.max_array_size)
 
-    @cached_property
+    def script_of(self, array: script.Array, launch: LaunchPaths, *, experiment: str, token: str) -> str:
+        """Return the text that sbatch gets for an array of a launch. `token` is the launch's own."""
+        given = handover.parameters(array, self.options, launch, experiment=experiment, token=token)
+        return submission.text(given, launch.submitit)
+
+    @property
     def allowed(self) -> limits.Limits:
         """What the whole cluster allows; Slurm is asked once."""
-        return limits.Limits.parse(queue.ask(["scontrol", "show", "config"]))
-
-    @cached_property
-    def _partitions(self) -> Mapping[str, limits.Partition]:
-        text = queue.ask(["scontrol", "--oneliner", "show", "partition"])
-        return {partition.name: partition for partition in limits.partitions(text)}
+        return self._site.whole
 
     # --- observe and cancel -------------------------------------------------------------------------------
 
@@ -171,17 +173,3 @@ def _scancel(tasks: str) -> None:
     except ProgramError as error:
         if "Invalid job id" not in error.stderr and "already completing or completed" not in error.stderr:
             raise ClusterError("scancel failed", why=queue.last_line(error.stderr), fix="cancel again later") from error
-
-
-def _refused(error: ProgramError, resources: Resources) -> Exception:
-    why = queue.last_line(error.stderr)
-    if error.status is None or queue.BUSY.search(error.stderr):
-        return ClusterError("Slurm does not answer", why=why, fix="is this a login node, and does `sinfo` answer?")
-    return _impossible(resources, why)
-
-
-def _impossible(resources: Resources, why: str) -> RequestError:
-    asked = ", ".join(f"{key}={value}" for key, value in resources.to_json().items() if value)
-    return RequestError(
-        f"Slurm would not run this ({asked})", why=why, fix="change resources, or cluster.partition, account, qos"
-    )

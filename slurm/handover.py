@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from orchestrator import ledger
@@ -105,10 +104,20 @@ def own_job() -> str:
     return f"{job}_{task}" if job else os.environ.get("SLURM_JOB_ID", "")
 
 
-def parameters(array: script.Array, options: SlurmOptions, *, name: str, token: str, folder: Path) -> dict[str, Any]:
-    """Return submitit's parameters for an array of a launch."""
-    told = script.comment(token, array.offset)
-    return script.parameters(array, options, name=name, comment=told, folder=folder)
+def shape(
+    options: SlurmOptions, resources: Resources, python_path: tuple[str, ...], *, data_bytes: int
+) -> script.Shape:
+    """Return what a run asks for: with `staging.request_tmp` also room for its data version."""
+    asked_mb = script.tmp_mb(data_bytes) if options.staging.request_tmp else 0
+    return script.Shape(resources=resources, python_path=python_path, tmp_mb=asked_mb)
+
+
+def parameters(
+    array: script.Array, options: SlurmOptions, launch: LaunchPaths, *, experiment: str, token: str
+) -> dict[str, Any]:
+    """Return submitit's parameters for an array of a launch. `token` is the launch's own."""
+    name, told = f"{experiment}.{launch.number:04d}", script.comment(token, array.offset)
+    return script.parameters(array, options, name=name, comment=told, folder=launch.submitit)
 
 
 def _submit(
@@ -134,8 +143,7 @@ def _submit(
 def _submit_array(array: script.Array, launch: LaunchPaths, header: Mapping[str, Any], turn: OwnTurn) -> Job:
     options, folder = SlurmOptions.parse(header["cluster"]), launch.submitit
     ledger.make_private(folder)
-    name = f"{header['experiment']}.{launch.number:04d}"
-    given = parameters(array, options, name=name, token=header["token"], folder=folder)
+    given = parameters(array, options, launch, experiment=header["experiment"], token=header["token"])
     begin = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
 
     def find() -> str | None:
@@ -169,18 +177,17 @@ class _Shapes:
 
     def __init__(self, launch: LaunchPaths) -> None:
         header = ledger.read_launch(launch).header
+        self._options, self._versions = SlurmOptions.parse(header["cluster"]), header["data"]
         self._cancelled = {path.name for path in launch.cancelled.glob("*")}
-        self._versions = header["data"] if SlurmOptions.parse(header["cluster"]).staging.request_tmp else {}
         self._python_path = lru_cache(lambda code: tuple(launch.experiment.python_path(code)))
 
     def is_cancelled(self, line: Mapping[str, Any]) -> bool:
         return line["run"] in self._cancelled
 
     def of(self, line: Mapping[str, Any]) -> script.Shape:
-        return script.Shape(
-            resources=Resources(**line["resources"]), python_path=self._python_path(line["code"]),
-            tmp_mb=script.tmp_mb(self._versions.get(line["data"], {}).get("bytes", 0)),
-        )  # fmt: skip
+        data_bytes = self._versions.get(line["data"], {}).get("bytes", 0)
+        resources = Resources(**line["resources"])
+        return shape(self._options, resources, self._python_path(line["code"]), data_bytes=data_bytes)
 
 
 # --- what is known of it ----------------------------------------------------------------------------------

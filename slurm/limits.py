@@ -3,57 +3,126 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from orchestrator.spec import Resources
+
+_NOT_UP = frozenset({"DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING", "FUTURE", "UNKNOWN"})
+_GRES_COUNT = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of the whole cluster: the largest index of an array, and how many jobs it holds at once."""
+    """Of the whole cluster: the largest index of an array, how many jobs it holds, the folder whose size nodes tell."""
 
     max_array_size: int = 1001
     max_job_count: int = 10_000
+    tmp_folder: str = "/tmp"  # noqa: S108 - Slurm's default, and no file of ours
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `scontrol show config`; what it does not say is Slurm's default."""
         found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*([0-9]+)", text, re.MULTILINE))
         names = {"MaxArraySize": "max_array_size", "MaxJobCount": "max_job_count"}
-        return cls(**{names[key]: int(value) for key, value in found.items()})
+        folder = re.search(r"^TmpFS\s*=\s*(/\S*)", text, re.MULTILINE)
+        told: dict[str, Any] = {names[key]: int(value) for key, value in found.items()}
+        if folder:
+            told["tmp_folder"] = folder[1]
+        return cls(**told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """One partition: None where it sets no limit."""
+    """One partition: None where it sets no limit. `default_minutes` is what a job gets that asks for no time."""
 
     name: str
     default: bool
     max_minutes: int | None
     max_nodes: int | None
+    default_minutes: int | None = None
+    total_nodes: int | None = None
+    state: str = "UP"
 
     def refuses(self, need: Resources) -> str:
         """Return why a run of this shape would wait here for ever, or nothing."""
         if self.max_minutes is not None and need.hours and need.hours * 60 > self.max_minutes:
             return f"partition {self.name} allows {self.max_minutes / 60:g} h"
         if self.max_nodes is not None and need.nodes > self.max_nodes:
-            return f"partition {self.name} allows {self.max_nodes} nodes"
+            return f"partition {self.name} allows {_nodes(self.max_nodes)}"
+        if self.total_nodes is not None and need.nodes > self.total_nodes:
+            return f"partition {self.name} has {_nodes(self.total_nodes)}"
+        if self.state in {"DRAIN", "INACTIVE"}:
+            return f"partition {self.name} takes no jobs now (its state is {self.state})"
         return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One node as it is configured, and whether it is up. `tmp_mb`: 0 where Slurm was never told."""
+
+    name: str
+    partitions: tuple[str, ...]
+    cpus: int
+    gpus: int
+    memory_mb: int
+    tmp_mb: int
+    features: tuple[str, ...]
+    state: str
+    reason: str
+
+    @property
+    def up(self) -> bool:
+        return not _NOT_UP & {re.sub(r"[^A-Z_]", "", word) for word in self.state.split("+")}
+
+    def holds(self, need: Resources) -> bool:
+        """Return whether one node's part of a run fits on this node when it is empty."""
+        memory_mb = (need.mem_gb_per_node or 0) * 1024
+        return cpus_asked(need) <= self.cpus and need.gpus_per_node <= self.gpus and memory_mb <= self.memory_mb
 
 
 def partitions(text: str) -> list[Partition]:
     """Read `scontrol --oneliner show partition`."""
-    found = (dict(re.findall(r"(\w+)=(\S+)", line)) for line in text.splitlines())
-    return [_partition(each) for each in found if "PartitionName" in each]
+    return [_partition(each) for each in _records(text) if "PartitionName" in each]
+
+
+def nodes(text: str) -> list[Node]:
+    """Read `scontrol --oneliner show node`."""
+    return [_node(each) for each in _records(text) if "NodeName" in each]
+
+
+def _records(text: str) -> Iterator[dict[str, str]]:
+    for line in text.splitlines():
+        words, _, reason = line.partition(" Reason=")  # it comes last, and has spaces
+        yield dict(re.findall(r"(\w+)=(\S+)", words)) | {"Reason": reason.partition(" [")[0].strip()}
 
 
 def _partition(told: Mapping[str, str]) -> Partition:
     return Partition(
         name=told["PartitionName"], default=told.get("Default") == "YES",
         max_minutes=minutes(told.get("MaxTime", "")), max_nodes=_number(told.get("MaxNodes", "")),
+        default_minutes=minutes(told.get("DefaultTime", "")), total_nodes=_number(told.get("TotalNodes", "")),
+        state=told.get("State", "UP"),
     )  # fmt: skip
+
+
+def _node(told: Mapping[str, str]) -> Node:
+    features = told.get("AvailableFeatures", "")
+    return Node(
+        name=told["NodeName"], partitions=tuple(told.get("Partitions", "").split(",")),
+        cpus=_number(told.get("CPUEfctv", told.get("CPUTot", ""))) or 0,
+        gpus=sum(map(int, _GRES_COUNT.findall(told.get("Gres", "")))),
+        memory_mb=_number(told.get("RealMemory", "")) or 0, tmp_mb=_number(told.get("TmpDisk", "")) or 0,
+        features=() if features in {"", "(null)"} else tuple(features.split(",")), state=told.get("State", "UNKNOWN"),
+        reason=told.get("Reason", ""),
+    )  # fmt: skip
+
+
+def chosen_partitions(chosen: str | None, known: Mapping[str, Partition]) -> list[Partition]:
+    """Return the partitions that jobs may run in: those given, else the default. Hidden ones are not shown."""
+    names = [name for name in (chosen or "").split(",") if name]
+    return [known[name] for name in names if name in known] if names else [p for p in known.values() if p.default]
 
 
 def refusal(need: Resources, chosen: Collection[str], known: Mapping[str, Partition]) -> str:
@@ -61,6 +130,48 @@ def refusal(need: Resources, chosen: Collection[str], known: Mapping[str, Partit
     asked = [known.get(name) for name in chosen if name] or [p for p in known.values() if p.default]
     refusals = [partition.refuses(need) if partition else "" for partition in asked]  # hidden ones are not shown
     return "; ".join(refusals) if refusals and all(refusals) else ""
+
+
+def lack(need: Resources, found: Sequence[Node]) -> str:
+    """Return what too few of these nodes have, or nothing: it is how they are built, not what is busy or down."""
+    memory_gb = need.mem_gb_per_node or 0
+    for asked, most, unit in (
+        (need.gpus_per_node, max(node.gpus for node in found), "GPUs"),
+        (cpus_asked(need), max(node.cpus for node in found), "CPUs"),
+        (memory_gb, max(node.memory_mb for node in found) / 1024, "GB of memory"),
+    ):
+        if asked > most:
+            return f"no node has {asked:g} {unit}: the largest has {most:.4g}"
+    fitting = sum(node.holds(need) for node in found)
+    if not fitting:
+        return "no node has all of it at once"
+    return (
+        f"{_nodes(fitting)} of {len(found)} can hold it, and {need.nodes} are asked for" if fitting < need.nodes else ""
+    )
+
+
+def asleep(need: Resources, found: Sequence[Node]) -> str:
+    """Return why a run must wait for nodes to come back, or nothing."""
+    fitting = [node for node in found if node.holds(need)]
+    away = [node for node in fitting if not node.up]
+    if len(fitting) - len(away) >= need.nodes:
+        return ""
+    first = away[0]
+    why = f", {first.reason}" if first.reason else ""
+    told = f"{first.name}: {first.state}{why}"
+    return f"{len(away)} of {len(fitting)} nodes that can hold a run are down or drained ({told})"
+
+
+def cpus_asked(need: Resources) -> int:
+    """Return the CPUs of one node's part of a run: each process gets its share, and at least one."""
+    return need.processes_per_node * max(1, need.cpus_per_node // need.processes_per_node)
+
+
+def default_hours(found: Sequence[Partition]) -> float | None:
+    """Return the time limit of a job that asks for none; None where a partition sets none."""
+    limits = [partition.default_minutes or partition.max_minutes for partition in found]
+    known = [each for each in limits if each is not None]
+    return max(known) / 60 if known and len(known) == len(limits) else None
 
 
 def minutes(text: str) -> int | None:
@@ -73,4 +184,8 @@ def minutes(text: str) -> int | None:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and text.isascii() else None
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"

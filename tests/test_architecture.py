@@ -30,7 +30,7 @@ LAYERS = (
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
     {"local", "slurm", "waiting"},
     {"launch", "worker"},
-    {"project", "selection", "forecast", "consumption", "tracking_view"},
+    {"project", "selection", "estimate", "forecast", "consumption", "tracking_view"},
     {"api"},
     {"sidecar", "uploader", "cli"},
     {"testing", "__main__"},
@@ -39,6 +39,7 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 CONTENT = {"models", "datasets", "conf"}  # usable without the engine; met only through `_target_` and Hydra
 
 TRAINING = (
+    "orchestrator/estimate/weigh_probe.py",
     "orchestrator/testing/net.py",
     "orchestrator/worker/training.py",
     "orchestrator/worker/checkpoints.py",

@@ -574,8 +574,8 @@ class Parked:
 
     background = True
 
-    def check(self, shapes, folder):
-        pass
+    def check(self, shapes, folder, data):
+        return ()
 
     def submit(self, launch):
         pass

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.cluster import Scratch
 from orchestrator.record import JobState
-from orchestrator.slurm import limits, queue
+from orchestrator.slurm import limits, preflight, queue
 from orchestrator.slurm.limits import Limits, Partition
 from orchestrator.slurm.states import killed_for_memory, observation, parse
 from orchestrator.spec import Resources
@@ -242,3 +243,93 @@ def test_a_run_is_refused_only_where_no_chosen_partition_would_ever_take_it(need
 
 def test_without_partitions_nothing_is_refused():
     assert limits.refusal(Resources(hours=10_000, nodes=10_000), [""], {}) == ""
+
+
+# --- nodes ------------------------------------------------------------------------------------------------
+
+NODES = (
+    "NodeName=n0 Arch=x86_64 CPUEfctv=60 CPUTot=64 AvailableFeatures=a100,ib Gres=gpu:a100:4(S:0-1),shard:8 "
+    "OS=Linux 6.1 #1 SMP RealMemory=512000 State=IDLE TmpDisk=900000 Partitions=gpu,all\n"
+    "NodeName=n1 CPUTot=16 AvailableFeatures=(null) Gres=(null) RealMemory=64000 State=MIXED+DRAIN TmpDisk=0 "
+    "Partitions=all Reason=bad disk: State=odd TmpDisk=7 [root@2025-01-01T00:00:00]\n"
+)
+BIG, SMALL = limits.nodes(NODES)
+
+
+def test_nodes():
+    assert (BIG.cpus, BIG.gpus, BIG.memory_mb, BIG.tmp_mb) == (60, 4, 512_000, 900_000)
+    assert (BIG.partitions, BIG.features, BIG.up, BIG.reason) == (("gpu", "all"), ("a100", "ib"), True, "")
+    assert (SMALL.cpus, SMALL.gpus, SMALL.tmp_mb, SMALL.features) == (16, 0, 0, ())
+    assert (SMALL.state, SMALL.up, SMALL.reason) == ("MIXED+DRAIN", False, "bad disk: State=odd TmpDisk=7")
+
+
+@given(st.text())
+def test_reading_nodes_never_raises(text):
+    assert limits.nodes(text) == [] or "NodeName=" in text
+
+
+@pytest.mark.parametrize(("gres", "gpus"), [
+    ("gpu:2", 2), ("gpu:a100:4", 4), ("gpu:a100:4(S:0-1)", 4), ("gpu:a100:1,gpu:v100:2", 3), ("shard:8", 0),
+    ("(null)", 0), ("mygpu:2", 0),
+])  # fmt: skip
+def test_gpus_of_a_node(gres, gpus):
+    assert limits.nodes(f"NodeName=n0 Gres={gres}")[0].gpus == gpus
+
+
+@pytest.mark.parametrize(("state", "up"), [
+    ("IDLE", True), ("MIXED", True), ("ALLOCATED*", True), ("IDLE+CLOUD+POWERED_DOWN", True), ("IDLE+COMPLETING", True),
+    ("DOWN", False), ("DOWN*", False), ("IDLE*+DRAIN", False), ("DOWN+NOT_RESPONDING", False), ("UNKNOWN", False),
+])  # fmt: skip
+def test_whether_a_node_is_up(state, up):
+    assert limits.nodes(f"NodeName=n0 State={state}")[0].up is up
+
+
+@pytest.mark.parametrize(("need", "told"), [
+    (Resources(), ""),
+    (Resources(gpus_per_node=4, cpus_per_node=60, mem_gb_per_node=500), ""),
+    (Resources(gpus_per_node=8), "no node has 8 GPUs: the largest has 4"),
+    (Resources(cpus_per_node=61), "no node has 61 CPUs: the largest has 60"),
+    (Resources(mem_gb_per_node=501), "no node has 501 GB of memory: the largest has 500"),
+    (Resources(gpus_per_node=1, nodes=2), "1 node of 2 can hold it, and 2 are asked for"),
+])  # fmt: skip
+def test_what_too_few_nodes_have(need, told):
+    assert limits.lack(need, [BIG, SMALL]) == told
+
+
+def test_what_only_different_nodes_have_is_on_no_node():
+    wide = limits.nodes("NodeName=n2 CPUTot=128 RealMemory=1000")[0]
+    assert (
+        limits.lack(Resources(cpus_per_node=100, mem_gb_per_node=100), [BIG, wide]) == "no node has all of it at once"
+    )
+
+
+def test_each_process_gets_a_cpu():
+    assert [limits.cpus_asked(Resources(gpus_per_node=4, cpus_per_node=each)) for each in (1, 4, 34)] == [4, 4, 32]
+
+
+def test_runs_wait_for_nodes_that_are_away():
+    assert limits.asleep(Resources(), [BIG, SMALL]) == ""
+    told = "1 of 2 nodes that can hold a run are down or drained (n1: MIXED+DRAIN, bad disk: State=odd TmpDisk=7)"
+    assert limits.asleep(Resources(nodes=2), [BIG, SMALL]) == told
+
+
+def test_a_partition_that_takes_no_jobs_or_has_too_few_nodes():
+    text = "PartitionName=p Default=YES State=DRAIN TotalNodes=2 DefaultTime=01:00:00 MaxTime=UNLIMITED"
+    (found,) = limits.partitions(text)
+    assert found.refuses(Resources()) == "partition p takes no jobs now (its state is DRAIN)"
+    assert found.refuses(Resources(nodes=3)) == "partition p has 2 nodes"
+    assert limits.default_hours([found]) == 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "hours"), [(None, 1.5), ("long", 48), ("short,long", 48), ("short,free", None), ("hidden", None)]
+)
+def test_the_time_limit_of_a_run_that_asks_for_none(chosen, hours):
+    assert limits.default_hours(limits.chosen_partitions(chosen, KNOWN)) == hours
+
+
+def test_data_that_fits_on_some_nodes_only_is_told_with_what_keeps_off_the_others():
+    scratch = Scratch(where="scratch", bytes=4_000_000, least_bytes=1_000_000)
+    (note,) = preflight.small_nodes({"a": 1_000_000, "b": 3_000_000}, scratch)
+    assert note.startswith("data version b has 3 MB, and some nodes' scratch only 1 MB: ")
+    assert note.endswith("cluster.staging.request_tmp=true keeps off those")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import OrchError, RequestError, StateError
-from orchestrator.layout import CodePaths
+from orchestrator.layout import CodePaths, ExperimentPaths
 from orchestrator.snapshot import Snapshot, take, write
 from orchestrator.spec import SnapshotOptions
 
@@ -812,7 +812,7 @@ def test_a_place_that_cannot_be_written_is_reported(project):
 WRITER = """
 import sys
 from pathlib import Path
-from orchestrator.layout import CodePaths
+from orchestrator.layout import CodePaths, ExperimentPaths
 from orchestrator.snapshot import take, write
 from orchestrator.spec import SnapshotOptions
 with take(Path(sys.argv[1]), SnapshotOptions()) as pending:
@@ -843,3 +843,18 @@ def test_processes_that_write_the_same_tree_at_once_end_with_one_complete_folder
     assert list(target.iterdir()) == [code.path]
     assert len(frozen_files(code)) == 62
     assert json.loads(code.header.read_text())["tree"] == code.path.name
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_the_folders_of_a_snapshot_are_known_before_it_is_written(tracked, project, tmp_path):
+    put_at(project / "src" / "it's" / "nets.py", "x = 1\n")
+    (project / "empty").mkdir()
+    if not tracked:
+        shutil.rmtree(project / ".git")
+    with take(project, DEFAULT) as pending:
+        assert pending.folders == {"src"}
+        paths, tree = ExperimentPaths(tmp_path / "x"), pending.snapshot.tree
+        before = paths.python_path(tree, unwritten={tree: pending.folders})
+        write(pending, paths.code(tree))
+        assert paths.python_path(tree) == before
+        assert [Path(path).name for path in before] == ["tree", "src"]

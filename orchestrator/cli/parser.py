@@ -79,8 +79,14 @@ def _selection(parser: _Parser, what: str = "") -> None:
 
 
 def _plan(subparsers: argparse._SubParsersAction[_Parser]) -> None:
-    parser = _verb(subparsers, "plan", "show what a launch would do, and why", verbs.plan)
+    parser = _verb(subparsers, "plan", "show what a launch would do, and why, and what it would ask for", verbs.plan)
     _overrides(parser)
+    parser.add_argument("--all", action="store_true", help="every run, however many")
+    parser.add_argument("--sbatch", action="store_true", help="the scripts that a launch would hand to sbatch")
+    parser.add_argument(
+        "--forecast", action="store_true",
+        help="build the models that were never trained, to forecast the size of their checkpoints (seconds)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 

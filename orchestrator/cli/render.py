@@ -7,19 +7,23 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import IO, Any
+from dataclasses import asdict, replace
+from typing import IO, TYPE_CHECKING, Any
 
-from orchestrator.api import best_value, told
+from orchestrator.api import TOKEN, Plan, Prepared, best_value, told
 from orchestrator.cli.points import complete, points
 from orchestrator.cluster import Waiting
 from orchestrator.consumption import Consumption, consumption, most
+from orchestrator.errors import size
 from orchestrator.forecast import Forecast, forecast
 from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Action, Step
 from orchestrator.record import Record, RunState
 from orchestrator.spec import Objective, Resources
+
+if TYPE_CHECKING:
+    from orchestrator.estimate import DiskForecast, ShapeTotal
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "grey": "90", "bold": "1"}
 STATE_COLOURS: Mapping[RunState, str] = {
@@ -29,7 +33,7 @@ STATE_COLOURS: Mapping[RunState, str] = {
 }  # fmt: skip
 _WEEK_SECONDS = 6 * 86_400
 ROWS = 50
-"""How many runs `status` lists before it asks for --all."""
+"""How many runs `status` and `plan` list before they ask for --all."""
 
 
 def paint(text: str, colour: str, stream: IO[str]) -> str:
@@ -55,20 +59,105 @@ def terminal_width() -> int:
 # --- plan -------------------------------------------------------------------------------------------------
 
 
-def plan_lines(steps: Sequence[Step]) -> list[str]:
-    """Return a plan as a table, and what it comes to."""
+def plan_lines(planned: Plan, *, everything: bool = False) -> list[str]:
+    """Return a plan as a table, and what it comes to: time on the cluster, data, checkpoints."""
+    steps = planned.steps
+    shown = steps if everything else _first_of_each(steps)
     shapes = {step.run.resources for step in steps}
     rows = [
         [
             step.action.value, step.run.id[:8], told(step.run.point),
             need(step.run.resources) if len(shapes) > 1 else "", step.reason,
         ]
-        for step in steps
+        for step in shown
     ]  # fmt: skip
     found = Counter(step.action for step in steps)
     total = ", ".join(f"{found[action]} to {action.value}" for action in Action if found[action])
-    each = f", each {need(*shapes)}" if len(shapes) == 1 else ""
-    return [*table(["STEP", "RUN", "POINT", "RESOURCES", "REASON"], rows), "", f"{count(len(steps))}: {total}{each}"]
+    lines = table(["STEP", "RUN", "POINT", "RESOURCES", "REASON"], rows)
+    if len(shown) < len(steps):
+        lines.append(f"... and {len(steps) - len(shown)} more: --all")
+    return [*lines, "", f"{count(len(steps))}: {total}", *_asked(planned)]
+
+
+def _first_of_each(steps: Sequence[Step]) -> Sequence[Step]:
+    """Return the first steps of each action, in their order: what is rare is seen, however much there is."""
+    if len(steps) <= ROWS:
+        return steps
+    each = ROWS // len({step.action for step in steps})
+    seen: Counter[Action] = Counter()
+    kept = []
+    for step in steps:
+        seen[step.action] += 1
+        if seen[step.action] <= each:
+            kept.append(step)
+    return kept
+
+
+def _asked(planned: Plan) -> list[str]:
+    """Return what the steps to do ask for; nothing where nothing is to be done."""
+    if not planned.shapes:
+        return []
+    rows = [_shape_row(shape) for shape in planned.shapes]
+    lines = table(["RUNS", "ARRAYS", "TASKS", "EACH", "TIME LIMIT", "AT MOST"], rows)
+    gpu_hours = sum(shape.gpu_hours or 0 for shape in planned.shapes)
+    if len(rows) > 1 and gpu_hours:
+        lines.append(f"at most {gpu_hours:,.4g} GPU-hours in all")
+    return ["", *lines, "", *_data_lines(planned), _checkpoint_line(planned.checkpoints)]
+
+
+def _shape_row(shape: ShapeTotal) -> list[str]:
+    need_of_one = need(replace(shape.resources, hours=None))
+    limit = "none asked" if shape.hours is None else f"{shape.hours:.4g} h{'' if shape.asked else ', the default'}"
+    hours = shape.gpu_hours or shape.cpu_hours
+    unit = "GPU-hours" if shape.gpu_hours else "CPU-hours"
+    return [
+        str(shape.runs), str(shape.arrays or ""), str(shape.tasks), need_of_one, limit,
+        "" if hours is None else f"{hours:,.4g} {unit}",
+    ]  # fmt: skip
+
+
+def _data_lines(planned: Plan) -> list[str]:
+    scratch = planned.capacity.scratch
+    room = f"{scratch.where} holds {size(scratch.bytes)}" if scratch.bytes is not None else scratch.where
+    free = f", {size(scratch.free_bytes)} free" if scratch.free_bytes is not None else ""
+    files = {one.name: "1 file" if one.files == 1 else f"{one.files} files" for one in planned.data}
+    return [f"data {one.name}: {size(one.bytes)} in {files[one.name]}; {room}{free}" for one in planned.data]
+
+
+def _checkpoint_line(found: DiskForecast) -> str:
+    free = f"{size(found.free_bytes)} free in {found.folder}"
+    missing = sum(found.unknown.values())
+    if not found.runs:
+        why = found.problem or "none of these models was trained here; --forecast builds and counts them"
+        return f"checkpoints: unknown ({why}); {free}"
+    each = f"{size(found.largest_bytes)} a run" if found.runs > 1 else ""
+    told = f"checkpoints: about {size(found.bytes)}{f', up to {each}' if each else ''}; {free}"
+    return told + (f"; unknown of {count(missing)}{f' ({found.problem})' if found.problem else ''}" if missing else "")
+
+
+def script_lines(planned: Plan, scripts: Sequence[tuple[Sequence[Step], str]]) -> list[str]:
+    """Return the scripts that a launch would hand to sbatch, each below a line that says which runs are its tasks."""
+    lines = []
+    for number, (steps, text) in enumerate(scripts, 1):
+        some = ", ".join(step.run.id[:8] for step in steps[:8])
+        more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
+        where = f"launch {planned.launch.number:04d}, script {number} of {len(scripts)}"
+        lines += [f"# {where}: {count(len(steps))}, {some}{more}; {TOKEN} is made up at launch", text]
+    return lines
+
+
+def plan_json(
+    prepared: Prepared, planned: Plan, scripts: Sequence[tuple[Sequence[Step], str]] | None
+) -> dict[str, Any]:
+    """Return a plan as JSON; `scripts` are in it where they were asked for."""
+    printed = [{"runs": [step.run.id for step in steps], "text": text} for steps, text in scripts or ()]
+    return {
+        "experiment": prepared.experiment.name, "code": prepared.facts.code_id, "launch": planned.launch.number,
+        "notes": [*prepared.notes, *planned.notes], "steps": [step_json(step) for step in planned.steps],
+        "resources": [shape.to_json() for shape in planned.shapes],
+        "data": [one.to_json() for one in planned.data], "scratch": asdict(planned.capacity.scratch),
+        "checkpoints": planned.checkpoints.to_json(), **({} if scripts is None else {"scripts": printed}),
+    }  # fmt: skip
 
 
 def count(runs: int) -> str:

@@ -27,16 +27,16 @@ from orchestrator.spec import Objective
 def plan(arguments: Namespace) -> int:
     project = _project(arguments)
     with api.prepare(project, arguments.words) as prepared:
-        steps = api.plan(project, prepared, rerun=arguments.rerun)
-        if arguments.json:
-            document = {
-                "experiment": prepared.experiment.name, "code": prepared.facts.code_id,
-                "notes": list(prepared.notes), "steps": [render.step_json(step) for step in steps],
-            }  # fmt: skip
-            _print_json(document)
-        else:
-            _print(render.plan_lines(steps))
-            _say(*(f"note: {note}" for note in prepared.notes))
+        planned = api.plan(project, prepared, rerun=arguments.rerun, weigh=arguments.forecast)
+        scripts = api.scripts(prepared, planned) if arguments.sbatch else []
+    if arguments.json:
+        _print_json(render.plan_json(prepared, planned, scripts if arguments.sbatch else None))
+        return 0
+    if arguments.sbatch:
+        _print(render.script_lines(planned, scripts))
+    else:
+        _print(render.plan_lines(planned, everything=arguments.all))
+    _say(*(f"note: {note}" for note in (*prepared.notes, *planned.notes)))
     return 0
 
 
@@ -63,6 +63,7 @@ def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, r
     name = prepared.experiment.name
     cluster = api.cluster_for(prepared.experiment.cluster)
     launched = api.launch(project, prepared, cluster=cluster, message=arguments.message, rerun=rerun)
+    _say(*(f"note: {note}" for note in launched.notes))
     skipped = len(launched.steps) - len(to_do(launched.steps))
     if launched.paths is None:
         _say(f"{name}: nothing to do; {_states(project, name)}")
@@ -146,8 +147,10 @@ def _where(arguments: Namespace) -> tuple[list[str], int | None]:
 
 def _run_here(project: Project, prepared: api.Prepared, *, message: str, rerun: Rerun) -> int:
     name = prepared.experiment.name
-    cluster = Inline(grace_seconds=float(prepared.experiment.cluster.get("grace_seconds") or 30))
+    options = prepared.experiment.cluster
+    cluster = Inline(grace_seconds=float(options.get("grace_seconds") or 30), scratch=options.get("scratch"))
     launched = api.launch(project, prepared, cluster=cluster, message=message, rerun=rerun)
+    _say(*(f"note: {note}" for note in launched.notes))
     only = launched.steps[0]
     if launched.paths is None:
         _say(f"{only.run.id[:8]}: {only.reason}; --rerun always runs it anew")

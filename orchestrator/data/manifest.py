@@ -79,6 +79,11 @@ class Manifest:
         return {**self.origin, "files": self.files, "bytes": self.bytes}
 
     @property
+    def name(self) -> str:
+        """What a person calls it: its path, and the beginning of its digest."""
+        return " ".join(part for part in (str(self.origin.get("path") or ""), self.digest[:8]) if part)
+
+    @property
     def repair(self) -> str:
         """The command that makes missing or damaged bytes readable again."""
         return str(self.origin.get("repair", "resolve the data version again"))

@@ -23,7 +23,7 @@ def scratch_dir(configured: str | None, environ: Mapping[str, str], *, uid: int 
     /tmp, whichever exists first. Raises DataError if the folder cannot be trusted.
     """
     owner = os.getuid() if uid is None else uid
-    folder = _base(configured, environ) / f"orchestrator-{owner}"
+    folder = scratch_base(configured, environ) / f"orchestrator-{owner}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         _check(folder, folder.lstat(), owner)
@@ -32,7 +32,8 @@ def scratch_dir(configured: str | None, environ: Mapping[str, str], *, uid: int 
     return folder
 
 
-def _base(configured: str | None, environ: Mapping[str, str]) -> Path:
+def scratch_base(configured: str | None, environ: Mapping[str, str]) -> Path:
+    """Return the folder of the node that `scratch_dir` makes the user's in. Raises DataError if it is none."""
     if configured is not None:
         base = Path(Template(configured).safe_substitute(environ)).expanduser()
         if not base.is_absolute() or not base.is_dir():

@@ -25,6 +25,11 @@ class Ledger:
     launches: tuple[Launch, ...]
     records: Mapping[RunId, Record]
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next launch, unless somebody else publishes one before."""
+        return self.launches[-1].number + 1 if self.launches else 1
+
     def launch(self, number: int) -> Launch:
         return next(launch for launch in self.launches if launch.number == number)
 

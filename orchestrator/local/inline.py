@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from orchestrator import ledger
+from orchestrator.cluster import Capacity
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
+from orchestrator.local import room
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe
 from orchestrator.record import Observation
@@ -19,12 +21,16 @@ class Inline:
 
     background = False
 
-    def __init__(self, *, grace_seconds: float = 30.0) -> None:
-        self._sidecars = Sidecars()
+    def __init__(self, *, grace_seconds: float = 30.0, scratch: str | None = None) -> None:
+        self._sidecars, self._scratch = Sidecars(), scratch
         self._supervisor = Supervisor(cpus=1, grace_seconds=grace_seconds, sync=self._sidecars.sync)
 
-    def check(self, shapes: Collection[Resources], folder: Path) -> None:  # noqa: ARG002 - any folder will do
+    def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         check_one_process(shapes, "inline")
+        return room.check(data, self._scratch)
+
+    def capacity(self) -> Capacity:
+        return Capacity(scratch=room.scratch(self._scratch))
 
     def submit(self, launch: LaunchPaths) -> None:
         self._supervisor.add(launch)

@@ -20,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator import ledger
+from orchestrator.cluster import Capacity
 from orchestrator.errors import RequestError, StateError
 from orchestrator.layout import LaunchPaths, state_dir
+from orchestrator.local import room
 from orchestrator.local.inline import check_one_process
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe, own_cpus
@@ -38,11 +40,14 @@ class Workstation:
 
     background = True
 
-    def __init__(self, *, cpus: int | None = None, grace_seconds: float = 30.0, folder: Path | None = None) -> None:
-        self._cpus, self._grace = cpus or own_cpus(), grace_seconds
+    def __init__(
+        self, *, cpus: int | None = None, grace_seconds: float = 30.0, scratch: str | None = None,
+        folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        self._cpus, self._grace, self._scratch = cpus or own_cpus(), grace_seconds, scratch
         self._queue = Queue(folder or state_dir() / "workstation" / socket.gethostname())
 
-    def check(self, shapes: Collection[Resources], folder: Path) -> None:  # noqa: ARG002 - any folder will do
+    def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         check_one_process(shapes, "workstation")
         for shape in shapes:
             if shape.cpus_per_node > self._cpus:
@@ -50,6 +55,10 @@ class Workstation:
                     f"resources.cpus_per_node is {shape.cpus_per_node}", why=f"there are {self._cpus} CPU slots",
                     fix=f"resources.cpus_per_node={self._cpus}, or a larger cluster.cpus",
                 )  # fmt: skip
+        return room.check(data, self._scratch)
+
+    def capacity(self) -> Capacity:
+        return Capacity(scratch=room.scratch(self._scratch))
 
     def submit(self, launch: LaunchPaths) -> None:
         self._queue.add(launch, cpus=self._cpus, grace_seconds=self._grace)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.snapshot.frozen import Pending, Snapshot
+from orchestrator.snapshot.frozen import Pending, Snapshot, top_folders
 from orchestrator.snapshot.repository import (
     Repository,
     Status,
@@ -138,7 +138,7 @@ def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pendi
     def diff() -> bytes:
         return b"".join(_diff(part, selection) for part in parts)
 
-    return Pending(snapshot=snapshot, fill=fill, diff=diff)
+    return Pending(snapshot=snapshot, fill=fill, diff=diff, folders=top_folders(entry.path for entry in entries))
 
 
 def _check_out(repo: Repository, whole: Path, env: Mapping[str, str]) -> None:

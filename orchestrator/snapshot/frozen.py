@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,9 +40,16 @@ class Snapshot:
 class Pending:
     """A snapshot that has its name but lies nowhere yet; valid inside `take`'s `with` block.
 
-    `fill` writes its files to a new folder, `diff` returns the uncommitted changes as a patch.
+    `fill` writes its files to a new folder, `diff` returns the uncommitted changes as a patch. `folders` are
+    the names of those at its top.
     """
 
     snapshot: Snapshot
     fill: Callable[[Path], None]
     diff: Callable[[], bytes]
+    folders: frozenset[str] = frozenset()
+
+
+def top_folders(paths: Iterable[str]) -> frozenset[str]:
+    """Return the folders at the top that files with these relative paths lie in."""
+    return frozenset(path.partition("/")[0] for path in paths if "/" in path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.errors import RequestError
-from orchestrator.snapshot.frozen import Pending, Snapshot
+from orchestrator.snapshot.frozen import Pending, Snapshot, top_folders
 from orchestrator.snapshot.selection import Selection
 from orchestrator.snapshot.tree import EXECUTABLE, FILE, LINK
 
@@ -55,7 +55,7 @@ def pending(selection: Selection, message: str) -> Pending:
                 fix="launch again",
             )  # fmt: skip
 
-    return Pending(snapshot=snapshot, fill=fill, diff=lambda: b"")
+    return Pending(snapshot=snapshot, fill=fill, diff=lambda: b"", folders=top_folders(paths))
 
 
 def _bounded(paths: Iterator[str], project: Path) -> Iterator[str]:

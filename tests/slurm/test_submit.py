@@ -299,14 +299,14 @@ def test_impossible_shapes_are_refused_with_the_reason(slurm, tmp_path):
     )
     with pytest.raises(RequestError, match=r"hours=4.*partition limited allows 1 h"):
         limited.launch([scripted(hours=4)])
-    with pytest.raises(RequestError, match=r"partition limited allows 1 nodes"):
+    with pytest.raises(RequestError, match=r"partition limited allows 1 node"):
         limited.launch([scripted(nodes=2)])
     default = Bench(paths=limited.paths, kind="slurm", cluster=SlurmCluster(SlurmOptions()))
     for shape in ({"nodes": 99}, {"gpus_per_node": 9}, {"mem_gb_per_node": 9999}):
-        with pytest.raises(RequestError, match="Requested node configuration is not available"):
+        with pytest.raises(RequestError, match=r"partition debug (has 4 nodes|no node has)"):
             default.launch([scripted(**shape)])
     nowhere = SlurmCluster(SlurmOptions(partition="nowhere"))
-    with pytest.raises(RequestError, match=r"(?i)invalid partition"):
+    with pytest.raises(RequestError, match="Slurm knows no partition 'nowhere'"):
         Bench(paths=limited.paths, kind="slurm", cluster=nowhere).launch([scripted()])
     assert not limited.paths.path.exists()
 

@@ -1,0 +1,212 @@
+"""Before anything is submitted: could such runs ever start here? If not, which word is wrong, and what is right.
+
+Slurm is asked by `sbatch --test-only`; what it says in one word is looked up in what it shows of its partitions,
+nodes, accounts and reservations.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from orchestrator.cluster import Scratch
+from orchestrator.errors import ClusterError, OrchError, RequestError, nearest, size
+from orchestrator.process import ProgramError, run
+from orchestrator.slurm import limits, queue, submission
+from orchestrator.slurm.options import SlurmOptions
+from orchestrator.spec import Resources
+
+_ANSWER_SECONDS = 60.0
+_MB = 1024 * 1024
+_NO_NODE = re.compile(r"node configuration is not available|node.* not available|nodes are busy", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What Slurm shows of itself for these options; each thing is asked for when it is first needed, and once."""
+
+    options: SlurmOptions
+
+    @cached_property
+    def whole(self) -> limits.Limits:
+        return limits.Limits.parse(queue.ask(["scontrol", "show", "config"]))
+
+    @cached_property
+    def partitions(self) -> dict[str, limits.Partition]:
+        text = queue.ask(["scontrol", "--oneliner", "show", "partition"])
+        return {partition.name: partition for partition in limits.partitions(text)}
+
+    @cached_property
+    def nodes(self) -> list[limits.Node]:
+        return limits.nodes(queue.ask(["scontrol", "--oneliner", "show", "node"]))
+
+    @property
+    def chosen(self) -> list[limits.Partition]:
+        """The partitions that jobs may run in."""
+        return limits.chosen_partitions(self.options.partition, self.partitions)
+
+    @property
+    def eligible(self) -> list[limits.Node]:
+        """Their nodes."""
+        names = {partition.name for partition in self.chosen}
+        return [node for node in self.nodes if names & set(node.partitions)]
+
+    def accounts(self, column: str) -> list[str]:
+        """Return the accounts, or the QOSes, that this user may use; none where there is no accounting."""
+        argv = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}"]
+        found = _words([*argv, f"format={column}"])
+        return sorted({name for line in found for name in line.split(",") if name})
+
+    def reservations(self) -> list[str]:
+        found = _words(["scontrol", "--oneliner", "show", "reservation"])
+        return [match[1] for line in found if (match := re.match(r"ReservationName=(\S+)", line))]
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    try:
+        return run(argv, timeout_s=_ANSWER_SECONDS).decode(errors="replace").splitlines()
+    except ProgramError:
+        return []  # it only makes a message better
+
+
+# --- shapes -----------------------------------------------------------------------------------------------
+
+
+def check(site: Site, need: Resources, script: str) -> str:
+    """Ask whether a run of this shape could ever start. Returns what it would wait for at first, or nothing.
+
+    Raises RequestError where it never could, ClusterError where Slurm does not answer.
+    """
+    if why := limits.refusal(need, (site.options.partition or "").split(","), site.partitions):
+        raise _impossible(need, why, _other_partitions(site, need))
+    try:
+        with submission.inherited_hidden():
+            run(["sbatch", "--test-only"], stdin=script.encode(), timeout_s=_ANSWER_SECONDS)
+    except ProgramError as error:
+        if submission.limit(error.stderr):  # which is no fault of theirs, and passes
+            return ""
+        return _explained(site, need, error)
+    down = [partition.name for partition in site.chosen if partition.state == "DOWN"]
+    return f"partition {', '.join(down)} is down: runs wait until it is up" if down else ""
+
+
+def _explained(site: Site, need: Resources, error: ProgramError) -> str:
+    """Raise what sbatch meant; return it where it passes, and Slurm would take the job all the same."""
+    said = queue.last_line(error.stderr)
+    if error.status is None or queue.BUSY.search(error.stderr):
+        fix = "is this a login node, and does `sinfo` answer?"
+        raise ClusterError("Slurm does not answer", why=said, fix=fix) from error
+    for pattern, explain in _WORDS:
+        if pattern.search(error.stderr) and (told := explain(site)):
+            raise told from error
+    if _NO_NODE.search(error.stderr) and site.eligible:
+        where = f"in partition {', '.join(partition.name for partition in site.chosen)} "
+        if why := limits.lack(need, site.eligible):
+            raise _impossible(need, where + why, _other_partitions(site, need)) from error
+        if not _picky(site.options) and (why := limits.asleep(need, site.eligible)):
+            return f"{where}{why}: runs wait until they are back"
+    raise _impossible(need, said, "change resources, or cluster.partition, account, qos") from error
+
+
+def _picky(options: SlurmOptions) -> bool:
+    """Whether jobs may not run on every node of their partition, so that we cannot tell why they find none."""
+    return bool(options.constraint or options.nodelist or options.exclude or options.gres or options.extra)
+
+
+def _impossible(need: Resources, why: str, fix: str) -> RequestError:
+    asked = ", ".join(f"{key}={value}" for key, value in need.to_json().items() if value)
+    return RequestError(f"Slurm would not run this ({asked})", why=why, fix=fix)
+
+
+def _other_partitions(site: Site, need: Resources) -> str:
+    able = [name for name, each in site.partitions.items() if each not in site.chosen and _could(site, each, need)]
+    return f"change resources, or cluster.partition={' or '.join(able)}" if able else "ask for less in resources"
+
+
+def _could(site: Site, partition: limits.Partition, need: Resources) -> bool:
+    nodes = [node for node in site.nodes if partition.name in node.partitions]
+    return bool(nodes) and not partition.refuses(need) and not limits.lack(need, nodes)
+
+
+# --- words that Slurm does not know -----------------------------------------------------------------------
+
+
+def _unknown(key: str, value: str | None, known: Collection[str], more: str = "") -> RequestError | None:
+    """Return the error of an option that names what is not there; None where all of it is."""
+    words = [value] if value and "[" in value else re.split(r"[,&|]", value or "")
+    wrong = next((word for word in words if word and word not in known), None)
+    if wrong is None:
+        return None
+    there = f"there are {', '.join(sorted(known))}" if known else "Slurm shows none to you"
+    hint = nearest(wrong, known)
+    fix = f"cluster.{key}={hint.split(chr(39))[1]}" if hint else f"correct cluster.{key}, or leave it out"
+    return RequestError(f"cluster.{key}={value}: Slurm knows no {key} {wrong!r}{hint}", why=there + more, fix=fix)
+
+
+def _partition(site: Site) -> OrchError | None:
+    return _unknown("partition", site.options.partition, site.partitions)
+
+
+def _account(site: Site) -> OrchError | None:
+    return _unknown("account", site.options.account, site.accounts("account"), f" for {getpass.getuser()}")
+
+
+def _qos(site: Site) -> OrchError | None:
+    return _unknown("qos", site.options.qos, site.accounts("qos"), f" for {getpass.getuser()}")
+
+
+def _constraint(site: Site) -> OrchError | None:
+    known = {feature for node in site.nodes for feature in node.features}
+    return _unknown("constraint", site.options.constraint, known, " as features of nodes" if known else "")
+
+
+def _reservation(site: Site) -> OrchError | None:
+    return _unknown("reservation", site.options.reservation, site.reservations())
+
+
+def _node(site: Site) -> OrchError | None:
+    known = [node.name for node in site.nodes]
+    return _unknown("nodelist", site.options.nodelist, known) or _unknown("exclude", site.options.exclude, known)
+
+
+_WORDS: tuple[tuple[re.Pattern[str], Callable[[Site], OrchError | None]], ...] = (
+    (re.compile(r"invalid partition", re.IGNORECASE), _partition),
+    (re.compile(r"invalid account", re.IGNORECASE), _account),
+    (re.compile(r"invalid qos", re.IGNORECASE), _qos),
+    (re.compile(r"invalid feature", re.IGNORECASE), _constraint),
+    (re.compile(r"reservation is invalid|invalid reservation", re.IGNORECASE), _reservation),
+    (re.compile(r"invalid node name", re.IGNORECASE), _node),
+)
+
+
+# --- scratch ----------------------------------------------------------------------------------------------
+
+
+def scratch(site: Site) -> Scratch:
+    """Return what the nodes' scratch holds, where Slurm tells: TmpDisk, which is the size of TmpFS."""
+    folder, names = site.options.scratch, ", ".join(partition.name for partition in site.chosen)
+    where = f"scratch of the nodes of partition {names}" if names else "scratch of the nodes"
+    told = site.whole.tmp_folder.rstrip("/")
+    if folder is not None and f"{folder.rstrip('/')}/".partition(f"{told}/")[0]:
+        return Scratch(where=f"{where} is {folder}, of which Slurm does not tell (its TmpFS is {told or '/'})")
+    sizes = [node.tmp_mb * _MB for node in site.eligible]
+    if not sizes or not all(sizes):
+        return Scratch(where=f"{where} is of unknown size (Slurm says TmpDisk=0)")
+    return Scratch(where=where, bytes=max(sizes), least_bytes=min(sizes))
+
+
+SCRATCH_FIX = "choose a smaller version or another partition, or name the right folder with cluster.scratch"
+
+
+def small_nodes(data: Mapping[str, int], found: Scratch) -> list[str]:
+    """Return a note for each data version that fits on some nodes only."""
+    least = found.least_bytes
+    return [
+        f"data version {name} has {size(needed)}, and some nodes' scratch only {size(least)}:"
+        " cluster.staging.request_tmp=true keeps off those"
+        for name, needed in data.items()
+        if least is not None and found.bytes is not None and least < needed <= found.bytes
+    ]
