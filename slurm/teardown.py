@@ -8,14 +8,13 @@ waits for those before it to be gone, and tries again; all others leave at once.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from pathlib import Path
 
 from orchestrator.errors import OrchError
 from orchestrator.layout import LaunchPaths, RunsRoot
-from orchestrator.slurm import handover, turns
+from orchestrator.slurm import handover, submission, turns
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.handover import Outcome
 from orchestrator.slurm.options import SlurmOptions
@@ -63,14 +62,8 @@ def _other_later(launch: LaunchPaths, mine: int, job: str) -> bool:
     return last is not None and last.number > mine and last.job not in {"", job}
 
 
-def _hide_job() -> None:
-    """Take away what Slurm's commands would read from this job's environment; SLURM_CONF must survive (FACTS 6)."""
-    for key in [key for key in os.environ if key.startswith(("SLURM_", "SRUN_", "SBATCH_")) and key != "SLURM_CONF"]:
-        del os.environ[key]
-
-
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     own = handover.own_job()
-    _hide_job()
-    end(RunsRoot(Path(sys.argv[1])), own)
+    with submission.inherited_hidden():
+        end(RunsRoot(Path(sys.argv[1])), own)

@@ -126,6 +126,8 @@ def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str) -> O
     for earlier in launch.turns():
         if earlier.number < after:
             shutil.rmtree(earlier.path, ignore_errors=True)
+    ledger.make_private(launch.waits.parent)
+    launch.waits.touch(mode=0o600)
     return OwnTurn(launch, paths, jobs)
 
 
@@ -134,8 +136,6 @@ class OwnTurn:
 
     def __init__(self, launch: LaunchPaths, paths: TurnPaths, jobs: Sequence[Job]) -> None:
         self._launch, self._paths, self._jobs, self._before = launch, paths, list(jobs), len(jobs)
-        ledger.make_private(launch.waits.parent)
-        launch.waits.touch(mode=0o600)
 
     @property
     def number(self) -> int:
