@@ -122,7 +122,7 @@ def run(arguments: Namespace) -> int:
         if batches and cluster.background:
             record = launch_and_follow(project, prepared, cluster, message=arguments.message)
             return _last_word(record)
-        rerun = "anew" if batches else arguments.rerun
+        rerun: Rerun = "anew" if batches else arguments.rerun
         return _run_here(project, prepared, message=arguments.message, rerun=rerun)
 
 
