@@ -14,10 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import botocore.session
 import pytest
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 KEY, SECRET = "key-of-the-tests", "secret-of-the-tests"
 _PATIENCE_SECONDS = 120.0
@@ -59,6 +56,9 @@ class Buckets:
 
 
 def client_of(endpoint: str) -> Any:
+    import botocore.session  # here, because every test session imports this module
+    from botocore.config import Config
+
     session = botocore.session.Session()
     return session.create_client(
         "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=KEY, aws_secret_access_key=SECRET,
@@ -94,6 +94,8 @@ def _argv(folder: Path) -> tuple[list[str], str]:
 
 
 def _ready(endpoint: str) -> bool:
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         client = client_of(endpoint)
         client.create_bucket(Bucket="ready")

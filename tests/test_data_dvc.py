@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from dvc_data.hashfile.hash import file_md5
-from repositories import commit, dvc, dvc_all, git, tree
+from repositories import commit, dvc, dvc_all, git, probe_here, tree
 
 from orchestrator.data import Store, resolve
 from orchestrator.data.checksum import checksum_of
@@ -81,9 +81,9 @@ def full(origin, tmp_path):
     return tmp_path / ODD
 
 
-def resolved(repo, path="data/digits", rev=None, **keys):
+def resolved(repo, path="data/digits", rev=None, *, probe=probe_here):
     version = {"source": "dvc", "repo": repo.name, "path": path, "rev": rev}
-    return resolve(version, project=repo.parent, cache=repo.parent / "cache", **keys)
+    return resolve(version, project=repo.parent, cache=repo.parent / "cache", probe=probe)
 
 
 def staged(repo, *arguments):
@@ -249,7 +249,7 @@ class CountedProbe:
 
     def __call__(self, request):
         self.asked += 1
-        return ask_dvc(request)
+        return probe_here(request)
 
 
 def test_dvc_is_asked_once_for_a_commit_and_a_target(clone):
@@ -337,7 +337,7 @@ def test_a_corrupt_object_without_a_right_copy_is_named_with_the_repair(full):
     assert f"{cached(full, checksum)} has {found} (3 bytes), not {checksum}" in refusal.value.why
     assert str(bundled(full, checksum)) in refusal.value.why
     assert manifest.repair in refusal.value.fix
-    assert not store.view(manifest.digest).exists()
+    assert store.versions() == []
 
 
 def test_missing_objects_are_named_with_the_repair(full):
@@ -435,6 +435,12 @@ def test_an_empty_tracked_folder_is_refused(tmp_path):
     git(repo, "commit", "-q", "-m", "x")
     with pytest.raises(RequestError, match="'d' holds no files"):
         resolved(repo, "d")
+
+
+def test_the_program_says_what_its_function_says(clone):
+    told = resolved(clone, "data", probe=ask_dvc)
+    shutil.rmtree(clone.parent / "cache")
+    assert resolved(clone, "data") == told
 
 
 def test_a_probe_that_breaks_is_an_error_with_its_last_line():

@@ -97,7 +97,7 @@ def version(tmp_path):
     return resolved
 
 
-def fetched(manifest, folder):
+def fetched(manifest, folder, *, ask=ask_here):
     """Return what can be had, by path, as the store has it: from a path of the entry, else from the origin."""
     folder.mkdir(exist_ok=True)
     come = {
@@ -105,7 +105,7 @@ def fetched(manifest, folder):
     }
     missing = [entry for entry in manifest.entries if entry.path not in come]
     problems = {}
-    for arrival in remotes_of(manifest).fetch(missing, folder) if missing else ():
+    for arrival in remotes_of(manifest, ask).fetch(missing, folder) if missing else ():
         if arrival.path:
             come[arrival.entry.path] = arrival.path.read_bytes()
         else:
@@ -113,8 +113,8 @@ def fetched(manifest, folder):
     return come, problems
 
 
-def remotes_of(manifest):
-    return DvcOrigin(remotes=manifest.origin["remotes"], ask=ask_here)
+def remotes_of(manifest, ask=ask_here):
+    return DvcOrigin(remotes=manifest.origin["remotes"], ask=ask)
 
 
 def unreachable(*question):
@@ -268,7 +268,9 @@ def test_objects_come_over_http(version, clone, origin, tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         (clone / ".dvc/config.local").write_text(f"[core]\n    remote = web\n['remote \"web\"']\n    url = {url}\n")
-        assert fetched(version(clone, rev="v1", remote="web"), tmp_path / "node") == (FILES, {})
+        # in programs of their own: DVC never closes its sessions
+        manifest = version(clone, rev="v1", remote="web", probe=ask_dvc, ask=ask_remotes)
+        assert fetched(manifest, tmp_path / "node", ask=ask_remotes) == (FILES, {})
         server.shutdown()
 
 
@@ -425,8 +427,8 @@ def test_outputs_that_the_bucket_keeps_the_versions_of_come_at_their_versions(ve
     git(tmp_path, "clone", "-q", repo, tmp_path / "fresh")
     changed = {**plain, "plain.txt": b"changed"}
     for rev, files, one in [("HEAD~1", plain, b"one"), ("HEAD", changed, b"two")]:
-        assert fetched(version(tmp_path / "fresh", "data", rev), tmp_path / "node") == (files, {})
-        assert fetched(version(tmp_path / "fresh", "one.bin", rev), tmp_path / "node") == ({"one.bin": one}, {})
+        expected = {"one.bin": one, **{f"data/{name}": content for name, content in files.items()}}
+        assert fetched(version(tmp_path / "fresh", ".", rev), tmp_path / rev) == (expected, {})
 
 
 # --- the program that asks ------------------------------------------------------------------------------

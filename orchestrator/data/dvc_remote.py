@@ -38,6 +38,9 @@ With a `rev`, the `url` is a git repository's, and the keys are paths in it.
 """
 
 _AT_ONCE = 32
+_OF_ALL = ("NoCredentialsError", "EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError")
+"""Errors that every other object will have, too."""
+
 _LOCAL = re.compile(r"(?!file://)\w[\w+.-]*://")
 _SHOWABLE = frozenset(
     {
@@ -81,6 +84,22 @@ class Place:
             self.filesystem, self.path = _opened(remote)
         except Exception as error:  # noqa: BLE001 - DVC's filesystems are plug-ins, and raise what they like
             self.broken = reason(error)
+        else:
+            self._connect()
+
+    def _connect(self) -> None:
+        """Ask for anything once: s3fs makes a client for each thread, in 0.2 s each, if many are the first to ask."""
+        try:
+            self.filesystem.info(self.path)
+        except Exception as error:  # noqa: BLE001 - as above; that it is not there, or not to be listed, says nothing
+            self.failed(error)
+
+    def failed(self, error: Exception) -> str:
+        """Return why, and ask no more if that is so for every object."""
+        why = reason(error)
+        if type(error).__name__ in _OF_ALL:
+            self.broken = why
+        return why
 
     def __str__(self) -> str:
         return f"remote {self.remote['name']!r} ({self.remote['url']})"
@@ -142,7 +161,7 @@ def _from(place: Place, checksum: str, at: Sequence[str], target: Path | None) -
         except FileNotFoundError:
             continue
         except Exception as error:  # noqa: BLE001 - as above
-            return {"problem": reason(error)}
+            return {"problem": place.failed(error)}
         if (found := checksum_of(target, checksum.partition(":")[0])) == checksum:
             return {"path": str(target)}
         problem = f"{path} has {found}, not {checksum}"
