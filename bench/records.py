@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator import ledger
-from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
+from orchestrator.layout import ExperimentPaths, RunsRoot
 from orchestrator.process import ProcessId
 from orchestrator.record import Claim, RunState
 from orchestrator.spec import Resources
@@ -18,10 +18,11 @@ TREE = hashlib.sha1(b"some code", usedforsecurity=False).hexdigest()
 _EPOCHS = 10
 
 
-def make_experiment(runs: Path, name: str, count: int) -> ExperimentPaths:
+def make_experiment(runs: Path, name: str, count: int, *, running: int = 0) -> ExperimentPaths:
     """Write an experiment: of ten runs, seven are done, one has failed, two never started.
 
-    Its launcher left without handing it to a scheduler, so that looking at it asks nobody.
+    Its launcher left without handing it to a scheduler, so that looking at it asks nobody. With `running` runs, the
+    last ones, that are under way, all others have ended.
     """
     paths = RunsRoot(runs).experiment(name)
     lines = [_line(index) for index in range(count)]
@@ -31,25 +32,34 @@ def make_experiment(runs: Path, name: str, count: int) -> ExperimentPaths:
     launch.complete.touch()
     process = ProcessId.current()
     for index, line in enumerate(lines):
-        if index % 10 < 8:
-            _run(paths, launch, line, process, failed=index % 10 == 7)
+        if index >= count - running:
+            _run(paths, line, process, RunState.RUNNING)
+        elif index % 10 == 7:
+            _run(paths, line, process, RunState.FAILED)
+        elif index % 10 < 7 or running:
+            _run(paths, line, process, RunState.DONE)
     return paths
+
+
+def finish(paths: ExperimentPaths) -> None:
+    """Write what the runs of an experiment's only launch would have written: all are done."""
+    process = ProcessId.current()
+    for line in ledger.read_lines(paths.launch(1)):
+        _run(paths, line, process, RunState.DONE)
 
 
 def files_read(paths: ExperimentPaths) -> Iterator[Path]:
     """Yield the files from which the state of all runs is known."""
     yield paths.launch(1).plan
-    for run in (paths.path / "runs").iterdir():
+    for run in paths.runs.iterdir():
         yield run / "a001" / "claim.json"
         yield run / "a001" / "events.jsonl"
 
 
-def _run(
-    paths: ExperimentPaths, launch: LaunchPaths, line: dict[str, Any], process: ProcessId, *, failed: bool
-) -> None:
+def _run(paths: ExperimentPaths, line: Mapping[str, Any], process: ProcessId, state: RunState) -> None:
     attempt = paths.run(line["run"]).attempt(1)
     claim = Claim(
-        launch=launch.number, index=line["index"], code=TREE, generation=1, history=1, process=process, time=1.7e9
+        launch=1, index=line["index"], code=line["code"], generation=1, history=1, process=process, time=1.7e9
     )
     ledger.claim_attempt(attempt, claim)
     events = ledger.EventWriter(attempt.events)
@@ -58,13 +68,14 @@ def _run(
     for epoch in range(_EPOCHS):
         metrics = {"val/acc": epoch / _EPOCHS, "val/loss": 1 - epoch / _EPOCHS, "train/loss": 0.5}
         events.write("progress", progress={"epoch": epoch, "epochs": _EPOCHS, "step": epoch}, metrics=metrics)
-    if failed:
+    if state is RunState.FAILED:
         events.write("failed", signature="KeyError at model.py:41", message="'x'", traceback="Traceback ...\n" * 20)
-    else:
+    elif state is RunState.DONE:
         events.write("done", metrics={"val/acc": 0.9}, best={"metric": "val/acc", "value": 0.9, "step": 9, "epoch": 9})
     attempt.log.write_text("a line of the log\n" * 20)
-    state = RunState.FAILED if failed else RunState.DONE
-    ledger.mark(paths, line["run"], 1, state.value)
+    ledger.mark(paths, line["run"], 1, RunState.RUNNING.value)
+    if state is not RunState.RUNNING:
+        ledger.mark(paths, line["run"], 1, state.value)
 
 
 def _line(index: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Sandbox:
         return {
             "PYTHONPATH": str(CHECKOUT), "XDG_CACHE_HOME": str(self.folder / "cache"),
             "XDG_STATE_HOME": str(self.folder / "state"), "DVC_SITE_CACHE_DIR": str(self.folder / "dvc"),
+            "PYTHONDONTWRITEBYTECODE": "",  # as installed: nothing is compiled again and again
             "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, "NO_COLOR": "1",
         }  # fmt: skip
 

@@ -15,7 +15,7 @@ _SCALE = ("python -c 'import hydra'", "python -c 'import mlflow'")
 
 def rows(box: Sandbox) -> list[Row]:
     paths = make_experiment(box.folder / "runs", "small", 20)
-    run_id = next(iter((paths.path / "runs").iterdir())).name
+    run_id = next(iter(paths.runs.iterdir())).name
     verbs = {
         "orch --help": box.orch("--help"),
         "orch status (20 runs)": box.orch("status", "small"),

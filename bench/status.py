@@ -1,13 +1,23 @@
-"""`orch status`, small and large, next to the bare reading of the same files: nothing that reads them is faster."""
+"""`orch status`, small and large, next to the bare reading of the same files: nothing that reads them is faster.
+
+And what else reads the records: the overview, the redraw of `status -w`, a launch that finds everything done.
+"""
 
 from __future__ import annotations
 
-from bench.measure import Row, in_turns, say
-from bench.records import files_read, make_experiment
-from bench.sandbox import PYTHON, Sandbox
+import shutil
+from collections.abc import Callable
 
-_SIZES = {10: 0.15, 1_000: None, 10_000: 0.6}
+from bench.measure import Row, Seconds, in_turns, say
+from bench.records import files_read, finish, make_experiment
+from bench.sandbox import PYTHON, Sandbox
+from orchestrator.layout import ExperimentPaths, RunsRoot
+
+_LARGE = 10_000
+_SIZES = {10: 0.15, 1_000: None, _LARGE: 0.6}
+_RUNNING = 300
 _ROUNDS = 5
+_PEER = "read and parse the same files, no more"
 _READ = """
 import json, sys
 for path in sys.stdin.read().splitlines():
@@ -15,26 +25,88 @@ for path in sys.stdin.read().splitlines():
         for line in file:
             json.loads(line)
 """
+_REDRAW = """
+import sys, time
+from pathlib import Path
+from orchestrator import api
+from orchestrator.cli.render import status_lines
+from orchestrator.project import find_project
+read = api.reader(find_project(Path(), runs=sys.argv[1]), "sweep")
+read()
+began, times = time.process_time(), 5
+for _ in range(times):
+    book = read()
+    status_lines(book, list(book.records.values()))
+print((time.process_time() - began) / times)
+"""
 
 
 def rows(box: Sandbox) -> list[Row]:
-    return [_row(box, count, budget) for count, budget in _SIZES.items()]
+    experiments = {count: _experiment(box, count) for count in _SIZES}
+    ended = [_row(box, f"orch status ({n:,} runs)", _status(box, experiments[n]), _SIZES[n], experiments[n])
+             for n in _SIZES]  # fmt: skip
+    running = _experiment(box, _LARGE, running=_RUNNING)
+    return [
+        *ended,
+        _row(box, f"... {_RUNNING} of {_LARGE:,} running", _status(box, running), 0.6, running),
+        _row(box, f"... {_LARGE:,} runs, the first time", _first_status(box, experiments[_LARGE]), None,
+             experiments[_LARGE]),
+        *_others(box, running),
+    ]  # fmt: skip
 
 
-def _row(box: Sandbox, count: int, budget: float | None) -> Row:
+def _others(box: Sandbox, running: ExperimentPaths) -> list[Row]:
+    runs = running.path.parent
+    make_experiment(runs, "another", _LARGE)
+    again = _launched(box)
+    box.settle()
+    sides = {
+        f"orch status (2 experiments of {_LARGE:,} runs)": lambda: box.seconds(box.orch("status", "--runs", str(runs))),
+        f"orch status -w ({_LARGE:,} runs), CPU of a redraw": lambda: float(
+            box.run([PYTHON, "-c", _REDRAW, str(runs)])
+        ),
+        f"orch launch ({_LARGE:,} runs, all done)": again,
+    }
+    found = in_turns("what else reads the records", 3, sides)
+    return [Row(what=what, measured=seconds) for what, seconds in found.items()]
+
+
+def _launched(box: Sandbox) -> Callable[[], Seconds]:
+    """Launch a large experiment, write that its runs are done, and return what launches it again."""
+    project, runs = box.folder / "project", box.folder / "runs-again"
+    project.mkdir()
+    words = ["name=again", "model=mlp", "data=synthetic", "cluster=workstation", f"seed=range(0,{_LARGE})"]
+    argv = box.orch("launch", *words, "--runs", str(runs))
+    say(f"status: launching {_LARGE:,} runs")
+    with box.idle_workstation():
+        box.run(argv, cwd=project)
+    finish(RunsRoot(runs).experiment("again"))
+    return lambda: box.seconds(argv, cwd=project)
+
+
+def _experiment(box: Sandbox, count: int, *, running: int = 0) -> ExperimentPaths:
     say(f"status: writing the records of {count:,} runs")
-    runs = box.folder / f"runs-{count}"
-    paths = make_experiment(runs, "sweep", count)
-    listing = box.folder / f"files-{count}"
+    return make_experiment(box.folder / f"runs-{count}-{running}", "sweep", count, running=running)
+
+
+def _status(box: Sandbox, paths: ExperimentPaths) -> Callable[[], Seconds]:
+    return lambda: box.seconds(box.orch("status", paths.name, "--runs", str(paths.path.parent)))
+
+
+def _first_status(box: Sandbox, paths: ExperimentPaths) -> Callable[[], Seconds]:
+    def look() -> Seconds:
+        shutil.rmtree(box.folder / "cache" / "orchestrator" / "records", ignore_errors=True)
+        return _status(box, paths)()
+
+    return look
+
+
+def _row(
+    box: Sandbox, what: str, ours: Callable[[], Seconds], budget: float | None, paths: ExperimentPaths
+) -> Row:  # fmt: skip
+    listing = box.folder / "files"
     listing.write_text("\n".join(map(str, files_read(paths))))
     box.settle()
-    command = ["sh", "-c", 'exec "$0" -c "$1" < "$2"', PYTHON, _READ, str(listing)]
-    sides = {
-        "ours": lambda: box.seconds(box.orch("status", "sweep", "--runs", str(runs))),
-        "peer": lambda: box.seconds(command),
-    }
-    found = in_turns(f"status of {count:,}", _ROUNDS, sides)
-    return Row(
-        what=f"orch status ({count:,} runs)", measured=found["ours"], budget=budget,
-        peer="read and parse the same files, no more", peer_measured=found["peer"],
-    )  # fmt: skip
+    peer = ["sh", "-c", 'exec "$0" -c "$1" < "$2"', PYTHON, _READ, str(listing)]
+    found = in_turns(what, _ROUNDS, {"ours": ours, "peer": lambda: box.seconds(peer)})
+    return Row(what=what, measured=found["ours"], budget=budget, peer=_PEER, peer_measured=found["peer"])

@@ -22,15 +22,10 @@ from orchestrator import ledger
 from orchestrator.cluster import Capacity, Cluster, Scratch
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
-from orchestrator.local.inline import Inline
-from orchestrator.local.workstation import Workstation
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
-from orchestrator.slurm import script
-from orchestrator.slurm.cluster import SlurmCluster
-from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Experiment, Objective, Resources, Run, RunId, SnapshotOptions
 from orchestrator.waiting import hand_over
 
@@ -39,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.data import Manifest
     from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
+    from orchestrator.slurm import script
     from orchestrator.tracking import Report
 
 _log = logging.getLogger(__name__)
@@ -126,6 +122,8 @@ def _arrays(
     cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths
 ) -> tuple[script.Array, ...] | None:
     """Return the arrays that a launch of these steps would submit."""
+    from orchestrator.slurm.cluster import SlurmCluster
+
     if not isinstance(cluster, SlurmCluster):
         return None
     unwritten = {
@@ -151,6 +149,8 @@ def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], s
 
     It says the number that the launch gets unless somebody launches before, and TOKEN for what it is told apart by.
     """
+    from orchestrator.slurm.cluster import SlurmCluster
+
     cluster, acting = cluster_for(prepared.experiment.cluster), to_do(planned.steps)
     if not isinstance(cluster, SlurmCluster):
         raise RequestError(
@@ -372,20 +372,48 @@ def ignore_in_git(project: Project) -> None:
 
 def cluster_for(options: Mapping[str, Any]) -> Cluster:
     """Return the cluster that a `cluster:` section describes."""
-    from orchestrator.data import Staging
-
     grace = float(options.get("grace_seconds") or 30)
     if options["kind"] == "slurm":
+        from orchestrator.slurm.cluster import SlurmCluster
+        from orchestrator.slurm.options import SlurmOptions
+
         return SlurmCluster(SlurmOptions.parse(options))
-    Staging.parse(options.get("staging"))
+    if options.get("staging") is not None:
+        from orchestrator.data import Staging
+
+        Staging.parse(options["staging"])
     if options["kind"] == "workstation":
+        from orchestrator.local.workstation import Workstation
+
         return Workstation(cpus=options.get("cpus"), grace_seconds=grace, scratch=options.get("scratch"))
+    from orchestrator.local.inline import Inline
+
     return Inline(grace_seconds=grace, scratch=options.get("scratch"))
 
 
-def observers() -> dict[str, Cluster]:
+class _Observers(Mapping[str, Cluster]):
+    """A cluster of each kind; made, and its code loaded, when it is asked for."""
+
+    _KINDS = ("inline", "workstation", "slurm")
+
+    def __getitem__(self, kind: str) -> Cluster:
+        if kind not in self._KINDS:
+            raise KeyError(kind)
+        return cluster_for({"kind": kind})
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._KINDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._KINDS)
+
+    def __len__(self) -> int:
+        return len(self._KINDS)
+
+
+def observers() -> Mapping[str, Cluster]:
     """Return a cluster of each kind, to ask about launches."""
-    return {"inline": Inline(), "workstation": Workstation(), "slurm": SlurmCluster(SlurmOptions())}
+    return _Observers()
 
 
 # --- look -------------------------------------------------------------------------------------------------
@@ -393,9 +421,15 @@ def observers() -> dict[str, Cluster]:
 
 def read(project: Project, name: str) -> ledger.Ledger:
     """Return all that is known of an experiment; an experiment never launched has no records."""
+    return reader(project, name)()
+
+
+def reader(project: Project, name: str) -> Callable[[], ledger.Ledger]:
+    """Return what reads an experiment each time that it is called: the second time costs much less than the first."""
     if not EXPERIMENT_NAME.fullmatch(name):
         raise RequestError(f"{name!r} is no experiment's name", fix="orch status lists the experiments")
-    return ledger.read(project.runs.experiment(name), observers())
+    known, clusters = ledger.Reader(project.runs.experiment(name)), observers()
+    return lambda: known.read(clusters)
 
 
 def look(project: Project, name: str) -> ledger.Ledger:
@@ -404,11 +438,21 @@ def look(project: Project, name: str) -> ledger.Ledger:
     What waited for room in a queue is handed over as far as there is some. How runs ended that died without a word is
     written down, and a process that we do not wait for brings the tracking store in line.
     """
-    book = read(project, name)
-    if hand_over(book, observers()):
-        book = read(project, name)
-    _put_right(project, book)
-    return book
+    return looker(project, name)()
+
+
+def looker(project: Project, name: str) -> Callable[[], ledger.Ledger]:
+    """Return what looks at an experiment each time that it is called, as `reader` does."""
+    read = reader(project, name)
+
+    def look() -> ledger.Ledger:
+        book = read()
+        if hand_over(book, observers()):
+            book = read()
+        _put_right(project, book)
+        return book
+
+    return look
 
 
 def overview(project: Project, experiment: ExperimentPaths) -> dict[str, int]:

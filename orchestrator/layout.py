@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -20,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-_ATTEMPT = re.compile(r"a(\d{3,})")
 _LAUNCH = re.compile(r"\d{4,}")
+ATTEMPT_NAME = re.compile(r"a(\d{3,})")
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -100,7 +99,7 @@ class RunPaths:
         return AttemptPaths(self.path / f"a{number:03d}")
 
     def attempts(self) -> list[AttemptPaths]:
-        found = [name for name in _names(self.path) if _ATTEMPT.fullmatch(name)]
+        found = [name for name in _names(self.path) if ATTEMPT_NAME.fullmatch(name)]
         return sorted((AttemptPaths(self.path / name) for name in found), key=lambda a: a.number)
 
 
@@ -262,10 +261,16 @@ class ExperimentPaths:
 
     def tracking(self, uri: str) -> Path:
         """Return the folder that says which runs of a tracking server are ours."""
+        import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
+
         return self.path / "tracking" / hashlib.sha256(uri.encode()).hexdigest()[:12]
 
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
     def run(self, run_id: str) -> RunPaths:
-        return RunPaths(self.path / "runs" / run_id)
+        return RunPaths(self.runs / run_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-
 
 class ProgramError(Exception):
     """A program could not be started, or ended with another exit status than 0."""
@@ -77,6 +75,8 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> Self:
+        import psutil
+
         return cls(host=socket.gethostname(), pid=pid, started=psutil.Process(pid).create_time())
 
     @classmethod
@@ -90,6 +90,8 @@ class ProcessId:
         """Return whether the process still runs; None if it is on another host and cannot be asked."""
         if self.host != socket.gethostname():
             return None
+        import psutil
+
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started) < 2.0  # the boot time drifts with NTP

@@ -143,6 +143,7 @@ class Attempt:
     `progress` holds epoch, epochs, step; `metrics` the last value of each metric; `best` the objective's
     best value with its step and checkpoint; `usage` the most memory it has taken. `first_progress` is
     the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
+    `settled`: its own process has said that it is done, or has failed, so that nothing said later counts.
     """
 
     number: int
@@ -161,6 +162,7 @@ class Attempt:
     first_progressed: float | None = None
     progressed: float | None = None
     heard: float | None = None
+    settled: bool = False
 
     @property
     def final(self) -> bool:
@@ -181,6 +183,7 @@ def fold(
         if "state" not in seen or event.kind == "done":
             _take(seen, event)
             seen["heard"] = event.time
+    seen["settled"] = seen.get("state") in {RunState.DONE, RunState.FAILED}
     for event in ranks:
         if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED:
             _take(seen, event)
@@ -279,6 +282,15 @@ class Record:
     def begun(self) -> bool:
         """Whether the attempt that the latest plan asked for has started."""
         return self.last is not None and self.last.number >= self.planned.attempt
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing can change it but a later launch.
+
+        Nobody goes on with what is done, or has failed. Of an earlier attempt that is silent, an observer may yet tell.
+        """
+        silent = any(not attempt.final for attempt in self.attempts)
+        return self.begun and not silent and self.last is not None and self.last.settled
 
     @property
     def failure(self) -> Failure | None:

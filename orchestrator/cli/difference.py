@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import ledger
-from orchestrator.environment import Environment, differences
 from orchestrator.ledger import Launch, Ledger
 from orchestrator.record import Record
 
@@ -17,6 +16,8 @@ _TEXT_LIMIT = 200_000
 
 def lines(book_a: Ledger, a: Record, book_b: Ledger, b: Record) -> list[str]:
     """Return the differences as text, section by section; sections without any say so."""
+    from orchestrator.environment import Environment, differences
+
     launch_a, launch_b = book_a.launch(a.planned.launch), book_b.launch(b.planned.launch)
     sections = {
         "config": list(_config(launch_a, a, launch_b, b)),

@@ -262,7 +262,8 @@ def _time_taken(most_taken: Consumption) -> str:
 def status_lines(book: Ledger, records: Sequence[Record], *, everything: bool = False) -> list[str]:
     """Return the runs as a table, failures grouped by signature, and what is to be done about them."""
     objective = objective_of(book)
-    shown = sorted(records, key=lambda record: list(RunState).index(record.state))
+    order = {state: place for place, state in enumerate(RunState)}
+    shown = sorted(records, key=lambda record: order[record.state])
     cut = shown if everything else shown[:ROWS]
     metric, at = objective.metric if objective else "METRIC", points(book, cut)
     rows = [_status_row(record, told(at[record.id]), objective) for record in cut]

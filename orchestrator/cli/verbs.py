@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import api, ledger, selection
 from orchestrator.cli import render
@@ -17,11 +16,13 @@ from orchestrator.cli.foreground import Tail, launch_and_follow
 from orchestrator.cli.watch import Watch, wait
 from orchestrator.errors import OrchError, RequestError, nearest
 from orchestrator.ledger import Ledger
-from orchestrator.local.inline import Inline
 from orchestrator.plan import Rerun, to_do
 from orchestrator.project import Project, find_project
 from orchestrator.record import Record, RunState
 from orchestrator.spec import Objective
+
+if TYPE_CHECKING:
+    from orchestrator.local.inline import Inline
 
 
 def plan(arguments: Namespace) -> int:
@@ -60,14 +61,17 @@ def retry(arguments: Namespace) -> int:
 
 
 def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, rerun: Any) -> int:
+    from orchestrator.local.inline import Inline
+
     name = prepared.experiment.name
     cluster = api.cluster_for(prepared.experiment.cluster)
     launched = api.launch(project, prepared, cluster=cluster, message=arguments.message, rerun=rerun)
     _say(*(f"note: {note}" for note in launched.notes))
     skipped = len(launched.steps) - len(to_do(launched.steps))
     if launched.paths is None:
-        _say(f"{name}: nothing to do; {_states(project, name)}")
-        return _status_of(api.read(project, name).records.values())
+        book = api.read(project, name)
+        _say(f"{name}: nothing to do; {render.states(book)}")
+        return _status_of(book.records.values())
     number = launched.paths.number
     runs = len(to_do(launched.steps))
     _say(f"{name}: launch {number:04d}, {render.count(runs)}, {skipped} already there or under way")
@@ -96,13 +100,9 @@ def _drive(project: Project, name: str, number: int, cluster: Inline) -> None:
 
 
 def _conclude(project: Project, name: str, number: int) -> int:
-    records = [r for r in api.read(project, name).records.values() if r.planned.launch == number]
-    _say(f"{name}: {_states(project, name)}", f"compare: orch compare {name}      MLflow: orch ui")
-    return _status_of(records)
-
-
-def _states(project: Project, name: str) -> str:
-    return render.states(api.read(project, name))
+    book = api.read(project, name)
+    _say(f"{name}: {render.states(book)}", f"compare: orch compare {name}      MLflow: orch ui")
+    return _status_of(record for record in book.records.values() if record.planned.launch == number)
 
 
 def _status_of(records: Iterable[Record]) -> int:
@@ -146,6 +146,8 @@ def _where(arguments: Namespace) -> tuple[list[str], int | None]:
 
 
 def _run_here(project: Project, prepared: api.Prepared, *, message: str, rerun: Rerun) -> int:
+    from orchestrator.local.inline import Inline
+
     name = prepared.experiment.name
     options = prepared.experiment.cluster
     cluster = Inline(grace_seconds=float(options.get("grace_seconds") or 30), scratch=options.get("scratch"))
@@ -295,8 +297,9 @@ def _without_log(record: Record, number: int) -> str:
 def _follow(project: Project, name: str, record: Record) -> int:
     tails: dict[int, Tail] = {}
     told = ""
+    look = api.looker(project, name)
     while True:
-        record = api.look(project, name).records[record.id]
+        record = look().records[record.id]
         for attempt in record.history:
             path = project.runs.experiment(name).run(record.id).attempt(attempt.number).log
             tails.setdefault(attempt.number, Tail(path)).copy()
@@ -325,6 +328,8 @@ def compare(arguments: Namespace) -> int:
     if arguments.json:
         _print_json([dict(zip(header, row, strict=True)) for row in rows])
     elif arguments.csv:
+        import csv
+
         writer = csv.writer(sys.stdout)
         writer.writerows([header, *rows])
     else:
@@ -416,7 +421,7 @@ def _select(
 
 
 def _check_keys(chosen: selection.Selection, records: Sequence[Record]) -> None:
-    known = sorted({key for record in records for key in record.planned.point})
+    known = sorted({key for record in records for key in record.planned.point}) if chosen.point else []
     for key, values in chosen.point.items():
         if records and key not in known:
             raise RequestError(

@@ -28,7 +28,7 @@ class Watch:
     """Shows an experiment on standard error each time `tick` is called, at most once a second."""
 
     def __init__(self, project: Project, name: str, *, launch: int | None = None) -> None:
-        self._project, self._name, self._launch = project, name, launch
+        self._look, self._launch = api.looker(project, name), launch
         self._stream = sys.stderr
         self._drawn = 0
         self._last = 0.0
@@ -43,7 +43,7 @@ class Watch:
 
     def show(self) -> bool:
         """Show now, whenever it was last shown."""
-        book = api.look(self._project, self._name)
+        book = self._look()
         records = [r for r in book.records.values() if self._launch in (None, r.planned.launch)]
         if self._stream.isatty():
             self._redraw(status_lines(book, records))
@@ -90,5 +90,6 @@ def wait(project: Project, name: str, launch: int, *, quiet: bool) -> None:
     if not quiet:
         Watch(project, name, launch=launch).until_ended()
         return
-    while any(r.state.active for r in api.look(project, name).records.values() if r.planned.launch == launch):
+    look = api.looker(project, name)
+    while any(r.state.active for r in look().records.values() if r.planned.launch == launch):
         time.sleep(0.5)

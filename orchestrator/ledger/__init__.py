@@ -1,10 +1,11 @@
 """The records on disk: launches published whole, attempts claimed once, events appended by one writer.
 
 `mkdir` and `rename` are the only locks (atomic on NFS too); nothing here relies on flock.
-Reading never writes. Torn or NUL lines at the end of a file that a dying process left are skipped.
+Reading writes nothing but the user's cache. What a dying process left torn or NUL at the end of a file is skipped.
 
     launches   what was asked for: header, plan, base configs
     attempts   claims, events, the index
+    ended      what can never change any more, kept in the user's cache
     records    all of it together
     settle     writing down what became of attempts that ended without a word
     files      private folders, whole texts
@@ -21,7 +22,7 @@ from orchestrator.ledger.attempts import (
     read_events,
     write_observed,
 )
-from orchestrator.ledger.files import check_private, make_private, replace_text
+from orchestrator.ledger.files import check_private, make_private, names, replace_text
 from orchestrator.ledger.launches import (
     SILENT_SECONDS,
     Launch,
@@ -31,13 +32,15 @@ from orchestrator.ledger.launches import (
     read_launch,
     read_line,
     read_lines,
+    read_some_lines,
     submitting,
 )
-from orchestrator.ledger.records import Ledger, read
+from orchestrator.ledger.records import Ledger, Reader, read
 from orchestrator.ledger.settle import settle
 
 __all__ = [
-    "SILENT_SECONDS", "EventWriter", "Launch", "Ledger", "check_private", "claim_attempt", "job_output", "make_private",
-    "mark", "marks", "planned", "publish", "read", "read_attempt", "read_claim", "read_config", "read_events",
-    "read_launch", "read_line", "read_lines", "replace_text", "settle", "submitting", "write_observed",
+    "SILENT_SECONDS", "EventWriter", "Launch", "Ledger", "Reader", "check_private", "claim_attempt", "job_output",
+    "make_private", "mark", "marks", "names", "planned", "publish", "read", "read_attempt", "read_claim",
+    "read_config", "read_events", "read_launch", "read_line", "read_lines", "read_some_lines", "replace_text",
+    "settle", "submitting", "write_observed",
 ]  # fmt: skip

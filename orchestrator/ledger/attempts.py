@@ -9,15 +9,18 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
+from orchestrator.layout import ATTEMPT_NAME, AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
 from orchestrator.ledger.files import NOT_JSON, damaged, make_private, names, write_text
 from orchestrator.record import Attempt, Claim, Event, RunState, fold, parse_event
 
 _OUTPUT_BYTES = 65_536
+_OBSERVED = re.compile(r"a(\d{3,})\.[0-9a-f]+\.jsonl")
 _MARK = re.compile(r"([0-9a-f]+)\.a(\d{3,})\.([a-z]+)")
 _ENDINGS = (RunState.RUNNING, RunState.INTERRUPTED, RunState.CANCELLED, RunState.FAILED, RunState.DONE)
 _STRENGTH = {state.value: number for number, state in enumerate(_ENDINGS)}
@@ -104,37 +107,66 @@ def marks(experiment: ExperimentPaths) -> dict[str, tuple[int, str]]:
     return {run_id: (attempt, state) for run_id, (attempt, _, state) in last.items()}
 
 
+def read_attempts(run: RunPaths) -> tuple[Attempt, ...]:
+    """Return the attempts of a run, oldest first: those that were claimed, and those that only an observer saw."""
+    found = names(run.path)
+    # An attempt that failed before it could claim its folder is known only by what its supervisor saw.
+    observed = names(run.observed) if run.observed.name in found else []
+    matches = (*map(ATTEMPT_NAME.fullmatch, found), *map(_OBSERVED.fullmatch, observed))
+    numbers = sorted({int(match[1]) for match in matches if match})
+    return tuple(_read(run, run.attempt(number), observed) for number in numbers)
+
+
 def read_attempt(run: RunPaths, attempt: AttemptPaths) -> Attempt:
     """Return the fold of one attempt's events and of what observers saw of it."""
-    observed = [e for path in _event_files(run.observed, f"a{attempt.number:03d}.") for e in read_events(path)]
-    ranks = [e for path in _event_files(attempt.path, "events.rank") for e in read_events(path)]
-    return fold(attempt.number, read_claim(attempt), read_events(attempt.events), observed, ranks)
+    return _read(run, attempt, names(run.observed))
+
+
+def _read(run: RunPaths, attempt: AttemptPaths, observed: Iterable[str]) -> Attempt:
+    """Return the fold of one attempt; `observed` are the names of the files that observers wrote of the run."""
+    seen = [run.observed / name for name in _event_files(observed, f"{attempt.path.name}.")]
+    ranks = [attempt.path / name for name in _event_files(names(attempt.path), "events.rank")]
+    return fold(
+        attempt.number, read_claim(attempt), read_events(attempt.events),
+        chain.from_iterable(map(read_events, seen)), chain.from_iterable(map(read_events, ranks)),
+    )  # fmt: skip
+
+
+def _event_files(found: Iterable[str], start: str) -> list[str]:
+    return sorted(name for name in found if name.startswith(start) and name.endswith(".jsonl"))
 
 
 def read_events(path: Path) -> Iterator[Event]:
     """Yield the events of a file; what is torn, NUL or foreign is skipped."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except FileNotFoundError:
         return
     except OSError as error:
         raise damaged(path, error.strerror or str(error)) from error
-    for line in lines:
+    for value in _values(content):
         try:
-            event = parse_event(json.loads(line.decode())) if line.strip(b"\0") else None
+            event = parse_event(value)
         except (TypeError, AttributeError, *NOT_JSON):
             continue
         if event is not None:
             yield event
 
 
-def _event_files(folder: Path, start: str) -> list[Path]:
-    """Return a folder's event files by the start of their names; a glob takes eight times as long."""
+def _values(content: bytes) -> list[Any]:
+    """Return the JSON values of lines, those left out that are none."""
+    lines = [line for line in content.split(b"\n") if line.strip(b"\0")]
     try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return []
-    return [folder / name for name in names if name.startswith(start) and name.endswith(".jsonl")]
+        values = json.loads(f"[{b','.join(lines).decode()}]")  # all at once: a third of the time
+    except NOT_JSON:
+        values = []
+    return values if len(values) == len(lines) else list(_each(lines))
+
+
+def _each(lines: Iterable[bytes]) -> Iterator[Any]:
+    for line in lines:
+        with suppress(*NOT_JSON):
+            yield json.loads(line.decode())
 
 
 def job_output(launch: LaunchPaths, job: str, *, processes: int = 1) -> str:

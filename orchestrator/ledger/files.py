@@ -45,9 +45,18 @@ def check_private(folder: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees it whole or not at all."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file as `replace_text` does. Raises OSError where that is impossible, and then leaves nothing."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    write_text(temporary, text)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,7 +84,17 @@ def damaged(path: Path, why: str) -> StateError:
     )  # fmt: skip
 
 
+def inodes(folder: Path) -> dict[str, int]:
+    """Return what lies in a folder, by name, each with its inode; no more than one listing."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.inode() for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
 def names(folder: Path) -> list[str]:
+    """Return the names of what lies in a folder; none where there is no such folder."""
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):

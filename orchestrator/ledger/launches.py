@@ -38,6 +38,11 @@ class Launch:
         return self.paths.number
 
     @property
+    def token(self) -> str:
+        """What tells it from every other launch, also from one of the same number in another time or place."""
+        return str(self.header["token"])
+
+    @property
     def launcher(self) -> ProcessId:
         return ProcessId.from_json(self.header["process"])
 
@@ -121,22 +126,29 @@ def _write_lines(paths: LaunchPaths, lines: Iterable[Mapping[str, Any]]) -> None
 
 def read_line(paths: LaunchPaths, index: int) -> dict[str, Any]:
     """Return one line of a launch's plan, without reading the others."""
+    return read_some_lines(paths, [index])[index]
+
+
+def read_some_lines(paths: LaunchPaths, indices: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Return lines of a launch's plan by their index, without reading the others."""
+    lines = {}
+    index = None
     try:
-        with paths.offsets.open("rb") as offsets:
-            offsets.seek(index * (_OFFSET_WIDTH + 1))
-            offset = int(offsets.read(_OFFSET_WIDTH))
-        with paths.plan.open("rb") as plan:
-            plan.seek(offset)
-            line = json.loads(plan.readline())
+        with paths.offsets.open("rb") as offsets, paths.plan.open("rb") as plan:
+            for index in indices:
+                offsets.seek(index * (_OFFSET_WIDTH + 1))
+                plan.seek(int(offsets.read(_OFFSET_WIDTH)))
+                lines[index] = as_object(paths.plan, json.loads(plan.readline()))
     except (OSError, *NOT_JSON) as error:
         raise damaged(paths.plan, f"line {index}: {error}") from error
-    return as_object(paths.plan, line)
+    return lines
 
 
 def read_lines(paths: LaunchPaths) -> list[dict[str, Any]]:
     """Return all lines of a launch's plan. Raises StateError if one is damaged or missing."""
     try:
-        lines = [json.loads(line) for line in paths.plan.read_bytes().splitlines()]
+        text = b",".join(paths.plan.read_bytes().splitlines())
+        lines = json.loads(b"[%b]" % text)  # all at once: half the time
         tasks = paths.offsets.stat().st_size // (_OFFSET_WIDTH + 1)
     except (OSError, *NOT_JSON) as error:
         raise damaged(paths.plan, str(error)) from error
@@ -169,7 +181,8 @@ def planned(line: Mapping[str, Any], launch: int) -> Planned:
 
 
 def wishes(launch: Launch) -> list[Planned]:
+    number = launch.number
     try:
-        return [planned(line, launch.number) for line in read_lines(launch.paths)]
+        return [planned(line, number) for line in read_lines(launch.paths)]
     except (KeyError, TypeError) as error:
         raise damaged(launch.paths.plan, f"a line has no {error}") from error

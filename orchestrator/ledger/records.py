@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.cluster import Cluster
 from orchestrator.layout import ExperimentPaths
-from orchestrator.ledger.attempts import read_attempt
-from orchestrator.ledger.files import names
+from orchestrator.ledger.attempts import read_attempts
+from orchestrator.ledger.ended import EndedRuns, Key
+from orchestrator.ledger.files import inodes, names
 from orchestrator.ledger.launches import SILENT_SECONDS, Launch, read_launch, submitting, wishes
 from orchestrator.record import Attempt, JobState, Observation, Planned, Record, RunState, reconcile
 from orchestrator.spec import RunId
-
-_OBSERVED = re.compile(r"a(\d{3,})\.[0-9a-f]+\.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,34 +37,61 @@ def read(
 ) -> Ledger:
     """Return an experiment's launches and records. `cluster_of` maps a cluster's kind to one that can be asked.
 
-    `only`: the ids of the runs that are wanted; None: all.
+    `only`: the ids of the runs that are wanted, which have not ended; None: all.
     """
-    launches = tuple(read_launch(paths) for paths in experiment.launches())
-    latest: dict[RunId, Planned] = {}
-    for launch in launches:
-        latest |= {wish.run: wish for wish in wishes(launch) if only is None or wish.run in only}
-    started = set(names(experiment.path / "runs"))
-    attempts = {run_id: _attempts(experiment, run_id) if run_id in started else () for run_id in latest}
-    seen = _observe(launches, latest, attempts, cluster_of)
-    # An attempt may have begun, or ended with a last word, between our reading it and the scheduler's answer.
-    ended = [run_id for run_id, observation in seen.items() if observation.state is JobState.ENDED]
-    attempts |= {run_id: _attempts(experiment, run_id) for run_id in ended}
-    cancelled = {launch.number: set(names(launch.paths.cancelled)) for launch in launches}
-    records = {
-        run_id: reconcile(
-            wish, attempts[run_id], observation=seen.get(run_id), cancelled=run_id in cancelled[wish.launch]
-        )
-        for run_id, wish in latest.items()
-    }
-    return Ledger(experiment=experiment, launches=launches, records=records)
+    return Reader(experiment).read(cluster_of, only=only)
 
 
-def _attempts(experiment: ExperimentPaths, run_id: RunId) -> tuple[Attempt, ...]:
-    run = experiment.run(run_id)
-    # An attempt that failed before it could claim its folder is known only by what its supervisor saw.
-    seen = {int(match[1]) for match in map(_OBSERVED.fullmatch, names(run.observed)) if match}
-    numbers = sorted(seen | {attempt.number for attempt in run.attempts()})
-    return tuple(read_attempt(run, run.attempt(number)) for number in numbers)
+class Reader:
+    """Reads an experiment, again and again: what can never change is read once."""
+
+    def __init__(self, experiment: ExperimentPaths, ended: EndedRuns | None = None) -> None:
+        """`ended` are its ended runs; None: those that are kept in the user's cache."""
+        self._experiment = experiment
+        self._ended = ended or EndedRuns.of(experiment)
+        self._plans: dict[str, dict[RunId, Planned]] = {}  # by the token of their launch
+
+    def read(self, cluster_of: Mapping[str, Cluster], *, only: Collection[str] | None = None) -> Ledger:
+        """Return what is known now, of some runs (by their ids) or of all."""
+        launches = tuple(read_launch(paths) for paths in self._experiment.launches())
+        latest = {run: wish for run, wish in self._latest(launches).items() if only is None or run in only}
+        keys = self._keys(launches, latest)
+        kept = self._ended.attempts(keys) if only is None else {}
+        attempts = {run: kept[run] if run in kept else self._attempts(run) if run in keys else () for run in latest}
+        seen = _observe(launches, latest, attempts, cluster_of)
+        # An attempt may have begun, or ended with a last word, between our reading it and the scheduler's answer.
+        begun = set(names(self._experiment.runs))
+        ended = [run for run, observation in seen.items() if observation.state is JobState.ENDED and run in begun]
+        attempts |= {run: self._attempts(run) for run in ended}
+        cancelled = {launch.number: set(names(launch.paths.cancelled)) for launch in launches}
+        records = {
+            run_id: reconcile(
+                wish, attempts[run_id], observation=seen.get(run_id), cancelled=run_id in cancelled[wish.launch]
+            )
+            for run_id, wish in latest.items()
+        }
+        if only is None:
+            new = [run for run in keys if run not in kept and records[run].settled]
+            self._ended.keep({run: (keys[run], records[run].attempts) for run in new})
+        return Ledger(experiment=self._experiment, launches=launches, records=records)
+
+    def _latest(self, launches: Iterable[Launch]) -> dict[RunId, Planned]:
+        """Return of each run what the last launch that names it wants."""
+        latest: dict[RunId, Planned] = {}
+        for launch in launches:
+            if launch.token not in self._plans:
+                self._plans[launch.token] = {wish.run: wish for wish in wishes(launch)}
+            latest |= self._plans[launch.token]
+        return latest
+
+    def _keys(self, launches: Iterable[Launch], latest: Mapping[RunId, Planned]) -> dict[RunId, Key]:
+        """Return what the runs that have a folder are kept by: one listing, however many they are."""
+        tokens = {launch.number: launch.token for launch in launches}
+        folders = inodes(self._experiment.runs)
+        return {run: (tokens[wish.launch], folders[run]) for run, wish in latest.items() if run in folders}
+
+    def _attempts(self, run_id: RunId) -> tuple[Attempt, ...]:
+        return read_attempts(self._experiment.run(run_id))
 
 
 def _observe(

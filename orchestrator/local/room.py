@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Mapping
 
 from orchestrator.cluster import Scratch, check_data
-from orchestrator.data import scratch_base
 from orchestrator.errors import DataError, size
 
 
 def scratch(configured: str | None) -> Scratch:
     """Return what the scratch folder holds that runs on this machine use. Makes nothing."""
+    from orchestrator.data import scratch_base  # noqa: PLC0415 - who only looks at runs does not need it
+
     try:
         base = scratch_base(configured, os.environ)
     except DataError as error:

@@ -115,21 +115,19 @@ def observe(
     launch: LaunchPaths, tasks: Collection[int], *, supervised: bool | None, idle: str
 ) -> dict[int, Observation]:
     """Return what is seen of tasks. `supervised`: whether somebody will start what has not begun; None: unknown."""
-    return {index: _observe_one(launch, index, supervised=supervised, idle=idle) for index in tasks}
-
-
-def _observe_one(launch: LaunchPaths, index: int, *, supervised: bool | None, idle: str) -> Observation:
-    task = Task.of(launch, ledger.read_line(launch, index))
-    claim = ledger.read_claim(task.folder) if task.folder.path.exists() else None
-    if claim is not None:
-        return _observe_claim(claim, supervised=supervised)
-    if task.cancelled:
-        return Observation(state=JobState.ENDED, reason="cancelled before it started")
-    if supervised is None:
-        return Observation(state=JobState.UNKNOWN, reason=idle)
-    if supervised:
-        return Observation(state=JobState.PENDING, reason="waits for a free slot")
-    return Observation(state=JobState.ENDED, reason=idle)
+    state = {None: JobState.UNKNOWN, True: JobState.PENDING, False: JobState.ENDED}[supervised]
+    unclaimed = Observation(state=state, reason="waits for a free slot" if supervised else idle)
+    stopped = Observation(state=JobState.ENDED, reason="cancelled before it started")
+    cancelled = set(ledger.names(launch.cancelled))
+    begun = set(ledger.names(ExperimentPaths(launch.path.parent.parent).runs))  # most may not have: one listing
+    found = {}
+    for index, line in ledger.read_some_lines(launch, tasks).items():
+        claim = ledger.read_claim(Task.of(launch, line).folder) if line["run"] in begun else None
+        if claim is not None:
+            found[index] = _observe_claim(claim, supervised=supervised)
+        else:
+            found[index] = stopped if line["run"] in cancelled else unclaimed
+    return found
 
 
 def _observe_claim(claim: Claim, *, supervised: bool | None) -> Observation:
