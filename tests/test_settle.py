@@ -200,8 +200,7 @@ def test_who_looks_has_the_tracking_store_told_without_waiting_for_it(project, t
     experiment = publish(project, "embedded")
     assert api.look(project, "x").records[DEAD].state is RunState.INTERRUPTED
     assert experiment.unsynced.exists()
-    wait_for(lambda: not of_this_test(), "the sync in the background")
-    assert not experiment.unsynced.exists()
+    wait_for(lambda: not of_this_test() and not experiment.unsynced.exists(), "the sync in the background")
     assert statuses(project) == ["KILLED"]
     api.look(project, "x")
     assert of_this_test() == []  # no news: nothing to tell
@@ -212,16 +211,14 @@ def test_a_sync_that_failed_is_tried_again_by_a_later_look(project, tidy):
     experiment = publish(project, "embedded")
     project.runs.mlflow.write_text("no folder")
     api.look(project, "x")
-    wait_for(lambda: not of_this_test(), "the sync in the background")
-    assert experiment.unsynced.exists()
+    wait_for(lambda: not of_this_test() and experiment.unsynced.exists(), "the sync in the background")
     api.look(project, "x")
     assert of_this_test() == []  # not at once
     project.runs.mlflow.unlink()
     long_ago = time.time() - 3600
     os.utime(experiment.unsynced, (long_ago, long_ago))
     api.look(project, "x")
-    wait_for(lambda: not of_this_test(), "the sync in the background")
-    assert not experiment.unsynced.exists()
+    wait_for(lambda: not of_this_test() and not experiment.unsynced.exists(), "the sync in the background")
     assert statuses(project) == ["KILLED"]
 
 
