@@ -10,7 +10,7 @@ from real_slurm import output, processes_of, wait_for
 
 from orchestrator.slurm.devcluster import DevCluster, Options, available
 
-PINNED = 123
+PINNED = 136
 """In CI at least so many tests must have passed on a real Slurm: none may be lost without a word."""
 
 _real, _passed = set(), set()
