@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 KEY, SECRET = "key-of-the-tests", "secret-of-the-tests"
 _PATIENCE_SECONDS = 120.0
+_TRIES = 3
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
 
 
@@ -85,7 +86,7 @@ def _argv(folder: Path) -> tuple[list[str], str]:
     ports = free_ports(2 * len(_PORTS))
     argv = [
         weed, "-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}",
-        "-master.volumeSizeLimitMB=64", "-volume.max=50", "-volume.preStopSeconds=0", "-filer", "-s3",
+        "-master.volumeSizeLimitMB=64", "-volume.max=2000", "-volume.preStopSeconds=0", "-filer", "-s3",
         f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-s3.iam=false", "-s3.port.iceberg=0",
     ]  # fmt: skip
     for name, port, grpc in zip(_PORTS, ports[::2], ports[1::2], strict=True):
@@ -96,27 +97,37 @@ def _argv(folder: Path) -> tuple[list[str], str]:
 def _ready(endpoint: str) -> bool:
     from botocore.exceptions import BotoCoreError, ClientError
 
+    client = client_of(endpoint)
     try:
-        client = client_of(endpoint)
-        client.create_bucket(Bucket="ready")
+        with suppress(ClientError):  # it was made the last time
+            client.create_bucket(Bucket="ready")
         client.put_object(Bucket="ready", Key="x", Body=b"x")
     except (BotoCoreError, ClientError):
         return False
     return True
 
 
-@pytest.fixture(scope="session")
-def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buckets]:
-    """Start the server, once for all tests of a process."""
-    folder = tmp_path_factory.mktemp("buckets")
+@contextmanager
+def _running(folder: Path) -> Iterator[str | None]:
+    """Start the server and give its address once it answers; None if it ends before: somebody took a port."""
     argv, endpoint = _argv(folder)
     with (folder / "log").open("wb") as log, subprocess.Popen(argv, stdout=log, stderr=log) as server:
         try:
             end = time.monotonic() + _PATIENCE_SECONDS
-            while not _ready(endpoint):
-                if server.poll() is not None or time.monotonic() > end:
-                    pytest.fail(f"the S3 server does not run: {(folder / 'log').read_text()[-500:]}")
+            while server.poll() is None and time.monotonic() < end and not _ready(endpoint):
                 time.sleep(0.2)
-            yield Buckets(endpoint)
+            yield endpoint if server.poll() is None and time.monotonic() < end else None
         finally:
             server.kill()
+
+
+@pytest.fixture(scope="session")
+def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buckets]:
+    """Start the server, once for all tests of a process."""
+    for _ in range(_TRIES):
+        folder = tmp_path_factory.mktemp("buckets")
+        with _running(folder) as endpoint:
+            if endpoint:
+                yield Buckets(endpoint)
+                return
+    pytest.fail(f"the S3 server does not run: {(folder / 'log').read_text()[-500:]}")

@@ -38,7 +38,7 @@ class Found:
     """A file of the folder: its path in it, its real path, and what tells whether it has changed."""
 
     path: str
-    real: Path
+    real: str
     stamp: tuple[int, int, int, int]
 
     @property
@@ -60,7 +60,7 @@ def resolve(
         raise RequestError(f"{root} holds no files", fix="correct the data version's `path`")
     checksums = _checksums(found, Answers(cache / "directory"), root, clock())
     entries = [
-        Entry(path=file.path, hash=checksum, size=file.size, sources=(str(file.real),))
+        Entry(path=file.path, hash=checksum, size=file.size, sources=(file.real,))
         for file, checksum in zip(found, checksums, strict=True)
     ]
     repair = "restore the file, or launch again to pin what is there now"
@@ -87,37 +87,39 @@ def _walk(folder: Path, root: Path, prefix: str, above: frozenset[Path]) -> Iter
         raise _unreadable(folder, error) from error
     for child in children:
         path = f"{prefix}{child.name}"
-        real, status = _follow(Path(child.path), root)
+        real, status = _follow(child, root)
         if stat.S_ISREG(status.st_mode):
             stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
             yield Found(path=path, real=real, stamp=stamp)
         elif not stat.S_ISDIR(status.st_mode):
             raise RequestError(f"{child.path} is neither a file nor a folder", fix="remove it from the data")
-        elif real in above:
+        elif (below := Path(real)) in above:
             raise RequestError(f"{child.path} leads to a folder that it is in", fix="remove the link")
         else:
-            yield from _walk(real, root, f"{path}/", above | {real})
+            yield from _walk(below, root, f"{path}/", above | {below})
 
 
-def _follow(path: Path, root: Path) -> tuple[Path, os.stat_result]:
+def _follow(child: os.DirEntry[str], root: Path) -> tuple[str, os.stat_result]:
     """Return where a path leads, and what is there."""
     try:
-        if not path.is_symlink():
-            return path, path.lstat()
-        real = path.resolve(strict=True)
+        if not child.is_symlink():
+            return child.path, child.stat(follow_symlinks=False)
+        real = Path(child.path).resolve(strict=True)
         status = real.stat()
     except (OSError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(child.path, error) from error
     if not real.is_relative_to(root):
         fix = "copy what it leads to into the folder, or name a folder that holds both"
-        raise RequestError(f"{path} leads out of the data version, to {real}", fix=fix)
-    return real, status
+        raise RequestError(f"{child.path} leads out of the data version, to {real}", fix=fix)
+    return str(real), status
 
 
 def _checksums(found: list[Found], answers: Answers, root: Path, now: int) -> list[str]:
     kept = _kept(answers.read(str(root)))
+    known = {file.path: checksum for file in found if (checksum := _known(kept, file))}
     with ThreadPoolExecutor(_THREADS) as pool:
-        checksums = list(pool.map(lambda file: _known(kept, file) or _hash(file), found))
+        hashed = pool.map(_hash, [file for file in found if file.path not in known])
+        checksums = [known.get(file.path) or next(hashed) for file in found]
     settled = {
         file.path: [*file.stamp, checksum]
         for file, checksum in zip(found, checksums, strict=True)
@@ -141,8 +143,8 @@ def _known(kept: dict[str, Any], file: Found) -> str | None:
 
 def _hash(file: Found) -> str:
     try:
-        checksum = checksum_of(file.real, "md5")
-        size = file.real.stat().st_size
+        checksum = checksum_of(Path(file.real), "md5")
+        size = Path(file.real).stat().st_size
     except OSError as error:
         raise _unreadable(file.real, error) from error
     if size != file.size:
@@ -150,6 +152,6 @@ def _hash(file: Found) -> str:
     return checksum
 
 
-def _unreadable(path: Path, error: OSError | RuntimeError) -> RequestError:
+def _unreadable(path: Path | str, error: OSError | RuntimeError) -> RequestError:
     why = (isinstance(error, OSError) and error.strerror) or str(error)
     return RequestError(f"{path} cannot be read", why=why, fix="make it readable, or remove it from the data")

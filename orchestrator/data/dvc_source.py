@@ -307,12 +307,12 @@ def _joined(tracked: Tracked, source: Tracked, files: tuple[File, ...] = ()) -> 
 
 def _with_imports(tracked: Tracked, resolver: _Resolver) -> Tracked:
     """Add the places of what is imported, if objects are missing without them."""
-    if all(_find(tracked).values()):
+    listed = [each for each in tracked.imports if each["listed"]]
+    if not listed or all(_find(tracked).values()):
         return tracked
-    for each in tracked.imports:
-        if each["listed"]:
-            with contextlib.suppress(RequestError, DataError):  # what only git tracks there is no version of DVC's
-                tracked = _joined(tracked, resolver.imported(each))
+    for each in listed:
+        with contextlib.suppress(RequestError, DataError):  # what only git tracks there is no version of DVC's
+            tracked = _joined(tracked, resolver.imported(each))
     return tracked
 
 
