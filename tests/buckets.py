@@ -87,7 +87,8 @@ def _argv(folder: Path) -> tuple[list[str], str]:
     argv = [
         weed, "-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}",
         "-master.volumeSizeLimitMB=64", "-volume.max=2000", "-volume.preStopSeconds=0", "-filer", "-s3",
-        f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-s3.iam=false", "-s3.port.iceberg=0",
+        f"-s3.config={folder / 's3.json'}", "-master.telemetry=false", "-s3.iam=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",  # fixed ports otherwise: two servers could not run
     ]  # fmt: skip
     for name, port, grpc in zip(_PORTS, ports[::2], ports[1::2], strict=True):
         argv += [f"-{name}={port}", f"-{name}.grpc={grpc}"]
