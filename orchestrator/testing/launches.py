@@ -11,6 +11,7 @@ from typing import Any
 import orchestrator
 from orchestrator import environment, ledger
 from orchestrator.cluster import Cluster
+from orchestrator.data import Manifest
 from orchestrator.identity import canonical
 from orchestrator.launch import Facts, Launched, launch
 from orchestrator.layout import ExperimentPaths
@@ -65,11 +66,11 @@ def experiment(
     return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking=tracking)
 
 
-def facts() -> Facts:
+def facts(manifests: Mapping[str, Manifest] | None = None) -> Facts:
     """Return what a launch freezes: instead of code, a link to this package."""
     snapshot = Snapshot(tree=_TREE, commit=None, branch=None, dirty=False, files=0, bytes=0)
     pending = Pending(snapshot=snapshot, fill=_link_package, diff=lambda: b"")
-    return Facts(code=(pending,), environment=environment.current(), manifests={})
+    return Facts(code=(pending,), environment=environment.current(), manifests=manifests or {})
 
 
 def _link_package(tree: Path) -> None:
@@ -91,8 +92,9 @@ class Bench:
     def launch(self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER) -> Launched:
         """Launch what is missing of these runs."""
         wanted = experiment(self.paths.name, runs, kind=self.kind, tracking=self.tracking, **self._said())
+        named = {run.data_digest for run in runs if run.data_digest}
         return launch(
-            wanted, facts(), self.paths,
+            wanted, facts({digest: Manifest.read(self.paths.manifest(digest)) for digest in named}), self.paths,
             cluster=self.cluster, cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
         )  # fmt: skip
 
