@@ -21,7 +21,7 @@ demo: .venv/.installed
 
 # Tests of one file stay together: they share servers and clusters. Most of them wait for other programs.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 3 --dist loadfile)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 3 --dist loadfile --no-loadscope-reorder)
 
 # mypy knows nothing of `__path__`: it is shown the package as it is once installed, made of links.
 lint: .venv/.installed-dev

@@ -31,6 +31,13 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError:  # another user's: it hides none of the others
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptPaths:
     """The folder of one attempt; only the attempt's own process writes here."""
@@ -297,7 +304,7 @@ class RunsRoot:
 
     def experiments(self) -> Iterator[ExperimentPaths]:
         for name in _names(self.path):
-            if EXPERIMENT_NAME.fullmatch(name) and (self.path / name / "launches").is_dir():
+            if EXPERIMENT_NAME.fullmatch(name) and _is_folder(self.path / name / "launches"):
                 yield self.experiment(name)
 
 

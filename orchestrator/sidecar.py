@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from orchestrator import api
@@ -43,9 +44,10 @@ def _read(named: queue.SimpleQueue[str | None]) -> None:
 
 def _collect(named: queue.SimpleQueue[str | None], experiments: set[str]) -> bool:
     """Take what was named within a period. Returns False once standard input has closed."""
+    deadline = time.monotonic() + _PERIOD_SECONDS
     try:
-        while (name := named.get(timeout=_PERIOD_SECONDS)) is not None:
-            if name not in experiments:
+        while (name := named.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
+            if name not in experiments or time.monotonic() > deadline:
                 experiments.add(name)
                 return True
     except queue.Empty:

@@ -30,8 +30,19 @@ def tracked(book: Ledger) -> TrackedExperiment:
     begun = [record for record in book.records.values() if record.last is not None]
     return replace(
         experiment_of(book.launches), note=_note(book),
-        runs=[tracked_run(book.experiment, launches[record.planned.launch], record) for record in begun],
+        waits=any(record.last is None and record.state.active for record in book.records.values()),
+        runs=[tracked_run(book.experiment, *_begun(launches, record)) for record in begun],
     )  # fmt: skip
+
+
+def _begun(launches: Mapping[int, Launch], record: Record) -> tuple[Launch, Record]:
+    """Return a run and its launch; while a rerun waits, those of the generation before, as it ended."""
+    claim = record.last.claim if record.last else None
+    if record.last is None or record.begun or claim is None or claim.generation == record.planned.generation:
+        return launches[record.planned.launch], record
+    own = launches[claim.launch]
+    wish = ledger.planned(ledger.read_line(own.paths, claim.index), own.number)
+    return own, replace(record, planned=wish, state=record.last.state, reason="", observation=None)
 
 
 def experiment_of(launches: Sequence[Launch]) -> TrackedExperiment:
@@ -55,7 +66,7 @@ def tracked_run(paths: ExperimentPaths, launch: Launch, record: Record) -> Track
         experiment=paths.name, run_id=record.id, name=_name(record),
         generation=claim.generation if claim else record.planned.generation,
         history=claim.history if claim else record.planned.history,
-        params=config, tags=_tags(launch, record, line, config),
+        params=config, tags=_tags(paths, launch, record, line, config),
         state=_STATES.get(record.state, record.state.value),
         started_ms=_ms(record.started), ended_ms=_ms(record.ended),
         spools=tuple(attempt.metrics for attempt in history), artifacts=tuple(_artifacts(paths, record)),
@@ -67,8 +78,12 @@ def _name(record: Record) -> str:
     return f"{values or 'run'} {record.id[:6]}"
 
 
-def _tags(launch: Launch, record: Record, line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    code = launch.header["code"][0]
+def _tags(
+    paths: ExperimentPaths, launch: Launch, record: Record, line: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, str]:
+    code, tree = launch.header["code"][0], record.code.partition("+")[0]
+    if code["tree"] != tree:  # a run that went on does so with its own code, not with its latest launch's
+        code = ledger.read_json(paths.code(tree).header)
     point = " ".join(f"{key}={value}" for key, value in record.planned.point.items())
     tags = {
         "orch.launch": f"{launch.number:04d}", "orch.point": point, "orch.code": record.code,

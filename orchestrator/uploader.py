@@ -1,8 +1,8 @@
 """`python -m orchestrator.uploader LAUNCH INDEX`: carries what one run logs to a tracking server, beside the run.
 
 A process of its own: nothing that a server does can make training wait, or end it. It ends soon after its
-standard input closes, when its run has ended or died. What it has not sent by then is sent by the run's next
-attempt, or by `orch ui --once`.
+standard input closes, or brings a byte, when its run has ended or died. What it has not sent by then is sent by
+the run's next attempt, or by `orch ui --once`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Source:
     def is_last(self) -> bool:
         """Return whether all runs of the experiment have ended, by its index."""
         states = {run_id: state for run_id, (_, state) in ledger.marks(self.paths).items()}
-        wanted = {line["run"] for launch in self.paths.launches() for line in ledger.read_lines(launch)}
+        latest = {line["run"]: launch for launch in self.paths.launches() for line in ledger.read_lines(launch)}
+        wanted = {run_id for run_id, launch in latest.items() if not (launch.cancelled / run_id).exists()}
         return wanted <= states.keys() and RunState.RUNNING not in states.values()
 
     @property
@@ -142,6 +143,8 @@ class Carrier:
         # The log grows all the time: it is sent when the run has ended, and its config at the beginning.
         self._follower.send(run if last or not self._shown else replace(run, artifacts=()))
         self._shown = True
+        if last and run.state == "queued":  # whether its job goes on, only a later look can know
+            self._source.paths.unsynced.touch(mode=0o600)
 
     def _failed(self, told: str) -> None:
         self._follower = None  # what it had found out may be wrong by now
@@ -150,7 +153,7 @@ class Carrier:
 
 
 def _closing(read: Callable[[], object]) -> threading.Event:
-    """Return an event that is set once `read` has come to the end of its input."""
+    """Return an event that is set once `read` returns."""
     closed = threading.Event()
 
     def wait() -> None:
@@ -166,7 +169,7 @@ def main(folder: str, index: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
         signal.signal(number, signal.SIG_IGN)  # what ends the run has a last word to send
     os.nice(10)
-    return 0 if Carrier(Source.of(Path(folder), int(index))).carry(_closing(sys.stdin.buffer.read)) else 1
+    return 0 if Carrier(Source.of(Path(folder), int(index))).carry(_closing(lambda: sys.stdin.buffer.read(1))) else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 # How long something takes says nothing here: machines are shared and noisy.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ("processes", "buckets", "repositories")
 pytest.register_assert_rewrite("cluster_contract")
@@ -23,12 +27,16 @@ def _private_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
     monkeypatch.delenv("ORCH_RUNS", raising=False)
 
 
-# --- the tests on a real Slurm are counted -----------------------------------------------------------------
+# --- the tests on a real Slurm: counted, and begun first: they take longest ----------------------------------
 
 PINNED = 136
 """In CI at least so many tests must have passed on a real Slurm: none may be lost without a word."""
 
 _passed: set[str] = set()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "slurm" not in item.keywords)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -302,6 +302,25 @@ def test_rerun_changed_makes_a_second_generation_next_to_the_first(desk):
     ]  # fmt: skip
 
 
+def test_while_a_rerun_waits_the_generation_before_stays_as_it_ended_in_mlflow(desk):
+    gate = desk.folder.parent / "open"
+    gate.touch()
+    words = ("experiment=plays", "tracking.kind=embedded", f"model.until={json.dumps(str(gate))}")
+    desk.orch("launch", *words, "cluster=workstation", "cluster.cpus=1", "--wait")
+    desk.orch("ui", "--once")
+    first = {child.id: child.tags["orch.code"] for found in children(desk).values() for child in found}
+    gate.unlink()
+    (desk.folder / "plays.py").write_text(PLAY.replace("1.0", "2.0"))
+    desk.orch("launch", *words, "cluster=workstation", "cluster.cpus=1", "--rerun", "changed")
+    wait_for(lambda: RunState.RUNNING in desk.states(), "the first rerun to begin")
+    desk.orch("ui", "--once")
+    found = [child for each in children(desk).values() for child in each if child.tags["orch.generation"] == "1"]
+    assert {child.id: child.tags["orch.code"] for child in found} == first
+    assert {(child.status, child.tags["orch.launch"]) for child in found} == {("FINISHED", "0001")}
+    gate.touch()
+    wait_for(lambda: desk.states() == [RunState.DONE] * 3, "the reruns to end")
+
+
 def test_a_data_version_is_read_from_the_nodes_scratch(desk):
     for command in (["init", "-q"], ["config", "core.autostage", "false"]):
         subprocess.run([sys.executable, "-m", "dvc", *command], cwd=desk.folder, env=desk.env, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
 from collections import Counter
@@ -11,7 +12,8 @@ import psutil
 import pytest
 from processes import of_this_test, wait_for
 
-from orchestrator import api, ledger
+from orchestrator import api, cli, ledger, sidecar
+from orchestrator.cli import verbs
 from orchestrator.layout import RunsRoot
 from orchestrator.ledger.settle import settle
 from orchestrator.process import ProcessId
@@ -220,6 +222,33 @@ def test_a_sync_that_failed_is_tried_again_by_a_later_look(project, tidy):
     api.look(project, "x")
     wait_for(lambda: not of_this_test() and not experiment.unsynced.exists(), "the sync in the background")
     assert statuses(project) == ["KILLED"]
+
+
+def test_the_sidecar_syncs_though_runs_start_all_the_time():
+    named, stop = queue.SimpleQueue(), threading.Event()
+
+    def start_runs():
+        while not stop.wait(0.05):
+            named.put("x")
+
+    runs = threading.Thread(target=start_runs)
+    runs.start()
+    try:
+        assert sidecar._collect(named, {"x"})  # it would never return
+    finally:
+        stop.set()
+        runs.join()
+
+
+def test_a_folder_that_may_not_be_entered_is_told_in_a_line(project, monkeypatch, capsys):
+    def refuse(arguments):
+        raise PermissionError(13, "Permission denied", "/theirs/runs")
+
+    monkeypatch.setattr(verbs, "status", refuse)
+    assert cli.main(["status"]) == 1
+    told = capsys.readouterr().err
+    assert "error: /theirs/runs: Permission denied" in told
+    assert "Traceback" not in told
 
 
 def statuses(project):

@@ -27,6 +27,7 @@ from orchestrator.record import RunState
 from orchestrator.testing.launches import WORKER, Bench, scripted
 from orchestrator.tracking import Metrics, SpoolWriter, TrackedExperiment, TrackedRun, read
 from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.worker.uploading import Uploader
 
 pytestmark = pytest.mark.usefixtures("tidy")
 POINTS = 3_000
@@ -260,6 +261,16 @@ def test_two_projects_with_an_experiment_of_the_same_name_keep_apart(server, tmp
     for name in (str(tmp_path), f"{tmp_path} two-pr"):
         found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
         assert len(found) == 2
+
+
+def test_the_uploader_is_told_to_end_though_a_forked_child_holds_its_input_open():
+    uploader = Uploader([sys.executable, "-c", "import sys; sys.exit(sys.stdin.buffer.read(1) != b'\\n')"])
+    inherited = os.dup(uploader._process.stdin.fileno())
+    try:
+        uploader.close(60)
+        assert uploader._process.returncode == 0
+    finally:
+        os.close(inherited)
 
 
 # --- options ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, StateError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OrchError as error:
         _explain(error)
         return error.exit_code
+    except PermissionError as error:  # somebody else's folder: looked at, or acted on
+        _explain(StateError(f"{error.filename}: {error.strerror}", fix="it is another user's: ask them, or use --runs"))
+        return StateError.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator import api
 from orchestrator.cli.render import table
 from orchestrator.data import Manifest, Progress, Staging, Store, Version, origin_of, scratch_dir
+from orchestrator.data.holder import Holder
 from orchestrator.data.progress import size
 from orchestrator.data.room import disk_of
 from orchestrator.errors import RequestError, nearest
@@ -105,7 +106,11 @@ def _gc(arguments: Namespace) -> int:
 
 def _verify(arguments: Namespace) -> int:
     store = _store(arguments)
-    problems = {version.digest: store.verify(version) for version in _chosen(store, arguments.words)}
+    problems = {}
+    for version in _chosen(store, arguments.words):
+        with version.held(Holder.current()) as held:  # reading it takes long, and somebody may need room
+            if held:
+                problems[version.digest] = store.verify(version)
     if arguments.json:
         _print_json(problems)
     else:

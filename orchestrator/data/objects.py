@@ -158,9 +158,13 @@ def _chunks(source: str, expected: int) -> Iterator[bytes]:
 
 
 def _read(descriptor: int, left: int, source: str) -> bytes:
-    """Return the next CHUNK bytes, or as many as are `left` if a read ends there: each call may take a millisecond."""
+    """Return the next CHUNK bytes, or as many as are `left` if a read ends there: each call may take a millisecond.
+
+    Of a small file one byte more than expected is asked for: it would show that there is more, and a buffer of a whole
+    CHUNK costs more than reading it.
+    """
     try:
-        chunk = os.read(descriptor, CHUNK)
+        chunk = os.read(descriptor, min(CHUNK, max(left, 0) + 1))
         while 0 < len(chunk) < CHUNK and len(chunk) != left and (more := os.read(descriptor, CHUNK - len(chunk))):
             chunk += more
     except OSError as error:

@@ -20,6 +20,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,16 @@ class Version:
 
     def release(self, holder: Holder) -> None:
         (self.leases / holder.name).unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self, holder: Holder) -> Iterator[bool]:
+        """Lease the version while the body runs; yields False if it is being removed."""
+        held = self.lease(holder)
+        try:
+            yield held
+        finally:
+            if held:
+                self.release(holder)
 
     def holders(self) -> list[Holder]:
         """Return who has a lease, dead or alive."""

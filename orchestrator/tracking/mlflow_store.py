@@ -32,7 +32,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from orchestrator.errors import OrchError, TrackingError
+from orchestrator.errors import TrackingError
 from orchestrator.tracking.embedded import locked, make_database
 from orchestrator.tracking.fields import flatten
 from orchestrator.tracking.mlflow_run import Writer, committed
@@ -110,7 +110,7 @@ class MlflowStore:
             found = _search(self.client, writer.experiment)
             parent = self._parent(writer, experiment, runs, found)
             report, problems = self._sync_children(writer, parent, runs, found)
-            writer.set_status(parent, *_summary(runs))
+            writer.set_status(parent, *(("RUNNING", None) if experiment.waits and runs else _summary(runs)))
             if problems:
                 raise TrackingError(
                     f"{len(problems)} of {len(runs)} runs could not be tracked",
@@ -244,7 +244,7 @@ class MlflowStore:
             try:
                 own, made = self._child(writer, run, known[run.run_id, str(run.generation)], parent)
                 report += made + (_send(writer, own, parent, run) if own else Report())
-            except (OrchError, MlflowException, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - stores of artifacts raise errors of their own
                 log.warning("run %s is not tracked: %s", run.run_id, error)
                 problems.append(f"{run.run_id}: {_first_line(error)}")
         return report, problems

@@ -85,13 +85,14 @@ class TrackedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedExperiment:
-    """An experiment and all its runs. `project` tells projects apart that share a store."""
+    """An experiment and all its runs that have begun; `waits`: there are others. `project` tells projects apart."""
 
     name: str
     project: str
     note: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     runs: Iterable[TrackedRun] = ()
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

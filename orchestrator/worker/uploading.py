@@ -43,7 +43,7 @@ class Uploader:
         """Have it send what is left, and end."""
         with self._lock:
             self._closing.set()
-            _close_input(self._process)
+            _close_input(self._process, last=b"\n")  # a forked child that lives on holds the pipe open, too
 
     def close(self, seconds: float) -> None:
         """Release it, and wait for it so many seconds at most; what is left then is sent later."""
@@ -70,7 +70,9 @@ class Uploader:
                 self._process = self._start()
 
 
-def _close_input(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
+def _close_input(process: subprocess.Popen[bytes], *, last: bytes = b"") -> None:
+    if process.stdin is not None and not process.stdin.closed:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(last)
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
