@@ -143,32 +143,39 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch):
     assert "root" in reason or "apt-get install" in reason
 
 
-def test_a_folder_that_never_held_a_cluster_is_not_deleted(tmp_path):
-    precious = tmp_path / "dc" / "thesis.tex"
+@pytest.fixture
+def short():
+    """Give a folder whose name is short enough for Slurm's sockets; pytest's own may not be."""
+    with tempfile.TemporaryDirectory(prefix="dc-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_folder_that_never_held_a_cluster_is_not_deleted(short):
+    precious = short / "dc" / "thesis.tex"
     precious.parent.mkdir()
     precious.write_text("years")
     with pytest.raises(StateError, match="not deleted"):
-        DevCluster(tmp_path / "dc").down(purge=True)
+        DevCluster(short / "dc").down(purge=True)
     assert precious.read_text() == "years"
 
 
-def test_down_kills_no_stranger_that_was_given_a_recorded_number(tmp_path):
+def test_down_kills_no_stranger_that_was_given_a_recorded_number(short):
     stranger = subprocess.Popen(["sleep", "600"])
     try:
         process = replace(ProcessId.of(stranger.pid), started=12345.0)
         record = {"options": SMALL.to_json(), "ports": [1, 2, 3], "shares": [],
                   "processes": {"n0": process.to_json(), "slurmctld": process.to_json()}}  # fmt: skip
-        (tmp_path / "cluster.json").write_text(json.dumps(record))
-        DevCluster(tmp_path).down()
+        (short / "cluster.json").write_text(json.dumps(record))
+        DevCluster(short).down()
         assert stranger.poll() is None
     finally:
         stranger.kill()
         stranger.wait()
 
 
-def test_crash_needs_a_cluster(tmp_path):
+def test_crash_needs_a_cluster(short):
     with pytest.raises(RequestError, match="no development cluster"):
-        DevCluster(tmp_path).crash("n0")
+        DevCluster(short).crash("n0")
 
 
 # ---- parsing and mounts --------------------------------------------------------------------------------------------
