@@ -99,7 +99,7 @@ class SlurmCluster:
             names = _names(jobs)
             wanted = [name for index in tasks for name in names.get(index, ())]
             seen = dict(queue.tasks(_owner(launch), wanted)) if wanted else {}
-            if handover.cut_off(launch, turn) and not names.keys() >= set(tasks):
+            if not names.keys() >= set(tasks):  # Slurm may have taken what its lost answer did not tell us of
                 seen |= queue.queue(_owner(launch))
             names = _names([*jobs, *handover.strays(launch, seen.values(), known=[job.id for job in jobs])])
             rest = handover.outlook(launch, turn)

@@ -90,8 +90,8 @@ def go_on(launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = ""
         return Tried(outcome=Outcome.BUSY)
     try:
         reason = _submit(launch, turn, wanted, limits)
-    except OrchError as error:
-        reason = error.why or error.what
+    except (OrchError, OSError) as error:  # a turn that is left open would keep everybody else waiting
+        reason = (error.why or error.what) if isinstance(error, OrchError) else str(error)
     turn.finish(reason=reason)
     none = Outcome.NO_ROOM if reason else Outcome.NOTHING_LEFT
     outcome = Outcome.SUBMITTED if turn.tasks else none

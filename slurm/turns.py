@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,7 +98,8 @@ def last(launch: LaunchPaths) -> Turn | None:
 def _read(paths: TurnPaths) -> Turn:
     # Its end first: what is read afterwards is then all that it came to.
     try:
-        end = End(**json.loads(paths.end.read_bytes()))
+        told = json.loads(paths.end.read_bytes())
+        end = End(**{key: told[key] for key in told.keys() & {each.name for each in fields(End)}})
     except FileNotFoundError:
         end = None
     claim = json.loads(paths.claim.read_bytes())

@@ -395,6 +395,18 @@ def test_ctrl_c_stops_the_running_run_and_the_next_launch_does_the_rest(desk):
     assert desk.states() == [RunState.DONE] * 3
 
 
+def test_a_training_that_is_cancelled_keeps_its_data_loaders_until_it_has_saved(desk):
+    words = ("name=loads", "data=synthetic", "data.num_workers=2", "model=mlp", "trainer.max_epochs=100000")
+    desk.orch("launch", *words, "cluster=workstation", "tracking=none", played=False)
+    wait_for(lambda: desk.json("status", "loads")["runs"][0].get("progress"), "the training to begin")
+    desk.orch("cancel", "loads")
+    wait_for(lambda: desk.states("loads") == [RunState.CANCELLED], "the run to be cancelled, and not to fail")
+    (run,) = desk.json("status", "loads")["runs"]
+    attempt = desk.paths("loads").run(run["run"]).attempt(1)
+    assert (attempt.checkpoints / "last.ckpt").exists()
+    assert "Traceback" not in attempt.log.read_text()
+
+
 def test_cancel_then_launch_goes_on(desk):
     gate = desk.folder.parent / "open"
     until = f"model.until={json.dumps(str(gate))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -158,7 +159,8 @@ def runs_root(launch: LaunchPaths) -> Path:
 
 
 def _signal_group(pid: int, number: int) -> None:
+    """Kill a task's whole group; ask only its first process to stop: it needs its data loaders until it has saved."""
     try:
-        os.killpg(pid, number)
+        (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
     except (ProcessLookupError, PermissionError):
         return  # it has just ended

@@ -62,17 +62,34 @@ def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop:
                 raise InterruptedByInfrastructureError(stop.received)
             result = work(assignment, config, events, stop)
     except InterruptedByInfrastructureError as error:
-        _log.warning("stopped by %s", error)
-        events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json())
-        _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
+        _say_interrupted(assignment, events, usage, error)
         raise
-    except BaseException as error:  # noqa: BLE001 - whatever ended the run is its failure
+    except BaseException as error:
+        if stop.received and _alone(assignment) and not isinstance(error, OrchError):
+            # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
+            traceback.print_exception(error, file=sys.stderr)
+            stopped = InterruptedByInfrastructureError(stop.received)
+            _say_interrupted(assignment, events, usage, stopped)
+            raise stopped from error
         _fail(assignment, events, usage, error)
         return 1
     events.write("done", **result, usage=usage.to_json())
     _mark(assignment, RunState.DONE)
     _log.info("done")
     return 0
+
+
+def _say_interrupted(
+    assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: InterruptedByInfrastructureError
+) -> None:
+    _log.warning("stopped by %s", error)
+    events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json())
+    _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
+
+
+def _alone(assignment: Assignment) -> bool:
+    """Whether the run has no other ranks, whose deaths also end in signals and errors of this one."""
+    return assignment.wish.resources.world_size == 1
 
 
 def _train(

@@ -52,8 +52,9 @@ def _requeue(assignment: Assignment) -> None:
     """Requeue the job; other ranks than 0 only where that has not: it may hang in an operation that waits for us."""
     if not assignment.leads:
         time.sleep(_LEADER_SECONDS)  # where rank 0 has done it, this is not outlived
-        if _told_by_slurm(assignment):
-            return
+    told = _told_by_slurm(assignment)
+    if told.endswith("in Slurm") or (told and not assignment.leads):  # cancelled meanwhile, or requeued already
+        return
     try:
         run(["scontrol", "requeue", assignment.place.job], timeout_s=60)
     except ProgramError as error:
