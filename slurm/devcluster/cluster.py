@@ -16,6 +16,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -279,8 +280,14 @@ class DevCluster:
         for name in ("mariadbd", "slurmdbd"):
             self._launch(name)
             self._await(name)
-        if not self._ask("sacctmgr", "-nP", "show", "cluster", render.CLUSTER_NAME).strip():
-            self._ask("sacctmgr", "-i", "add", "cluster", render.CLUSTER_NAME)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._ask("sacctmgr", "-nP", "show", "cluster", render.CLUSTER_NAME).strip():
+            try:
+                self._ask("sacctmgr", "-i", "add", "cluster", render.CLUSTER_NAME)
+            except ClusterError:  # a slurmdbd that has just begun to listen may refuse for a moment
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def _daemon(self, record: _Record, name: str) -> Daemon:
         makers = {each.__name__: each for each in (daemons.slurmctld, daemons.slurmdbd, daemons.mariadbd)}
