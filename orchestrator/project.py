@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from orchestrator.errors import RequestError
 from orchestrator.layout import RunsRoot
@@ -16,6 +17,11 @@ class Project:
 
     folder: Path
     runs: RunsRoot
+
+    @classmethod
+    def around(cls, runs: RunsRoot) -> Self:
+        """Return what a process beside the runs knows of the project: its runs, and the folder that they lie in."""
+        return cls(folder=runs.path.parent, runs=runs)
 
     @property
     def import_path(self) -> list[str]:

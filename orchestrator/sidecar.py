@@ -78,8 +78,7 @@ def catch_up(project: Project, experiment: str) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="tracking: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the runs; what they logged is carried all the same
-    runs = Path(sys.argv[1])
-    project = Project(folder=runs.parent, runs=RunsRoot(runs))
+    project = Project.around(RunsRoot(Path(sys.argv[1])))
     if sys.argv[2:]:
         catch_up(project, sys.argv[2])
     else:

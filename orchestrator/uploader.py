@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import api, ledger
 from orchestrator.errors import OrchError
-from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
+from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.project import Project
 from orchestrator.record import JobState, Observation, Record, RunState, reconcile
 from orchestrator.tracking import TrackedRun
@@ -48,7 +48,7 @@ class Source:
     @classmethod
     def of(cls, folder: Path, index: int) -> Source:
         launch = ledger.read_launch(LaunchPaths(folder))
-        return cls(paths=ExperimentPaths(folder.parent.parent), launch=launch, index=index)
+        return cls(paths=launch.paths.experiment, launch=launch, index=index)
 
     @property
     def end_seconds(self) -> float:
@@ -76,8 +76,7 @@ class Source:
 
     @property
     def project(self) -> Project:
-        runs = self.paths.path.parent
-        return Project(folder=runs.parent, runs=RunsRoot(runs))
+        return Project.around(self.launch.paths.runs)
 
     def _record(self) -> Record:
         wish = ledger.planned(ledger.read_line(self.launch.paths, self.index), self.launch.number)

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from orchestrator import ledger
 from orchestrator.layout import LaunchPaths
-from orchestrator.local.tasks import Child, Found, Handle, Task, runs_root, tasks_of
+from orchestrator.local.tasks import Child, Found, Handle, Task, tasks_of
 from orchestrator.record import Attempt, RunState
 
 _log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Supervisor:
     def _notify(self, task: Task) -> None:
         header = self._headers[task.launch]
         if header["tracking"]["kind"] == "embedded":  # to a server each run has its own uploader
-            self._sync(header["python"], runs_root(task.launch), task.experiment.name)
+            self._sync(header["python"], task.launch.runs.path, task.experiment.name)
 
 
 class Sidecars:

@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Protocol
 
 from orchestrator import ledger
@@ -39,7 +38,7 @@ class Task:
 
     @property
     def experiment(self) -> ExperimentPaths:
-        return ExperimentPaths(self.launch.path.parent.parent)
+        return self.launch.experiment
 
     @property
     def folder(self) -> AttemptPaths:
@@ -120,7 +119,7 @@ def observe(
     unclaimed = Observation(state=state, reason="waits for a free slot" if supervised else idle)
     stopped = Observation(state=JobState.ENDED, reason="cancelled before it started")
     cancelled = set(ledger.names(launch.cancelled))
-    begun = set(ledger.names(ExperimentPaths(launch.path.parent.parent).runs))  # most may not have: one listing
+    begun = set(ledger.names(launch.experiment.runs))  # most may not have: one listing
     found = {}
     for index, line in ledger.read_some_lines(launch, tasks).items():
         claim = ledger.read_claim(Task.of(launch, line).folder) if line["run"] in begun else None
@@ -151,11 +150,6 @@ def own_cpus() -> int:
 def tasks_of(launch: LaunchPaths) -> Sequence[Task]:
     """Return all tasks of a launch, in the order of its plan."""
     return [Task.of(launch, line) for line in ledger.read_lines(launch)]
-
-
-def runs_root(launch: LaunchPaths) -> Path:
-    """Return the runs/ folder that a launch lies in."""
-    return launch.path.parents[2]
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -39,7 +39,7 @@ class Assignment:
 
     @property
     def experiment(self) -> ExperimentPaths:
-        return ExperimentPaths(self.launch.path.parent.parent)
+        return self.launch.experiment
 
     @property
     def run(self) -> RunPaths:
