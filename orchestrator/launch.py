@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator import ledger
@@ -86,7 +86,8 @@ def launch(
         notes = cluster.check({step.run.resources for step in acting}, paths.path, data_of(acting, facts.manifests))
         _freeze(facts, paths)
         bases, lines = _write_plan(acting)
-        published = ledger.publish(paths, book.next_number, _header(experiment, facts, message, worker), bases, lines)
+        header = _header(experiment, facts, message, worker, tasks=len(acting))
+        published = ledger.publish(paths, book.next_number, header, bases, lines)
         if published is not None:
             try:
                 waiting = cluster.submit(published)
@@ -120,13 +121,14 @@ def _freeze(facts: Facts, paths: ExperimentPaths) -> None:
             manifest.write(paths.manifest(digest))
 
 
-def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence[str]) -> dict[str, Any]:
+def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence[str], *, tasks: int) -> dict[str, Any]:
+    options = experiment.launch if experiment.launch.canary < tasks else replace(experiment.launch, canary=0)
     return {
         "experiment": experiment.name, "message": message, "argv": sys.argv[1:],
         "overrides": list(experiment.overrides), "choices": dict(experiment.choices), "sweep": experiment.sweep,
         "objective": asdict(experiment.objective) if experiment.objective else None,
         "cluster": dict(experiment.cluster), "tracking": dict(experiment.tracking), "env": experiment.env,
-        "snapshot": asdict(experiment.snapshot),
+        "snapshot": asdict(experiment.snapshot), "launch": options.to_json(), "tags": list(experiment.tags),
         "environment": facts.environment.to_json(), "python": sys.executable, "worker": list(worker),
         "code": [pending.snapshot.to_json() for pending in facts.code],
         "data": {digest: manifest.summary for digest, manifest in facts.manifests.items()},

@@ -335,18 +335,19 @@ _CANCELLABLE = frozenset({RunState.INTERRUPTED, RunState.WAITING})
 
 
 def reconcile(
-    planned: Planned, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: bool
+    planned: Planned, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: str
 ) -> Record:
     """Return the record that attempts, the latest plan and the scheduler's word make together.
 
-    `observation` is None where nobody was asked, or the answer says nothing of the run.
+    `observation` is None where nobody was asked, or the answer says nothing of the run. `cancelled`: why somebody has
+    cancelled the run in that launch; empty where nobody has.
     """
     ordered = _with_exit(planned, tuple(sorted(attempts, key=lambda attempt: attempt.number)), observation)
     last = ordered[-1] if ordered else None
     begun = last is not None and last.number >= planned.attempt
     state, reason = _begun(last, observation) if last is not None and begun else _not_begun(observation)
     if cancelled and (state in _CANCELLABLE or (state is RunState.QUEUED and not begun)):
-        state, reason = RunState.CANCELLED, "cancelled"
+        state, reason = RunState.CANCELLED, cancelled
     seen = observation or Observation(state=JobState.UNKNOWN)
     node = seen.node or (last.claim.process.host if last and last.claim and not last.final else "")
     return Record(

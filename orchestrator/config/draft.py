@@ -19,9 +19,11 @@ from orchestrator.config import schema, sweep
 from orchestrator.config.compose import Composer, resolve
 from orchestrator.config.points import IDENTITY, Resolved, resolve_points
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.spec import Config, Objective, Point, Resources, SnapshotOptions
+from orchestrator.spec import Config, LaunchOptions, Objective, Point, Resources, SnapshotOptions
 
-_ONE_PER_LAUNCH = frozenset({"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment"})
+_ONE_PER_LAUNCH = frozenset(
+    {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "launch", "tags"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class Draft:
     cluster: Mapping[str, Any]
     tracking: Mapping[str, Any]
     snapshot: SnapshotOptions
+    launch: LaunchOptions
+    tags: tuple[str, ...]
     env: str
     choices: Mapping[str, str]
     sweep: Mapping[str, Any]
@@ -160,7 +164,8 @@ def _assemble(
     return Draft(
         name=schema.name(head["name"]), points=points, objective=schema.objective(head["objective"]),
         cluster=schema.cluster(head["cluster"]), tracking=schema.tracking(head["tracking"]),
-        snapshot=schema.snapshot(head["snapshot"]), env=schema.env(head["env"]), choices=resolved[0].choices,
+        snapshot=schema.snapshot(head["snapshot"]), launch=schema.launch(head["launch"]),
+        tags=schema.tags(head["tags"]), env=schema.env(head["env"]), choices=resolved[0].choices,
         sweep=head["sweep"], overrides=overrides, notes=notes + more,
     )  # fmt: skip
 

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator import ledger
-from orchestrator.cluster import Capacity
+from orchestrator.cluster import Capacity, Change
 from orchestrator.errors import RequestError, StateError
 from orchestrator.layout import LaunchPaths, state_dir
 from orchestrator.local import room
-from orchestrator.local.inline import check_one_process
+from orchestrator.local.inline import check_one_process, no_change
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe, own_cpus
 from orchestrator.process import start_detached
@@ -81,6 +81,17 @@ class Workstation:
         """Make sure that somebody sees the `cancelled` marks."""
         if self._queue.holds(launch):
             self._queue.ensure_supervisor()
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do: who starts the tasks sees the `held` marks."""
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:  # noqa: ARG002 - as above
+        """Nothing to do but to make sure that somebody starts the tasks."""
+        if self._queue.holds(launch):
+            self._queue.ensure_supervisor()
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:  # noqa: ARG002 - as above
+        raise no_change("workstation")
 
 
 class Queue:
