@@ -24,6 +24,7 @@ from orchestrator.spec import Experiment, LaunchOptions, Resources, Run, RunId
 WORKER = ("-m", "orchestrator.testing.worker")
 _TREE = "the-package-itself"
 _UNTRACKED: Mapping[str, Any] = {"kind": "none"}
+_AT_ONCE = LaunchOptions()
 
 
 def scripted(script: Mapping[str, Any] | None = None, *, seed: int = 0, **resources: Any) -> Run:
@@ -60,13 +61,11 @@ def _run(config: dict[str, Any], resources: Resources) -> Run:
 
 def experiment(
     name: str, runs: Sequence[Run], *, kind: str, tracking: Mapping[str, Any] = _UNTRACKED,
-    launch: LaunchOptions = LaunchOptions(), **options: Any,
+    launch: LaunchOptions = _AT_ONCE, **options: Any,
 ) -> Experiment:  # fmt: skip
     """Return an experiment of such runs, for a cluster of a kind with these options."""
     cluster = {"kind": kind, "scratch": None, **options}
-    return Experiment(
-        name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking=tracking, launch=launch
-    )
+    return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking=tracking, launch=launch)
 
 
 def facts(manifests: Mapping[str, Manifest] | None = None) -> Facts:

@@ -151,7 +151,7 @@ def test_who_looks_tells_of_a_run_that_died_without_a_word(bench, gate, tmp_path
     told = tmp_path / "told"
     run = scripted(gate.script())
     bench.launch([run], notify=("tee", "-a", str(told)))
-    wait_for(lambda: bench.played(), "it to begin")
+    wait_for(bench.played, "it to begin")
     job = bench.records()[run.id].job
     output("scancel", "--signal=KILL", "--full", job)
     wait_for_end(bench)
