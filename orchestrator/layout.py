@@ -268,9 +268,7 @@ class ExperimentPaths:
 
     def tracking(self, uri: str) -> Path:
         """Return the folder that says which runs of a tracking server are ours."""
-        import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
-
-        return self.path / "tracking" / hashlib.sha256(uri.encode()).hexdigest()[:12]
+        return self.path / "tracking" / short_digest(uri)
 
     @property
     def runs(self) -> Path:
@@ -306,6 +304,13 @@ class RunsRoot:
         for name in _names(self.path):
             if EXPERIMENT_NAME.fullmatch(name) and _is_folder(self.path / name / "launches"):
                 yield self.experiment(name)
+
+
+def short_digest(text: str) -> str:
+    """Return a file name for a text that may hold anything."""
+    import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
+
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def cache_dir() -> Path:
