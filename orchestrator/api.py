@@ -532,13 +532,6 @@ def told(point: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in point.items()) or "(no sweep)"
 
 
-def best_value(record: Record, metric: str) -> float | None:
-    """Return the best value of a metric where the run kept one, else its last."""
-    best = record.last.best if record.last else {}
-    value = best.get("value") if best.get("metric") == metric else record.metrics.get(metric)
-    return float(value) if value is not None else None
-
-
 # --- act on runs ------------------------------------------------------------------------------------------
 
 
@@ -551,8 +544,10 @@ def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Recor
         ledger.make_private(folder.cancelled)
         for record in found:
             (folder.cancelled / record.id).touch(mode=0o600)
-        kind = ledger.read_launch(folder).header["cluster"]["kind"]
-        observers()[kind].cancel(folder, [record.task[1] for record in found])
+        header = ledger.read_launch(folder).header
+        observers()[header["cluster"]["kind"]].cancel(folder, [record.task[1] for record in found])
+        if header["tracking"]["kind"] != "none" and any(record.last and record.last.final for record in found):
+            _sync_in_background(project, paths)  # MLflow has it as SCHEDULED, and nobody will report it again
     return chosen
 
 
@@ -620,8 +615,17 @@ def sync(project: Project, name: str) -> Report:
         raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
     uri = server_of(project, name)
     ids = project.runs.experiment(name).tracking(uri) if uri else None
-    store = MlflowStore.server(uri, ids) if uri and ids else MlflowStore.embedded(project.runs.mlflow)
+    store = MlflowStore.server(uri, ids) if uri and ids else MlflowStore.embedded(_private_store(project))
     return store.sync(tracked(read(project, name)))
+
+
+def _private_store(project: Project) -> Path:
+    """Return the folder of the embedded store; one that does not lie with the runs is for this user alone."""
+    store = project.tracking_store
+    if store != project.runs.mlflow:
+        ledger.make_private(store)
+        ledger.check_private(store.parent)
+    return store
 
 
 def server_of(project: Project, name: str) -> str | None:

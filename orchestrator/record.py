@@ -329,6 +329,12 @@ class Record:
         end = attempt.ended or (now if alive else attempt.heard)
         return max(0.0, end - attempt.claim.time) if attempt.claim and end is not None else 0.0
 
+    def best_value(self, metric: str) -> float | None:
+        """Return the best value of a metric where the run kept one, else its last."""
+        best = self.last.best if self.last else {}
+        value = best.get("value") if best.get("metric") == metric else self.metrics.get(metric)
+        return float(value) if value is not None else None
+
     @property
     def metrics(self) -> Mapping[str, float]:
         return {name: value for attempt in self.history for name, value in attempt.metrics.items()}
