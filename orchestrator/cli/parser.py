@@ -94,6 +94,7 @@ def _launch(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser = _verb(subparsers, "launch", "launch what is missing of an experiment", verbs.launch)
     _overrides(parser)
     parser.add_argument("-m", "--message", default="", metavar="WHY", help="kept with the launch")
+    parser.add_argument("--yes", action="store_true", help="do not ask, however many runs (sweep.ask_above)")
     parser.add_argument("--wait", action="store_true", help="return when the runs have ended")
     parser.add_argument("--watch", action="store_true", help="show progress until the runs have ended")
 
@@ -148,6 +149,7 @@ def _retry(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     )  # fmt: skip
     _selection(parser)
     parser.add_argument("-m", "--message", default="", metavar="WHY", help="kept with the launch")
+    parser.add_argument("--yes", action="store_true", help="do not ask, however many runs (sweep.ask_above)")
     parser.add_argument("--wait", action="store_true", help="return when the runs have ended")
     parser.add_argument("--watch", action="store_true", help="show progress until the runs have ended")
 
