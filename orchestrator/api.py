@@ -180,8 +180,12 @@ def _models(project: Project, facts: Facts, *, ask: bool) -> Models:
 def launch(
     project: Project, prepared: Prepared, *, cluster: Cluster | None = None, message: str = "",
     rerun: Rerun = "never", only: Callable[[Step], bool] = lambda _: True, worker: Sequence[str] | None = None,
+    confirm: Callable[[Sequence[Step]], None] = lambda _: None,
 ) -> Launched:  # fmt: skip
-    """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`."""
+    """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`.
+
+    `confirm` is given the steps before anything is written, and may raise.
+    """
     from orchestrator.estimate import disk_forecast
     from orchestrator.launch import WORKER
     from orchestrator.launch import launch as act
@@ -189,7 +193,8 @@ def launch(
     paths = project.runs.experiment(prepared.experiment.name)
     launched = act(
         prepared.experiment, prepared.facts, paths, cluster=cluster or cluster_for(prepared.experiment.cluster),
-        cluster_of=observers(), message=message, rerun=rerun, only=only, worker=worker or WORKER,
+        cluster_of=observers(), message=message, rerun=rerun, only=only, confirm=confirm,
+        worker=worker or WORKER,
     )  # fmt: skip
     ignore_in_git(project)
     if launched.paths is None:
@@ -310,6 +315,7 @@ def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experimen
         tracking=composed.tracking, snapshot=composed.snapshot, launch=composed.launch, tags=composed.tags,
         env="refuse" if composed.env == "refuse" else "warn",
         choices=composed.choices, sweep=composed.sweep, overrides=composed.overrides, notes=composed.notes,
+        ask_above=composed.ask_above,
     )  # fmt: skip
 
 

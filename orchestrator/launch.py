@@ -68,9 +68,10 @@ def launch(
     message: str = "",
     rerun: Rerun = "never",
     only: Callable[[Step], bool] = lambda _: True,
+    confirm: Callable[[Sequence[Step]], None] = lambda _: None,
     worker: Sequence[str] = WORKER,
 ) -> Launched:
-    """Launch what is missing of an experiment.
+    """Launch what is missing of an experiment. `confirm` sees the steps before anything is written, and may raise.
 
     Raises RequestError where the cluster can never run it, StateError where our files cannot be written, and
     ClusterError where the cluster refuses it; whatever was published by then is taken up by the next launch.
@@ -83,6 +84,7 @@ def launch(
         acting = [step for step in to_do(steps) if only(step)]
         if not acting:
             return Launched(steps=steps, paths=None, records=book.records)
+        confirm(steps)
         notes = cluster.check({step.run.resources for step in acting}, paths.path, data_of(acting, facts.manifests))
         _freeze(facts, paths)
         bases, lines = _write_plan(acting)

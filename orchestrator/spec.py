@@ -28,6 +28,10 @@ TASKS = ("fit", "fit_test")
 """What a run does: train and validate, or also test the best checkpoint afterwards."""
 
 
+ASK_ABOVE = 1_000
+"""A launch of more runs is confirmed first."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What one run needs. Units are in the names; `hours` is the time limit of one attempt."""
@@ -109,6 +113,7 @@ class Experiment:
 
     `choices` are the config groups chosen (group -> option), `sweep` the sweep's definition as written,
     `overrides` the command line, `tags` words to find its launches by, and `notes` what a person should know before.
+    A launch of more than `ask_above` runs is one to confirm.
     """
 
     name: str
@@ -124,3 +129,4 @@ class Experiment:
     sweep: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ask_above: int = ASK_ABOVE

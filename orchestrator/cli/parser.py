@@ -101,6 +101,7 @@ def _launch(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument(
         "--brake", type=int, metavar="K", help="after K failures with the same signature nothing more begins"
     )
+    parser.add_argument("--yes", action="store_true", help="do not ask, however many runs (sweep.ask_above)")
     parser.add_argument("--wait", action="store_true", help="return when the runs have ended")
     parser.add_argument("--watch", action="store_true", help="show progress until the runs have ended")
 
@@ -179,6 +180,7 @@ def _retry(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     )  # fmt: skip
     _selection(parser)
     parser.add_argument("-m", "--message", default="", metavar="WHY", help="kept with the launch")
+    parser.add_argument("--yes", action="store_true", help="do not ask, however many runs (sweep.ask_above)")
     parser.add_argument("--wait", action="store_true", help="return when the runs have ended")
     parser.add_argument("--watch", action="store_true", help="show progress until the runs have ended")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import api, ledger, selection
 from orchestrator.cli import render
+from orchestrator.cli.confirm import confirming
 from orchestrator.cli.foreground import Tail, launch_and_follow
 from orchestrator.cli.watch import Watch, wait
 from orchestrator.cluster import Change
@@ -73,7 +74,10 @@ def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, r
 
     name = prepared.experiment.name
     cluster = api.cluster_for(prepared.experiment.cluster)
-    launched = api.launch(project, prepared, cluster=cluster, message=arguments.message, rerun=rerun)
+    launched = api.launch(
+        project, prepared, cluster=cluster, message=arguments.message, rerun=rerun,
+        confirm=confirming(prepared.experiment, yes=arguments.yes),
+    )  # fmt: skip
     _say(*(f"note: {note}" for note in launched.notes))
     skipped = len(launched.steps) - len(to_do(launched.steps))
     if launched.paths is None:
