@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestrator import ledger
 from orchestrator.cluster import Cluster, Waiting
 from orchestrator.data import Manifest
 from orchestrator.environment import Environment
-from orchestrator.errors import ClusterError, StateError
+from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.record import Record
@@ -86,22 +87,28 @@ def launch(
             return Launched(steps=steps, paths=None, records=book.records)
         confirm(steps)
         notes = cluster.check({step.run.resources for step in acting}, paths.path, data_of(acting, facts.manifests))
-        _freeze(facts, paths)
+        with ledger.writing(paths.path):
+            _freeze(facts, paths)
         bases, lines = _write_plan(acting)
         header = _header(experiment, facts, message, worker, tasks=len(acting))
         published = ledger.publish(paths, book.next_number, header, bases, lines)
         if published is not None:
             try:
-                waiting = cluster.submit(published)
-            except ClusterError:
-                published.complete.touch(mode=0o600)  # what it took is its own to know; the rest is free again
-                raise
-            published.complete.touch(mode=0o600)
+                with ledger.writing(published.path):
+                    waiting = cluster.submit(published)
+            finally:
+                _complete(published)  # where it was refused, what it took is its own to know; the rest is free again
             return Launched(steps=steps, paths=published, records=book.records, notes=notes, waiting=waiting)
     raise StateError(
         f"{experiment.name} could not be launched", why=f"others launched it {_TRIES} times meanwhile",
         fix="look at `orch status`, then try again",
     )  # fmt: skip
+
+
+def _complete(published: LaunchPaths) -> None:
+    """Say that this process is through; without that the launch counts as through once this process has ended."""
+    with suppress(OSError):
+        published.complete.touch(mode=0o600)
 
 
 def data_of(steps: Iterable[Step], manifests: Mapping[str, Manifest]) -> dict[str, int]:

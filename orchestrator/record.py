@@ -147,6 +147,7 @@ class Attempt:
     best value with its step and checkpoint; `usage` the most memory it has taken. `first_progress` is
     the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
     `settled`: its own process has said that it is done, or has failed, so that nothing said later counts.
+    `together`: all of its ranks were alive when they stopped, so that one that dies later is not the cause.
     """
 
     number: int
@@ -166,6 +167,7 @@ class Attempt:
     progressed: float | None = None
     heard: float | None = None
     settled: bool = False
+    together: bool = False
 
     @property
     def final(self) -> bool:
@@ -188,7 +190,7 @@ def fold(
             seen["heard"] = event.time
     seen["settled"] = seen.get("state") in {RunState.DONE, RunState.FAILED}
     for event in ranks:
-        if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED:
+        if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED and not seen.get("together"):
             _take(seen, event)
     for event in observed:
         if "state" not in seen:
@@ -225,6 +227,7 @@ def _take(seen: dict[str, Any], event: Event) -> None:
             seen |= {"state": RunState.FAILED, "ended": _end(event), "failure": failure, "reason": failure.signature}
         case "interrupted":
             seen |= {"state": RunState.INTERRUPTED, "ended": _end(event), "reason": str(data.get("reason", ""))}
+            seen["together"] = data.get("together") is True
 
 
 def _end(event: Event) -> float:
@@ -368,7 +371,8 @@ def reconcile(
 def _with_exit(planned: Planned, attempts: tuple[Attempt, ...], observation: Observation | None) -> tuple[Attempt, ...]:
     """Return the attempts with the failure of a job that ended without a word, or before it could claim one.
 
-    A run of one process that was killed is interrupted; where there are several, one that is killed fails the run.
+    A run of one process that was killed is interrupted; where there are several, one that is killed fails the run,
+    unless all of them had stopped before.
     """
     status = observation.status if observation else None
     begun = bool(attempts) and attempts[-1].number >= planned.attempt
@@ -376,7 +380,7 @@ def _with_exit(planned: Planned, attempts: tuple[Attempt, ...], observation: Obs
     killed = status is not None and status > _SIGNALLED and planned.resources.world_size == 1
     if not observation or not status or status == _ASKED_TO_STOP or killed:
         return attempts
-    if last.state not in {RunState.RUNNING, RunState.INTERRUPTED}:
+    if last.state not in {RunState.RUNNING, RunState.INTERRUPTED} or last.together:
         return attempts
     told = f"killed by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"exit status {status}"
     lines = observation.output.splitlines()

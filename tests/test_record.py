@@ -279,14 +279,22 @@ def ended(status, output=""):
     (2, "running", 137, RunState.FAILED),         # one rank died, and the others with it
     (2, "interrupted", 137, RunState.FAILED),
     (2, "interrupted", 143, RunState.INTERRUPTED),
+    (2, "together", 137, RunState.INTERRUPTED),   # all had stopped before: on some node processes are killed sooner
     (2, "done", 137, RunState.DONE),
     (2, "failed", 3, RunState.FAILED),
 ])  # fmt: skip
 def test_a_job_that_ended_by_itself_tells_what_its_run_could_not(ranks, state, status, expected):
     wish = planned(resources=Resources(nodes=ranks))
-    events = [] if state == "running" else [event(0, state)]
+    words = {"running": [], "together": [event(0, "interrupted", together=True)]}
+    events = words.get(state, [event(0, state)])
     record = reconcile(wish, [fold(1, claim(job="5_0"), events)], observation=ended(status), cancelled="")
     assert record.state is expected
+
+
+@pytest.mark.parametrize(("together", "expected"), [(False, RunState.FAILED), (True, RunState.INTERRUPTED)])
+def test_a_rank_that_fails_after_all_have_stopped_together_is_no_failure(together, expected):
+    own = [event(0, "interrupted", reason="preempted", together=together)]
+    assert fold(1, claim(), own, ranks=[event(0, "failed", signature="RuntimeError")]).state is expected
 
 
 def test_a_job_that_failed_before_its_claim_is_an_attempt_with_what_it_printed():
