@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("tidy")
 class Desk:
     """An experiment whose runs read one data version, on a scratch folder of its own."""
 
-    def __init__(self, folder: Path, **options: object) -> None:
+    def __init__(self, folder: Path, *, scratch: Path | None = None, **options: object) -> None:
         (folder / "the data").mkdir()
         (folder / "scratch").mkdir()
         for number in range(20):
@@ -33,9 +33,9 @@ class Desk:
         version = {"source": "directory", "path": str(self.source)}
         self.version: Manifest = resolve(version, project=folder, cache=folder / "cache")
         self.cluster = Inline(grace_seconds=1.0)
-        scratch = {"scratch": str(folder / "scratch"), "staging": {"keep_free_gb": 0, **options}}
+        cluster = {"scratch": str(scratch or folder / "scratch"), "staging": {"keep_free_gb": 0, **options}}
         paths = ExperimentPaths(folder / "it's a run's folder" / "x")
-        self.bench = Bench(paths=paths, kind="inline", cluster=self.cluster, options=scratch)
+        self.bench = Bench(paths=paths, kind="inline", cluster=self.cluster, options=cluster)
         paths.manifest(self.version.digest).parent.mkdir(parents=True)
         self.version.write(paths.manifest(self.version.digest))
 
@@ -136,3 +136,16 @@ def test_a_version_that_cannot_be_staged_fails_the_run_with_the_nodes_name(desk)
     assert f"node {os.uname().nodename}: no right copy of '7.txt'" in record.reason
     events = (desk.bench.paths.run(record.id).attempt(1).events).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in events] == ["started", "failed"]
+
+
+@pytest.mark.parametrize("small_disk", ["tmpfs"], indirect=True)
+def test_a_full_disk_fails_the_run_with_the_nodes_name_and_leaves_nothing(small_disk, tmp_path):
+    desk = Desk(tmp_path, scratch=small_disk.path)
+    small_disk.leave_inodes(12)
+    record = desk.play(seed=1)
+    assert record.state is RunState.FAILED
+    assert f"node {os.uname().nodename}: no room on scratch" in record.reason
+    assert "6 inodes are free" in record.failure.traceback
+    assert [path for path in small_disk.path.glob("orchestrator-*/*/*") if path.name != "objects"] == []
+    small_disk.give_back()
+    assert desk.play(seed=2).state is RunState.DONE

@@ -70,6 +70,10 @@ class Manifest:
         return len(self.entries)
 
     @property
+    def folders(self) -> int:
+        return len(_folders(entry.path for entry in self.entries))
+
+    @property
     def bytes(self) -> int:
         return sum(entry.size for entry in self.entries)
 
@@ -159,13 +163,23 @@ def _check_entry(entry: Entry) -> None:
         raise _refused(entry.path, f"its size is {entry.size}")
 
 
+def _folders(paths: Iterable[str]) -> set[str]:
+    """Return all folders that these paths lie in."""
+    found: set[str] = set()
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
+
+
 def _check_tree(paths: list[str]) -> None:
     files = set(paths)
     if len(files) != len(paths):
         twice = next(path for path, after in pairwise(paths) if path == after)
         raise _refused(twice, "it is listed twice")
-    folders = {path[:at] for path in paths for at, char in enumerate(path) if char == "/"}
-    if both := files & folders:
+    if both := files & _folders(paths):
         raise _refused(min(both), "it is listed as a file and as a folder of other files")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,10 @@ class Objects:
     def has(self, checksum: str) -> bool:
         return untouched(self.path(checksum)) is not None
 
+    def folders_to_make(self, checksums: Iterable[str]) -> int:
+        """Return how many folders are to be made for objects."""
+        return sum(not folder.is_dir() for folder in {self.path(checksum).parent for checksum in checksums})
+
     def of_earlier_boots(self, checksum: str) -> list[Path]:
         """Return where an earlier boot may have left the object."""
         return [self._path(boot, checksum) for boot in self.boots() if boot != self.boot]
@@ -53,7 +57,7 @@ class Objects:
             try:
                 if used or path.lstat().st_nlink == 1:
                     path.unlink()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
 
     def bytes(self) -> int:
@@ -69,7 +73,7 @@ class Objects:
     def boots(self) -> list[str]:
         try:
             return os.listdir(self.root)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def _path(self, boot: str, checksum: str) -> Path:
