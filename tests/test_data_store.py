@@ -202,7 +202,7 @@ class Remote:
     name: str = "the remote 'far'"
     asked: int = 0
 
-    def fetch(self, entries, folder):
+    def fetch(self, entries, folder, stop):
         self.asked += 1
         for entry in entries:
             if entry.hash in self.objects:

@@ -111,7 +111,7 @@ class Wait:
     def __init__(self, copiers: Copiers, digest: str, report: Report | None) -> None:
         self._copiers, self._digest, self._report = copiers, digest, report
         self._started = self._moved = time.monotonic()
-        self._seen: tuple[Holder, int] | None = None
+        self._seen: tuple[Holder, int, int] | None = None
         self._told = self._logged = float("-inf")
         self._pause = _LOOK_SECONDS[0]
 
@@ -126,8 +126,8 @@ class Wait:
             time.sleep(_LOOK_SECONDS[0])
             return
         progress = self._copiers.progress(copier)
-        if (copier, progress.bytes) != self._seen:
-            self._seen, self._moved = (copier, progress.bytes), time.monotonic()
+        if (seen := (copier, progress.bytes, progress.beats)) != self._seen:
+            self._seen, self._moved = seen, time.monotonic()
         if copier.alive(self._copiers.ask) is False:
             self._depose(copier, "has died")
         elif time.monotonic() - self._moved > STALLED_SECONDS:

@@ -107,6 +107,27 @@ class Objects:
             temporary.unlink(missing_ok=True)
             raise
 
+    def adopt(self, path: Path, entry: Entry, meter: Meter) -> None:
+        """Make a file of this disk the object, after reading it; raises WrongBytesError if it is not."""
+        checksum = Checksum(entry.algorithm)
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise WrongBytesError(f"{path} is not a regular file")
+            for chunk in _chunks(str(path), entry.size):
+                meter.beat()
+                checksum.update(chunk)
+            size = path.stat().st_size
+            if str(checksum) != entry.hash:
+                raise WrongBytesError(f"{path} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)")
+            path.chmod(READ_ONLY)
+            os.utime(path, ns=(WRITTEN_NS, WRITTEN_NS))
+            self.path(entry.hash).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(self.path(entry.hash))
+        except FileNotFoundError as error:
+            if not self.has(entry.hash):  # else another process has adopted it
+                raise WrongBytesError(f"{path}: {error.strerror}") from error
+        meter.add(bytes=entry.size)
+
     def remove_unfinished(self, taker: str) -> None:
         """Remove what a taker that has died was copying."""
         for path, _ in self._all():
@@ -129,6 +150,7 @@ def _copy(source: str, written: int, checksum: Checksum, expected: int, meter: M
     size = 0
     try:
         for chunk in _chunks(source, expected):
+            meter.beat()
             checksum.update(chunk)
             _write(written, chunk)
             size += len(chunk)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,35 +156,39 @@ class S3Origin:
         at = f" at {self.address.endpoint_url}" if self.address.endpoint_url else ""
         return f"the bucket {self.address.url}{at}"
 
-    def fetch(self, entries: Sequence[Entry], folder: Path) -> Iterator[Arrival]:
+    def fetch(self, entries: Sequence[Entry], folder: Path, stop: threading.Event) -> Iterator[Arrival]:
         try:
             bucket = Bucket(self.address)
         except OrchError as error:
             yield from (Arrival(entry=entry, problem=str(error)) for entry in entries)
             return
-        stop = threading.Event()
+        closed = threading.Event()
         pool = ThreadPoolExecutor(AT_ONCE)
+
+        def over() -> bool:
+            return stop.is_set() or closed.is_set()
+
         try:
             transfers = [
-                pool.submit(_arrive, bucket, entry, folder / str(number), stop) for number, entry in enumerate(entries)
+                pool.submit(_arrive, bucket, entry, folder / str(number), over) for number, entry in enumerate(entries)
             ]
             for transfer in as_completed(transfers):
                 yield transfer.result()
         finally:
-            stop.set()
+            closed.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _arrive(bucket: Bucket, entry: Entry, path: Path, stop: threading.Event) -> Arrival:
+def _arrive(bucket: Bucket, entry: Entry, path: Path, over: Callable[[], bool]) -> Arrival:
     """Download one object; a connection that breaks is tried again."""
     key, version = entry.remote
     where = f"s3://{bucket.address.bucket}/{key}"
-    problem = "it was not asked for"
+    problem = f"{where}: nobody waits for it any more"
     for _ in range(_TRIES):
-        if stop.is_set():
+        if over():
             break
         try:
-            found = _download(bucket.read(key, version, CHUNK), Checksum(entry.algorithm), path, stop)
+            found = _download(bucket.read(key, version, CHUNK), Checksum(entry.algorithm), path, over)
         except UnreadableError as error:
             problem = f"{where}: {error}"
             if error.gone or error.refused:
@@ -192,14 +196,16 @@ def _arrive(bucket: Bucket, entry: Entry, path: Path, stop: threading.Event) -> 
             continue
         if found == entry.hash:
             return Arrival(entry=entry, path=path)
+        if over():
+            break
         return Arrival(entry=entry, problem=f"{where} has {found}, not {entry.hash}: it was changed after the launch")
     return Arrival(entry=entry, problem=problem)
 
 
-def _download(chunks: Iterator[bytes], checksum: Checksum, path: Path, stop: threading.Event) -> str:
+def _download(chunks: Iterator[bytes], checksum: Checksum, path: Path, over: Callable[[], bool]) -> str:
     with path.open("wb") as file:
         for chunk in chunks:
-            if stop.is_set():
+            if over():
                 break
             checksum.update(chunk)
             file.write(chunk)

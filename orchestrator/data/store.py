@@ -12,7 +12,6 @@ Permission bits and times are not kept: all files are 0444, and of one time.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import random
@@ -31,7 +30,7 @@ from orchestrator.data.draft import Draft, Link
 from orchestrator.data.holder import Ask, Holder, boot_id
 from orchestrator.data.manifest import Entry, Manifest
 from orchestrator.data.objects import Objects
-from orchestrator.data.origin import Origin
+from orchestrator.data.origin import FULL, Origin
 from orchestrator.data.progress import Meter, Report
 from orchestrator.data.room import Need, Room
 from orchestrator.data.staging import Staging
@@ -41,7 +40,6 @@ from orchestrator.errors import DataError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROUNDS = 10
 _INODES = 16
 """What a copy makes besides the files and their folders: its claim, its version's own files, and the like."""
@@ -181,7 +179,7 @@ class Store:
             try:
                 return act()
             except OSError as error:
-                if error.errno not in _FULL or not self._room.evict_oldest(but=but):
+                if error.errno not in FULL or not self._room.evict_oldest(but=but):
                     raise
 
     def _make(self, task: Task) -> Staged:
@@ -241,7 +239,7 @@ class Store:
         try:
             copy.run(missing)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             log.warning("scratch is full (%s): removing all versions that nobody holds", error.strerror)
             return error
@@ -321,7 +319,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 self._room.remove_unlinked()  # what this copy has brought so far fills the disk of everybody
                 raise self._room.full(str(error.strerror)) from error
             fix = "make scratch writable, or set the site's scratch folder to another one"
