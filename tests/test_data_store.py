@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.data import Manifest, Progress, Staging, Store, resolve, scratch_dir
 from orchestrator.data.holder import Holder
+from orchestrator.data.manifest import Entry
 from orchestrator.data.objects import WRITTEN_NS
 from orchestrator.data.origin import Arrival
 from orchestrator.errors import DataError
@@ -133,6 +134,19 @@ def test_whoever_is_told_of_progress_can_end_the_staging(store, data, manifest):
     assert tree(store.stage(manifest).view) == tree(data)
 
 
+def test_an_end_is_acted_on_within_a_file(store):
+    endless = Entry(path="x", hash="md5:" + "0" * 32, size=1, sources=("/dev/zero",))
+
+    def stop(progress):
+        if progress.bytes:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.stage(Manifest.of([endless], origin={}), report=stop)
+    assert left_over(store.root) == []
+    assert tree(store.root) == {}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -141,8 +155,9 @@ def test_whoever_is_told_of_progress_can_end_the_staging(store, data, manifest):
         lambda p: p.write_bytes(p.read_bytes() + b"x"),
         lambda p: p.unlink(),
         lambda p: (p.unlink(), p.mkdir()),
+        lambda p: (p.unlink(), os.mkfifo(p)),
     ],
-    ids=["other bytes", "shorter", "longer", "gone", "a folder"],
+    ids=["other bytes", "shorter", "longer", "gone", "a folder", "a pipe"],
 )
 @pytest.mark.parametrize("name", ["plain", "deep/er/still", "one chunk"])
 def test_a_source_that_changed_is_named_and_never_seen(store, data, manifest, change, name):

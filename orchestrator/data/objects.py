@@ -169,7 +169,7 @@ def _copy(source: str, written: int, checksum: Checksum, expected: int, meter: M
 def _chunks(source: str, expected: int) -> Iterator[bytes]:
     """Yield a file's content, every chunk but the last with CHUNK bytes."""
     try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has nothing, and is no wait
     except OSError as error:
         raise WrongBytesError(f"{source}: {error.strerror}") from error
     try:

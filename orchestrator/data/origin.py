@@ -42,7 +42,7 @@ class Origin(Protocol):
         `folder` is empty, private, and on the disk of the store; what is left in it is removed by the caller. Bytes
         are written there as they come: that is how progress is seen. The implementation bounds its own concurrency.
         Closing the generator must end the transfers, and so must `stop`, within about a second: whoever sets it may be
-        another thread than the one that waits for the next arrival. What was not fetched then has that as its problem.
+        another thread than the one that waits for the next arrival. What was not fetched then need not be yielded.
         Raises nothing for a single object; an OSError of `folder`'s disk passes through.
         """
         ...

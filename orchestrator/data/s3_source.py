@@ -12,9 +12,11 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 from orchestrator.data.answers import Answers
@@ -29,6 +31,7 @@ _HASHES = ("etag", "content")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _PARTS = re.compile(r"([0-9a-f]{32})-([1-9]\d*)")
 _TRIES = 3
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,21 +165,49 @@ class S3Origin:
         except OrchError as error:
             yield from (Arrival(entry=entry, problem=str(error)) for entry in entries)
             return
-        closed = threading.Event()
-        pool = ThreadPoolExecutor(AT_ONCE)
-
-        def over() -> bool:
-            return stop.is_set() or closed.is_set()
-
+        transfers = _Transfers(bucket=bucket, folder=folder, stop=stop)
         try:
-            transfers = [
-                pool.submit(_arrive, bucket, entry, folder / str(number), over) for number, entry in enumerate(entries)
-            ]
-            for transfer in as_completed(transfers):
-                yield transfer.result()
+            yield from transfers.run(entries)
         finally:
-            closed.set()
-            pool.shutdown(cancel_futures=True)
+            transfers.closed.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Transfers:
+    """Downloads in threads that nobody has to wait for: one that a silent server keeps would keep the whole process."""
+
+    bucket: Bucket
+    folder: Path
+    stop: threading.Event
+    closed: threading.Event = field(default_factory=threading.Event)
+    _todo: SimpleQueue[tuple[int, Entry]] = field(default_factory=SimpleQueue)
+    _done: SimpleQueue[Arrival | OSError] = field(default_factory=SimpleQueue)
+
+    def over(self) -> bool:
+        return self.stop.is_set() or self.closed.is_set()
+
+    def run(self, entries: Sequence[Entry]) -> Iterator[Arrival]:
+        for each in enumerate(entries):
+            self._todo.put(each)
+        for _ in range(min(AT_ONCE, len(entries))):
+            threading.Thread(target=self._work, daemon=True).start()
+        left = len(entries)
+        while left and not self.over():
+            with suppress(Empty):
+                done = self._done.get(timeout=_LOOK_SECONDS)
+                if isinstance(done, OSError):
+                    raise done
+                left -= 1
+                yield done
+
+    def _work(self) -> None:
+        with suppress(Empty):
+            while not self.over():
+                number, entry = self._todo.get_nowait()
+                try:
+                    self._done.put(_arrive(self.bucket, entry, self.folder / str(number), self.over))
+                except OSError as error:
+                    self._done.put(error)
 
 
 def _arrive(bucket: Bucket, entry: Entry, path: Path, over: Callable[[], bool]) -> Arrival:
