@@ -346,6 +346,18 @@ def test_a_view_that_was_changed_is_found_out_and_used_no_more(store, data, mani
     assert look(store, again.version) == []
 
 
+@pytest.mark.parametrize("listing", [None, b"", b"{", b"[1, 2]\n", b"null\n", b'["plain", "md5:0", 1]\n'])
+@pytest.mark.parametrize("look", [Store.verify, Store.changed])
+def test_a_listing_that_was_changed_is_found_out_too(store, data, manifest, listing, look):
+    staged = store.stage(manifest)
+    staged.version.listing.unlink()
+    if listing is not None:
+        staged.version.listing.write_bytes(listing)
+    assert look(store, staged.version)
+    again = store.stage(manifest)
+    assert (again.hit, tree(again.view)) == (False, tree(data))
+
+
 def test_verify_always_reads_what_sizes_and_times_cannot_show(store, data, manifest):
     staged = store.stage(manifest)
     overwrite(staged.view / "one chunk", b"8" * 2**20)
@@ -386,6 +398,21 @@ def test_where_links_are_impossible_files_are_copied(tmp_path, data, manifest, n
     staged.release()
     assert store.collect(all_idle=True) == [staged.version]
     assert tree(store.root) == {}
+
+
+def test_names_that_scratch_takes_for_one_are_refused_and_neither_is_seen(tmp_path, data):
+    (data / "Plain").write_bytes(b"another")
+
+    def link_where_case_does_not_count(source, target):
+        if target.name.lower() in {path.name.lower() for path in target.parent.iterdir()}:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.link(source, target)
+
+    store = store_at(tmp_path / "scratch", link=link_where_case_does_not_count)
+    with pytest.raises(DataError, match="scratch cannot have a file 'plain': File exists") as refusal:
+        store.stage(version_of(data))
+    assert "upper and lower case" in refusal.value.why
+    assert (store.versions(), left_over(store.root)) == ([], [])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

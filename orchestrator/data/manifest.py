@@ -19,6 +19,7 @@ from orchestrator.data.publish import publish
 from orchestrator.errors import DataError, StateError
 
 VERSION = 2
+_NAME_BYTES, _DEPTH = 255, 256
 _READABLE = (1, 2)
 """Version 1 had no `remote` in its rows."""
 
@@ -155,8 +156,17 @@ def _digest(ordered: Iterable[Entry]) -> str:
 
 
 def _check_entry(entry: Entry) -> None:
-    if "\0" in entry.path or any(part in ("", ".", "..") for part in entry.path.split("/")):
+    parts = entry.path.split("/")
+    if "\0" in entry.path or any(part in ("", ".", "..") for part in parts):
         raise _refused(entry.path, "a path must be relative, without '..', empty parts or NUL")
+    try:
+        longest = max(map(len, entry.path.encode(errors="surrogateescape").split(b"/")))
+    except UnicodeEncodeError as error:
+        raise _refused(entry.path, f"no file can have that name: {error.reason}") from error
+    if longest > _NAME_BYTES:
+        raise _refused(entry.path, f"no filesystem takes a name of more than {_NAME_BYTES} bytes")
+    if len(parts) > _DEPTH:
+        raise _refused(entry.path, f"it lies deeper than {_DEPTH} folders")
     if not PATTERN.fullmatch(entry.hash):
         raise _refused(entry.path, f"{entry.hash!r} is not a checksum this program knows")
     if entry.size < 0:

@@ -18,7 +18,7 @@ from orchestrator.data.manifest import Entry
 from orchestrator.data.objects import Objects
 from orchestrator.data.progress import size
 from orchestrator.data.staging import Staging
-from orchestrator.data.versions import File, Version, remove_tree, versions
+from orchestrator.data.versions import UNREADABLE, File, Version, remove_tree, versions
 from orchestrator.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -156,5 +156,5 @@ class Room:
 def _files(version: Version) -> list[File]:
     try:
         return list(version.files())
-    except (OSError, ValueError):
+    except UNREADABLE:
         return []  # torn by a crash: its objects are unlinked ones, and go as such

@@ -34,7 +34,7 @@ from orchestrator.data.origin import FULL, Origin
 from orchestrator.data.progress import Meter, Report
 from orchestrator.data.room import Need, Room
 from orchestrator.data.staging import Staging
-from orchestrator.data.versions import Facts, File, Version, remove_tree, versions
+from orchestrator.data.versions import UNREADABLE, Facts, File, Version, remove_tree, versions
 from orchestrator.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -267,7 +267,10 @@ class Store:
 
     def verify(self, version: Version) -> list[str]:
         """Read all of a version; returns what is wrong, a line per file. A damaged one is taken by nobody more."""
-        files = list(version.files())
+        try:
+            files = list(version.files())
+        except UNREADABLE as error:
+            return self._unlisted(version, error)
         with ThreadPoolExecutor(self._staging.threads) as pool:
             found = list(pool.map(version.damage, files))
         problems = [problem for problem in found if problem] + version.strangers()
@@ -278,10 +281,18 @@ class Store:
 
     def changed(self, version: Version) -> list[str]:
         """Return what was changed in a version, by sizes and times. It is then taken by nobody more."""
-        problems = version.changed()
+        try:
+            problems = version.changed()
+        except UNREADABLE as error:
+            return self._unlisted(version, error)
         if problems:
             self._discard(version, [file for file in version.files() if not self._objects.has(file.hash)])
         return problems
+
+    def _unlisted(self, version: Version, error: Exception) -> list[str]:
+        """Say that nobody can tell any more what belongs to a version."""
+        version.retire()
+        return [f"{version.listing.name} cannot be read: {error}"]
 
     def collect(self, *, all_idle: bool = False) -> list[Version]:
         """Remove what dead processes left and what exceeds the limits; with `all_idle`, all that nobody holds."""

@@ -32,6 +32,9 @@ from orchestrator.data.objects import untouched
 
 FORMAT = 1
 NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+UNREADABLE = (OSError, ValueError, TypeError)
+"""What reading the listing of a version raises, if somebody has changed that."""
+
 _NAME = re.compile(r"([0-9a-f]{64})-[0-9a-f]{12}")
 
 
