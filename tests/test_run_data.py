@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 from cluster_contract import Gate
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 
-from orchestrator.data import Manifest, resolve
+from orchestrator.cli.render import progress
+from orchestrator.data import Manifest, resolve, scratch_dir
 from orchestrator.layout import ExperimentPaths
 from orchestrator.local.inline import Inline
 from orchestrator.record import RunState
@@ -149,3 +152,43 @@ def test_a_full_disk_fails_the_run_with_the_nodes_name_and_leaves_nothing(small_
     assert [path for path in small_disk.path.glob("orchestrator-*/*/*") if path.name != "objects"] == []
     small_disk.give_back()
     assert desk.play(seed=2).state is RunState.DONE
+
+
+COPIER = """
+import os, sys
+from pathlib import Path
+from orchestrator.data import Manifest, Staging, Store
+def slow(source, target):
+    print("at work", flush=True)
+    sys.stdin.read()
+    os.link(source, target)
+manifest = Manifest.read(Path(sys.argv[2]))
+staged = Store(Path(sys.argv[1]), Staging(keep_free_gb=0), link=slow, job="4_2").stage(manifest)
+print(staged.hit, flush=True)
+"""
+
+
+def test_for_whom_a_run_waits_is_seen_while_it_waits_and_counted_afterwards(desk, tmp_path):
+    desk.version.write(tmp_path / "m.json")
+    root = scratch_dir(str(tmp_path / "scratch"), {})
+    argv = [sys.executable, "-c", COPIER, str(root), str(tmp_path / "m.json")]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as copier:
+        assert copier.stdout.readline() == b"at work\n"
+        records = []
+        run = threading.Thread(target=lambda: records.append(desk.play()))
+        run.start()
+        wait_for(lambda: [row for row in stages(desk) if row.startswith("waiting")], "the run to say so")
+        (row,) = stages(desk)
+        copier.stdin.close()
+        run.join()
+        assert copier.stdout.read().endswith(b"False\n")
+    assert f"for process {copier.pid} on {os.uname().nodename} (job 4_2): it looks at what is there" in row
+    data = records[0].last.data
+    assert (records[0].state, data["hit"], data["copied_bytes"]) == (RunState.DONE, True, 0)
+    assert 2 < data["waited_seconds"] <= data["seconds"]
+
+
+def stages(desk):
+    """Return what `orch status -w` shows of each run's progress."""
+    return [progress(record) for record in desk.bench.records().values()]

@@ -36,6 +36,7 @@ class Progress:
     def __str__(self) -> str:
         done = f"{size(self.bytes)} of {size(self.total_bytes)}, {self.files} of {self.total_files} files"
         if self.waiting_for:
+            done = done if self.total_files else "it looks at what is there"
             return f"waiting {self.seconds:.0f} s for {self.waiting_for}: {done}"
         left = self.seconds_left
         ends = "" if left is None else f", {size(self.bytes_per_second)}/s, {left:.0f} s left"
