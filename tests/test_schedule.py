@@ -92,13 +92,13 @@ class Job:
 
 @st.composite
 def jobs(draw) -> Job:
-    limit = draw(st.sampled_from([1, 2, 5, None]))
+    limit = draw(st.sampled_from([1, 3, 3, 5, 5, None]))
     one = wanted(
-        draw(st.sampled_from([0, 1, 1, 2, 4])), cpus=draw(st.integers(1, 8)), gb=draw(st.sampled_from([None, 20, 50])),
+        draw(st.sampled_from([1, 4, 2, 0])), cpus=draw(st.sampled_from([1, 1, 8])), gb=draw(st.sampled_from([None, None, 50])),
         hours=limit, runs_per_gpu=draw(st.sampled_from([1, 1, 2])),
     )  # fmt: skip
-    takes = draw(st.floats(0.1, 5 if limit is None else limit)) * 3600
-    return Job(wanted=one, arrives=draw(st.floats(0, 3)) * 3600, takes=takes)
+    takes = (limit or 5) * 3600 * draw(st.sampled_from([1.0, 0.5]))
+    return Job(wanted=one, arrives=draw(st.floats(0, 1)) * 3600, takes=takes)
 
 
 def simulate(todo: list[Job]) -> list[float]:
@@ -148,7 +148,7 @@ def _surely(head: Wanted, running: list[Taken]) -> float:
     return max(taken.until for taken in running)
 
 
-@given(st.lists(jobs(), max_size=25))
+@given(st.lists(jobs(), min_size=1, max_size=25))
 def test_in_a_queue_of_all_widths_none_starves_and_nothing_is_given_twice(todo):
     starts = simulate(todo)
     assert all(math.isfinite(start) for start in starts)
