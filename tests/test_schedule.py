@@ -94,7 +94,8 @@ class Job:
 def jobs(draw) -> Job:
     limit = draw(st.sampled_from([1, 3, 3, 5, 5, None]))
     one = wanted(
-        draw(st.sampled_from([1, 4, 2, 0])), cpus=draw(st.sampled_from([1, 1, 8])), gb=draw(st.sampled_from([None, None, 50])),
+        draw(st.sampled_from([1, 4, 2, 0])), cpus=draw(st.sampled_from([1, 1, 8])),
+        gb=draw(st.sampled_from([None, None, 50])),
         hours=limit, runs_per_gpu=draw(st.sampled_from([1, 1, 2])),
     )  # fmt: skip
     takes = (limit or 5) * 3600 * draw(st.sampled_from([1.0, 0.5]))
