@@ -22,13 +22,14 @@ from orchestrator.cli import render
 from orchestrator.errors import RequestError
 from orchestrator.launch import WORKER
 from orchestrator.layout import ExperimentPaths
-from orchestrator.local import devices, session
+from orchestrator.local import devices, session, starting
 from orchestrator.local.holds import Holds
 from orchestrator.local.inline import Inline
 from orchestrator.local.schedule import Device, Terms
-from orchestrator.local.starting import environments
+from orchestrator.local.starting import Found, environments
 from orchestrator.local.tasks import tasks_of
 from orchestrator.local.workstation import Workstation
+from orchestrator.process import ProcessId
 from orchestrator.record import RunState
 from orchestrator.testing.launches import Bench, scripted, trained
 
@@ -333,6 +334,18 @@ def test_a_rank_that_dies_while_the_others_hang_ends_them(make):
         ("exit status 1 before training", "no such library\nrank 1 ended with exit status 1"),
     ]
     wait_for(lambda: not supervisors(), "the supervisor to end, with no rank left")
+
+
+def test_a_rank_that_dies_under_a_later_supervisor_ends_the_others_too(monkeypatch):
+    monkeypatch.setattr(starting, "_LATE_SECONDS", 0.0)
+    program = [sys.executable, "-c", "import time; time.sleep(600)"]
+    leader = subprocess.Popen(program, process_group=0)
+    with leader, subprocess.Popen(program, process_group=leader.pid) as other:
+        found = Found(ProcessId.of(leader.pid), ranks=2)
+        assert found.ended() is None
+        other.kill()
+        other.wait()
+        wait_for(lambda: found.ended() == 137, "the leader to be killed")
 
 
 def test_what_says_where_a_process_stands_is_not_inherited(make, monkeypatch):

@@ -101,7 +101,7 @@ class Supervisor:
         claim = ledger.read_claim(task.folder)
         if claim is None or claim.launch != task.launch.number:
             return
-        process = Found(claim.process)
+        process = Found(claim.process, ranks=task.resources.processes_per_node)
         if process.ended() is None:
             devices = _devices(claim, wanted.terms)
             deadline = self._deadline(task, already=time.time() - claim.process.started)
