@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "orchestrator/tracking/embedded.py",
     ),
     "omegaconf": ("orchestrator/config/",),
+    "pynvml": ("orchestrator/local/nvml.py",),
     "pytorch_lightning": TRAINING,
     "rich": (),
     "sklearn": (),
@@ -69,7 +70,18 @@ MAY_IMPORT = {
     "torch": TRAINING,
     "torchmetrics": TRAINING,
 }
-HEAVY = ("botocore", "dvc", "hydra", "lightning_fabric", "mlflow", "omegaconf", "pytorch_lightning", "rich", "torch")
+HEAVY = (
+    "botocore",
+    "dvc",
+    "hydra",
+    "lightning_fabric",
+    "mlflow",
+    "omegaconf",
+    "pynvml",
+    "pytorch_lightning",
+    "rich",
+    "torch",
+)
 FORBIDDEN_NAMES = {"base", "common", "helpers", "manager", "utils"}
 LONGEST_FUNCTION = 60  # lines; most have fewer than ten
 

@@ -124,7 +124,7 @@ def ledger_record(desk):
         (("--on", "slrum"), "did you mean 'slurm'"),
         (("--on", "inline,slurm"), "cluster is swept"),
         (("--on", "inline", "seed=1,2"), "`orch run` runs one"),
-        (("--on", "inline", "resources.gpus_per_node=2"), "cluster=inline starts one process per run"),
+        (("--on", "inline", "resources.nodes=2"), "cluster=inline is one machine"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

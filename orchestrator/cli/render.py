@@ -278,8 +278,16 @@ def _status_row(record: Record, point: str, objective: Objective | None) -> list
     number = str(record.last.number) if record.last else ""
     return [
         record.id[:8], point, record.state.value, number, progress(record), _metric(record, objective),
-        duration(record), record.node if record.state is RunState.RUNNING else "", note(record),
+        duration(record), _where(record), note(record),
     ]  # fmt: skip
+
+
+def _where(record: Record) -> str:
+    """Return the node on which a run is running, and the GPUs that our supervisor gave it."""
+    if record.state is not RunState.RUNNING:
+        return ""
+    claim = record.last.claim if record.last else None
+    return f"{record.node} GPU {','.join(claim.devices)}" if claim and claim.devices else record.node
 
 
 def _metric(record: Record, objective: Objective | None) -> str:

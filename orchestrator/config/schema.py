@@ -21,9 +21,14 @@ _ENGINE_OWNS = {
     "enable_checkpointing": "the engine",
 }  # fmt: skip
 _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
-    "inline": frozenset({"kind", "scratch", "staging", "grace_seconds"}),
-    "workstation": frozenset({"kind", "scratch", "staging", "grace_seconds", "cpus"}),
+    "inline": frozenset({"kind", "scratch", "staging", "grace_seconds", "devices", "avoid_busy_gpus"}),
+    "workstation": frozenset(
+        {"kind", "scratch", "staging", "grace_seconds", "cpus", "mem_gb", "priority"}
+        | {"devices", "runs_per_gpu", "avoid_busy_gpus"}
+    ),
 }
+_MOST_URGENT = 10**6
+_DEVICE = re.compile(r"[^\s,]+")
 _SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _END_SECONDS = 60.0
@@ -135,9 +140,34 @@ def cluster(value: Mapping[str, Any]) -> dict[str, Any]:
             f"cluster.scratch is {entries['scratch']!r}", why="it is a folder", fix="cluster.scratch=/scratch"
         )
     _positive("cluster.grace_seconds", entries.get("grace_seconds"))
-    if entries.get("cpus") is not None:
-        _integer("cluster.cpus", entries["cpus"], least=1)
+    _positive("cluster.mem_gb", entries.get("mem_gb"))
+    for key, least in (("cpus", 1), ("runs_per_gpu", 1), ("priority", -_MOST_URGENT)):
+        if entries.get(key) is not None:
+            _integer(f"cluster.{key}", entries[key], least=least)
+    _devices(entries.get("devices"))
+    if not isinstance(entries.get("avoid_busy_gpus"), bool | None):
+        raise ConfigError(
+            f"cluster.avoid_busy_gpus is {entries['avoid_busy_gpus']!r}", why="it is true or false",
+            fix="cluster.avoid_busy_gpus=true",
+        )  # fmt: skip
     return entries
+
+
+def _devices(value: Any) -> None:
+    """Check a list of GPUs: numbers, or names as CUDA_VISIBLE_DEVICES takes them."""
+    if value is None:
+        return
+    items = value if isinstance(value, list) else []
+    if not items or not all(map(_is_device, items)) or len(set(map(str, items))) < len(items):
+        raise ConfigError(
+            f"cluster.devices is {value!r}", why="it is a list of GPUs, each once: their numbers, or their UUIDs",
+            fix="cluster.devices=[0,1], or null for all of them",
+        )  # fmt: skip
+
+
+def _is_device(value: Any) -> bool:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return number or (isinstance(value, str) and _DEVICE.fullmatch(value) is not None)
 
 
 def tracking(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local import machine, room
 from orchestrator.local.holds import Holds
+from orchestrator.local.nvml import Users
 from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe
@@ -28,11 +29,11 @@ class Inline:
 
     def __init__(self, *, scratch: str | None = None, **options: Unpack[machine.Options]) -> None:
         self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
-        self._supervisor = Supervisor(sync=self._sidecars.sync, holds=Holds())
+        self._supervisor = Supervisor(sync=self._sidecars.sync, holds=Holds(), users=Users())
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         machine.check(shapes, self._terms, cluster="inline")
-        return room.check(data, self._scratch)
+        return (*machine.notes(self._terms), *room.check(data, self._scratch))
 
     @cached_property
     def _terms(self) -> Terms:

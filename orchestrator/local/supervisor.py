@@ -23,7 +23,7 @@ from typing import IO, Any
 from orchestrator import guard, ledger
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.holds import Holds
-from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose
+from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, told
 from orchestrator.local.starting import Children, Found, Handle, Starter, start_of
 from orchestrator.local.tasks import Task, tasks_of
 from orchestrator.record import Attempt, Claim, RunState
@@ -56,20 +56,29 @@ class _Waiting:
     wanted: Wanted = field(compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The task that starts next, and what it waits for. The others wait for it, but for what it does not mind."""
+
+    task: Task
+    reason: str
+
+
 class Supervisor:
     """Starts, watches and stops the tasks of launches. `step` does what is due and says whether work is left."""
 
     def __init__(
         self, *, sync: Callable[[str, Path, str], None], start: Starter = Children, holds: Holds | None = None,
-        busy: Callable[[Sequence[Device]], Collection[str]] = lambda _: (),
+        users: Callable[[Sequence[Device]], Mapping[str, str]] = lambda _: {},
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """`sync(python, runs, experiment)` is told each time something of an experiment has changed.
 
-        `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `busy` returns
-        the addresses of devices that strangers' processes use.
+        `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `users` tells by
+        address who else computes on devices. `head` is afterwards what is next, and what it waits for.
         """
-        self._sync, self._make, self._holds, self._busy, self._clock = sync, start, holds, busy, clock
+        self._sync, self._make, self._holds, self._users, self._clock = sync, start, holds, users, clock
+        self.head: Head | None = None
         self._arrivals = itertools.count()
         self._queue: list[_Waiting] = []
         self._running: list[_Running] = []
@@ -95,7 +104,7 @@ class Supervisor:
         claim = ledger.read_claim(task.folder)
         if claim is None or claim.launch != task.launch.number:
             return
-        process = Found(claim.process)
+        process = Found(claim.process, ranks=task.resources.processes_per_node)
         if process.ended() is None:
             devices = _devices(claim, wanted.terms)
             deadline = self._deadline(task, already=time.time() - claim.process.started)
@@ -130,15 +139,18 @@ class Supervisor:
             time.sleep(_POLL_SECONDS)
 
     def _start_what_fits(self) -> None:
-        closed = self._let_go()
+        if self._let_go():
+            return  # whoever else waits for one of these devices has the time until the next look
+        closed: dict[str, str] = {}
         self._gates.clear()
         while waiting := list(islice(filter(self._may_start, self._queue), DEPTH)):
             if waiting[0].task.cancelled:  # it may be in the others' way
                 self._queue.remove(waiting[0])
                 continue
-            taken = [running.taken for running in self._running]
-            choice = choose([one.wanted for one in waiting], taken, closed=closed, now=self._clock())
+            wanted, taken = [one.wanted for one in waiting], [running.taken for running in self._running]
+            choice = choose(wanted, taken, closed=closed, now=self._clock())
             if choice is None:
+                self.head = Head(task=waiting[0].task, reason=told(wanted[0], taken, closed))
                 return
             chosen = waiting[choice.place]
             refused = self._refused(chosen.wanted, choice.devices)
@@ -148,6 +160,7 @@ class Supervisor:
             self._queue.remove(chosen)
             if not chosen.task.cancelled:
                 self._start(chosen, choice.devices)
+        self.head = None
 
     def _may_start(self, waiting: _Waiting) -> bool:
         """Return whether a task is neither held nor behind a canary; its launch is asked once in a step."""
@@ -157,17 +170,18 @@ class Supervisor:
         return waiting.task.cancelled or self._gates[launch].admits(waiting.task.index)
 
     def _let_go(self) -> frozenset[str]:
-        """Let go of devices that no task has, and leave them for this once to whoever else waits for one."""
+        """Let go of devices that no task has any more, and return which."""
         if self._holds is None:
             return frozenset()
         return self._holds.let_go(but={device.address for running in self._running for device in running.devices})
 
-    def _refused(self, wanted: Wanted, devices: Sequence[Device]) -> frozenset[str]:
-        """Take devices; return the addresses of those that cannot be had after all."""
+    def _refused(self, wanted: Wanted, devices: Sequence[Device]) -> dict[str, str]:
+        """Take devices; return of those that cannot be had after all why that is."""
         ours = {device.address for running in self._running for device in running.devices}
-        fresh = [device for device in devices if device.id not in ours]
-        found = frozenset(self._busy(fresh)) if fresh and wanted.terms.avoid_busy else frozenset()
-        return found or (self._holds.take(devices) if self._holds else frozenset())
+        fresh = [device for device in devices if device.address not in ours]
+        if wanted.terms.avoid_busy and (used := self._users(fresh)):
+            return {address: f"used by {by}" for address, by in used.items()}
+        return dict.fromkeys(self._holds.take(devices) if self._holds else (), "held by somebody else's run")
 
     def _start(self, waiting: _Waiting, devices: tuple[Device, ...]) -> None:
         task, header = waiting.task, self._headers[waiting.task.launch]
@@ -229,8 +243,8 @@ class Supervisor:
             guard.brake_after(task.launch, task.run_id, signature)
             guard.tell(task.launch, guard.Event.FAILED, run_id=task.run_id, reason=signature)
         else:
-            told = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
-            ledger.write_observed(run, task.attempt, "interrupted", reason=told)
+            ending = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
+            ledger.write_observed(run, task.attempt, "interrupted", reason=ending)
             state = RunState.CANCELLED if task.cancelled else state
         ledger.mark(task.experiment, task.run_id, task.attempt, state.value)
         self._notify(task)
