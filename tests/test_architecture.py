@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from the lines above its own, and within its own package.
 LAYERS = (
-    {"errors", "process", "filesystem"},
+    {"errors", "process", "filesystem", "credentials"},
     {"spec", "layout"},
     {"identity", "record"},
     {"targets", "config", "cluster"},
@@ -63,6 +63,7 @@ MAY_IMPORT = {
     ),
     "omegaconf": ("orchestrator/config/",),
     "pynvml": ("orchestrator/local/nvml.py",),
+    "plotly": ("orchestrator/cli/page.py",),
     "pytorch_lightning": TRAINING,
     "rich": (),
     "sklearn": (),
@@ -78,7 +79,7 @@ HEAVY = (
     "mlflow",
     "omegaconf",
     "pynvml",
-    "pytorch_lightning",
+    "plotly", "pytorch_lightning",
     "rich",
     "torch",
 )
