@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from the lines above its own, and within its own package.
 LAYERS = (
-    {"errors", "process"},
+    {"errors", "process", "filesystem"},
     {"spec", "layout"},
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
+    {"guard"},
     {"local", "slurm", "waiting"},
     {"launch", "worker"},
     {"project", "selection", "estimate", "forecast", "consumption", "tracking_view"},

@@ -9,11 +9,11 @@ from typing import Any
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.identity import TRAINER_NOT_IDENTITY
 from orchestrator.layout import EXPERIMENT_NAME
-from orchestrator.spec import TASKS, Objective, Resources, SnapshotOptions
+from orchestrator.spec import TASKS, LaunchOptions, Objective, Resources, SnapshotOptions
 
 TOP_LEVEL = (
     "name", "data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "seed", "vars", "task",
-    "objective", "env", "snapshot", "experiment",
+    "objective", "env", "snapshot", "experiment", "launch", "tags",
 )  # fmt: skip
 _ENGINE_OWNS = {
     "devices": "resources.gpus_per_node", "num_nodes": "resources.nodes", "accelerator": "resources.gpus_per_node",
@@ -30,6 +30,7 @@ _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
 _MOST_URGENT = 10**6
 _DEVICE = re.compile(r"[^\s,]+")
 _SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _END_SECONDS = 60.0
 _SERVER_DEFAULTS: Mapping[str, Any] = {"uri": None, "experiment": None, "upload": "jobs", "end_seconds": None}
 _TRACKING_KEYS: Mapping[str, frozenset[str]] = {
@@ -45,7 +46,7 @@ def check_top_level(config: Mapping[str, Any]) -> None:
     for key in TOP_LEVEL:
         if key not in config and key not in {"experiment", "vars"}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
-    for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot"):
+    for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot", "launch"):
         _mapping(section, config.get(section))
 
 
@@ -102,6 +103,31 @@ def snapshot(value: Mapping[str, Any]) -> SnapshotOptions:
         max_file_mb=_positive("snapshot.max_file_mb", value.get("max_file_mb", 10.0)) or 10.0,
         max_total_mb=_positive("snapshot.max_total_mb", value.get("max_total_mb", 200.0)) or 200.0,
     )
+
+
+def launch(value: Mapping[str, Any]) -> LaunchOptions:
+    """Return how the runs of a launch are let loose."""
+    _known("launch", value, LaunchOptions.__dataclass_fields__)
+    notify, brake = value.get("notify") or [], value.get("brake")
+    if not isinstance(notify, list) or not all(isinstance(word, str) and word and "\0" not in word for word in notify):
+        raise ConfigError(
+            f"launch.notify is {notify!r}", why="it is a program and its arguments, as a list; no shell reads it",
+            fix="launch.notify=[mail,-s,orch,me@example.org]",
+        )  # fmt: skip
+    return LaunchOptions(
+        canary=_integer("launch.canary", value.get("canary", 0), least=0), notify=tuple(notify),
+        brake=None if brake is None else _integer("launch.brake", brake, least=1),
+    )  # fmt: skip
+
+
+def tags(value: Any) -> tuple[str, ...]:
+    """Return the words that a launch is found by."""
+    if not isinstance(value, list) or not all(isinstance(word, str) and _TAG.fullmatch(word) for word in value):
+        raise ConfigError(
+            f"tags are {value!r}", why="each is a word of letters, digits, '.', '_' and '-', 50 at most",
+            fix="tags=[paper,ablation]",
+        )  # fmt: skip
+    return tuple(dict.fromkeys(value))
 
 
 def cluster(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Unpack
 
 from orchestrator import ledger
-from orchestrator.cluster import Capacity
+from orchestrator.cluster import Capacity, Change
+from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local import machine, room
 from orchestrator.local.holds import Holds
@@ -81,3 +82,20 @@ class Inline:
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Nothing to do: the launching process sees the `cancelled` marks within a moment."""
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do: who starts the tasks sees the `held` marks."""
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do but to make sure that somebody starts the tasks."""
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:  # noqa: ARG002 - as above
+        raise no_change("inline")
+
+
+def no_change(cluster: str) -> RequestError:
+    """Return the error of a change to what is queued on a cluster that has no other limits to give."""
+    return RequestError(
+        f"cluster={cluster} cannot change what is queued", why="only Slurm's queue has limits to change",
+        fix="orch cancel what waits, and launch it again as it is to be",
+    )  # fmt: skip

@@ -16,10 +16,11 @@ import time
 from bisect import insort
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator import ledger
+from orchestrator import guard, ledger
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.holds import Holds
 from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, told
@@ -82,6 +83,8 @@ class Supervisor:
         self._queue: list[_Waiting] = []
         self._running: list[_Running] = []
         self._headers: dict[LaunchPaths, Mapping[str, Any]] = {}
+        self._gates: dict[LaunchPaths, guard.Gate] = {}
+        self._stopping = False
 
     def add(self, launch: LaunchPaths, terms: Terms, *, only: Collection[int] | None = None) -> None:
         """Take over the tasks of a launch that have not ended (`only` those); those already running are found."""
@@ -133,6 +136,7 @@ class Supervisor:
     def stop(self, reason: str) -> None:
         """Ask all running tasks to stop, wait for the grace time, and kill what is left."""
         self._queue.clear()
+        self._stopping = True
         for running in self._running:
             self._ask(running, reason)
         while self._running:
@@ -144,22 +148,31 @@ class Supervisor:
         if self._let_go():
             return  # whoever else waits for one of these devices has the time until the next look
         closed: dict[str, str] = {}
-        while self._queue:
-            if self._queue[0].task.cancelled:  # it may be in the others' way
-                del self._queue[0]
+        self._gates.clear()
+        while waiting := list(islice(filter(self._may_start, self._queue), DEPTH)):
+            if waiting[0].task.cancelled:  # it may be in the others' way
+                self._queue.remove(waiting[0])
                 continue
-            waiting, taken = [one.wanted for one in self._queue[:DEPTH]], [running.taken for running in self._running]
-            choice = choose(waiting, taken, closed=closed, now=self._clock())
+            wanted, taken = [one.wanted for one in waiting], [running.taken for running in self._running]
+            choice = choose(wanted, taken, closed=closed, now=self._clock())
             if choice is None:
-                self.head = Head(task=self._queue[0].task, reason=told(waiting[0], taken, closed))
+                self.head = Head(task=waiting[0].task, reason=told(wanted[0], taken, closed))
                 return
-            refused = self._refused(waiting[choice.place], choice.devices)
+            chosen = waiting[choice.place]
+            refused = self._refused(chosen.wanted, choice.devices)
             if refused:
                 closed |= refused
                 continue
-            chosen = self._queue.pop(choice.place)
+            self._queue.remove(chosen)
             if not chosen.task.cancelled:
                 self._start(chosen, choice.devices)
+
+    def _may_start(self, waiting: _Waiting) -> bool:
+        """Return whether a task is neither held nor behind a canary; its launch is asked once in a step."""
+        launch = waiting.task.launch
+        if launch not in self._gates:
+            self._gates[launch] = guard.gate(launch)
+        return waiting.task.cancelled or self._gates[launch].admits(waiting.task.index)
 
     def _let_go(self) -> frozenset[str]:
         """Let go of devices that no task has any more, and return which."""
@@ -218,6 +231,8 @@ class Supervisor:
             self._adopt(running.task, running.wanted)  # somebody else has taken the attempt
         else:
             self._settle(running.task, status, running.reason, output)
+        if not self._stopping and not self.busy(running.task.launch):
+            guard.tell(running.task.launch, guard.Event.ENDED)
 
     def _settle(self, task: Task, status: int, reason: str, output: str) -> None:
         """Write down how an attempt ended that could not say so itself."""
@@ -230,6 +245,8 @@ class Supervisor:
             signature = f"exit status {status} before training" if attempt.claim is None else f"exit status {status}"
             last = output.splitlines()[-1] if output else ""
             ledger.write_observed(run, task.attempt, "failed", signature=signature, message=last, traceback=output)
+            guard.brake_after(task.launch, task.run_id, signature)
+            guard.tell(task.launch, guard.Event.FAILED, run_id=task.run_id, reason=signature)
         else:
             ending = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
             ledger.write_observed(run, task.attempt, "interrupted", reason=ending)

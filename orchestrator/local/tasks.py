@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import ledger
+from orchestrator import guard, ledger
 from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths
 from orchestrator.record import Claim, JobState, Observation
 from orchestrator.spec import Resources
@@ -57,6 +57,7 @@ def observe(
     `waits` says for what a task waits.
     """
     state = {None: JobState.UNKNOWN, True: JobState.PENDING, False: JobState.ENDED}[supervised]
+    gate = guard.gate(launch)
     stopped = Observation(state=JobState.ENDED, reason="cancelled before it started")
     cancelled = set(ledger.names(launch.cancelled))
     begun = set(ledger.names(launch.experiment.runs))  # most may not have: one listing
@@ -66,7 +67,7 @@ def observe(
         if claim is not None:
             found[index] = _observe_claim(claim, supervised=supervised)
         else:
-            reason = waits(index) if supervised else idle
+            reason = gate.why(index) or waits(index) if supervised else idle
             found[index] = stopped if line["run"] in cancelled else Observation(state=state, reason=reason)
     return found
 

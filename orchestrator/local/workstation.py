@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from orchestrator import ledger
-from orchestrator.cluster import Capacity
+from orchestrator.cluster import Capacity, Change
 from orchestrator.errors import StateError
 from orchestrator.layout import LaunchPaths, state_dir
 from orchestrator.local import machine, room, session
 from orchestrator.local.holds import Holds
+from orchestrator.local.inline import no_change
 from orchestrator.local.nvml import Users
 from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Head, Sidecars, Supervisor
@@ -86,6 +87,17 @@ class Workstation:
         """Make sure that somebody sees the `cancelled` marks."""
         if self._queue.holds(launch):
             self._queue.ensure_supervisor()
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do: who starts the tasks sees the `held` marks."""
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:  # noqa: ARG002 - as above
+        """Nothing to do but to make sure that somebody starts the tasks."""
+        if self._queue.holds(launch):
+            self._queue.ensure_supervisor()
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:  # noqa: ARG002 - as above
+        raise no_change("workstation")
 
 
 class Queue:
