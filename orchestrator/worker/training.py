@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,16 @@ from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSi
 _REPORT_SECONDS = 1.0
 _AGREE_SECONDS = 1.0
 _SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
+_GRADIENTS = "orch_gradients"
+"""In a checkpoint that was saved in the midst of an accumulation: what its batches have added up to so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained, on what, and where its files go. `folder` is the attempt's."""
+    """What is trained, on what, and where its files go. `folder` is the attempt's.
+
+    `conceal` takes out of a text what may not be written.
+    """
 
     config: Mapping[str, Any]
     resources: Resources
@@ -43,6 +48,7 @@ class Training:
     checkpoints: Path
     resume_from: Path | None
     place: Place
+    conceal: Callable[[str], str] = str
 
 
 class Progress(Callback):
@@ -106,6 +112,7 @@ class StopOnSignal(Checkpoint):
     there would go on without: then it is the start of the validation, or the end of the epoch, and saved once more.
     A signal during a validation, too, saves the state at its start: weights change in steps only, and its metrics
     are whole only if it is run whole. Nothing of it has been logged yet but what a model logs per validation batch.
+    Where it interrupts an accumulation of gradients, these are saved too, here and in any other checkpoint.
     After a validation it is the end of the next step. In the sanity check and in testing there is nothing to save.
 
     It ends at the next hook after that boundary: Lightning logs a step's metrics after `on_train_batch_end`, an
@@ -117,6 +124,7 @@ class StopOnSignal(Checkpoint):
         self._agreement = Agreement(stop)
         self._saved = False
         self._shared = 0
+        self._gradients: Mapping[str, torch.Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Look for what came before there was anything to save: data being staged, the model being built."""
@@ -135,6 +143,25 @@ class StopOnSignal(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.install()
         _close_epoch(trainer.fit_loop)
+        for name, parameter in pl_module.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter.device)
+        self._gradients = {}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if _accumulates(trainer) and pl_module.automatic_optimization:
+            # Of several ranks the mean, for rank 0 saves for all; that is what their sum comes to at the step's end.
+            checkpoint[_GRADIENTS] = {
+                name: trainer.strategy.reduce(parameter.grad.detach().clone(), reduce_op="mean")
+                for name, parameter in pl_module.named_parameters() if parameter.grad is not None
+            }  # fmt: skip
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._gradients = checkpoint.get(_GRADIENTS, {})
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_if_saved()
@@ -193,7 +220,7 @@ class StopOnSignal(Checkpoint):
             self._leave()
 
     def _leave(self) -> None:
-        raise InterruptedByInfrastructureError(self._stop.received)
+        raise InterruptedByInfrastructureError(self._stop.received, together=self._agreement.together)
 
 
 class Agreement:
@@ -217,6 +244,11 @@ class Agreement:
     def hurry(self) -> None:
         """Ask at the next opportunity: what follows may take longer than what was counted so far."""
         self._every, self._count, self._since = 1, 0, time.monotonic()
+
+    @property
+    def together(self) -> bool:
+        """Whether several ranks have told each other of a signal."""
+        return self._agreed
 
     def reached(self) -> str | None:
         """Return the signal that any rank has received, on all ranks from the same call on."""
@@ -261,6 +293,12 @@ def _close_epoch(loop: Any) -> None:
         loop.reset_restart_stage()
         loop.epoch_loop.reset_restart_stage()
         loop.epoch_progress.increment_completed()
+
+
+def _accumulates(trainer: pl.Trainer) -> bool:
+    """Whether batches have added to the gradients since the optimizer last stepped."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return batches % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
 
 
 def _validation_batches(trainer: pl.Trainer) -> Sequence[float]:
@@ -321,7 +359,8 @@ def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callba
     node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
     users = [callback for callback in build(training.config["trainer"].get("callbacks") or {}).values() if callback]
     trainer: pl.Trainer = build(
-        node, callbacks=[*users, *callbacks], logger=logger, plugins=[AtomicCheckpointIO(), _environment(training)],
+        node, callbacks=[*users, *callbacks], logger=logger,
+        plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
         default_root_dir=str(training.folder), **_devices(training.resources),
     )  # fmt: skip
     return trainer
