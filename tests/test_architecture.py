@@ -79,7 +79,8 @@ HEAVY = (
     "mlflow",
     "omegaconf",
     "pynvml",
-    "plotly", "pytorch_lightning",
+    "plotly",
+    "pytorch_lightning",
     "rich",
     "torch",
 )
