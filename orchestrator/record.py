@@ -97,6 +97,7 @@ class Claim:
 
     `history` is the attempt that began from scratch: resumed attempts carry on its metrics. `job` is the
     scheduler's name of the job, `restart` how often that has been requeued, `address` where rank 0 listens.
+    `devices` are the numbers of the GPUs that a supervisor of ours has given it.
     """
 
     launch: int
@@ -109,6 +110,7 @@ class Claim:
     job: str = ""
     restart: int = 0
     address: str = ""
+    devices: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Claim:
@@ -117,13 +119,14 @@ class Claim:
             generation=int(value["generation"]), history=int(value["history"]),
             process=ProcessId.from_json(value["process"]), time=float(value["time"]),
             job=str(value.get("job", "")), restart=int(value.get("restart", 0)), address=str(value.get("address", "")),
+            devices=tuple(map(str, value.get("devices", ()))),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return {
             "launch": self.launch, "index": self.index, "code": self.code, "generation": self.generation,
             "history": self.history, "process": self.process.to_json(), "time": self.time,
-            "job": self.job, "restart": self.restart, "address": self.address,
+            "job": self.job, "restart": self.restart, "address": self.address, "devices": list(self.devices),
         }  # fmt: skip
 
 
@@ -329,6 +332,12 @@ class Record:
         end = attempt.ended or (now if alive else attempt.heard)
         return max(0.0, end - attempt.claim.time) if attempt.claim and end is not None else 0.0
 
+    def best_value(self, metric: str) -> float | None:
+        """Return the best value of a metric where the run kept one, else its last."""
+        best = self.last.best if self.last else {}
+        value = best.get("value") if best.get("metric") == metric else self.metrics.get(metric)
+        return float(value) if value is not None else None
+
     @property
     def metrics(self) -> Mapping[str, float]:
         return {name: value for attempt in self.history for name, value in attempt.metrics.items()}
@@ -338,18 +347,19 @@ _CANCELLABLE = frozenset({RunState.INTERRUPTED, RunState.WAITING})
 
 
 def reconcile(
-    planned: Planned, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: bool
+    planned: Planned, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: str
 ) -> Record:
     """Return the record that attempts, the latest plan and the scheduler's word make together.
 
-    `observation` is None where nobody was asked, or the answer says nothing of the run.
+    `observation` is None where nobody was asked, or the answer says nothing of the run. `cancelled`: why somebody has
+    cancelled the run in that launch; empty where nobody has.
     """
     ordered = _with_exit(planned, tuple(sorted(attempts, key=lambda attempt: attempt.number)), observation)
     last = ordered[-1] if ordered else None
     begun = last is not None and last.number >= planned.attempt
     state, reason = _begun(last, observation) if last is not None and begun else _not_begun(observation)
     if cancelled and (state in _CANCELLABLE or (state is RunState.QUEUED and not begun)):
-        state, reason = RunState.CANCELLED, "cancelled"
+        state, reason = RunState.CANCELLED, cancelled
     seen = observation or Observation(state=JobState.UNKNOWN)
     node = seen.node or (last.claim.process.host if last and last.claim and not last.final else "")
     return Record(

@@ -176,6 +176,15 @@ def read_config(paths: LaunchPaths, line: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def braked(paths: LaunchPaths) -> dict[str, str]:
+    """Return why runs of a launch were cancelled, by their id, where its brake has done it."""
+    try:
+        found = json.loads(paths.brake.read_bytes())
+        return dict.fromkeys(found["runs"], str(found["reason"]))
+    except (OSError, KeyError, TypeError, *NOT_JSON):
+        return {}
+
+
 def planned(line: Mapping[str, Any], launch: int) -> Planned:
     """Return what a plan's line asks for."""
     return Planned(

@@ -19,7 +19,7 @@ from orchestrator.errors import OrchError
 from orchestrator.record import RunState
 from orchestrator.spec import PROJECT, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
-from orchestrator.worker import data, requeue
+from orchestrator.worker import aftermath, data, requeue
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 from orchestrator.worker.uploading import Uploader
@@ -77,6 +77,8 @@ def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop:
     events.write("done", **result, usage=usage.to_json())
     _mark(assignment, RunState.DONE)
     _log.info("done")
+    if assignment.leads:
+        aftermath.ended(assignment)
     return 0
 
 
@@ -172,6 +174,7 @@ def _fail(assignment: Assignment, events: ledger.EventWriter, usage: Usage, erro
         events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank))
     found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
+    aftermath.failed(assignment, found["signature"])
 
 
 def signature(error: BaseException, roots: list[str]) -> str:

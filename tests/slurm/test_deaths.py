@@ -203,3 +203,16 @@ def test_a_run_whose_node_crashed_and_that_goes_on_counts_only_what_it_ran(slurm
     assert record.seconds(time.time()) <= time.time() - record.attempts[0].claim.time
     desk.gate.open()
     wait_for(lambda: desk.run("x", run).state == "done", "the run to end")
+
+
+def test_a_requeued_run_that_is_cancelled_while_it_waits_is_no_longer_scheduled_in_mlflow(slurm, desk):
+    bench, run = desk.bench("x", tracking="embedded"), scripted(desk.gate.script())
+    bench.launch([run])
+    began(bench, run)
+    job = job_of(bench, run)
+    output("scontrol", "requeuehold", job)
+    wait_for(lambda: desk.run("x", run).state == "queued", "it to wait to go on")
+    api.sync(desk.project, "x")
+    assert desk.children("x") == {run.id: "SCHEDULED"}
+    desk.orch("cancel", "x")
+    wait_for(lambda: desk.children("x") == {run.id: "KILLED"}, "MLflow to be told")
