@@ -28,7 +28,7 @@ LAYERS = (
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
-    {"local", "slurm", "waiting"},
+    {"local", "slurm", "waiting", "packing"},
     {"launch", "worker"},
     {"project", "selection", "estimate", "forecast", "consumption", "tracking_view"},
     {"api"},
