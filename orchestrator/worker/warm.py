@@ -8,8 +8,9 @@ ends, and says why; whoever asked for runs starts them one by one instead. It ha
 the process of each run at once, and if this process is killed, the runs go on without it.
 
 It speaks JSON over the Unix socket that is its standard input, one message a packet:
-    in   {"ticket": 1, "argv": [...], "env": {...}, "cwd": "..."}, and the descriptor that takes the run's output
-    out  {"ready": true}, then {"ticket": 1, "pid": 123}, and once that has ended {"pid": 123, "status": -9}
+    in   {"ticket": 1, "argv": [...], "env": {...}, "cwd": "..."}, with the descriptor that takes the run's output,
+         and those that it shall keep open
+    out  {"ready": true}, then {"ticket": 1, "process": {...}}, and once that has ended {"pid": 123, "status": -9}
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import psutil
 
+from orchestrator.process import ProcessId
 from orchestrator.worker import log
 
-MESSAGE_BYTES = 2**18
+_MESSAGE_BYTES = 2**18
+_MOST_DESCRIPTORS = 64
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 _NEEDED = {
     "orchestrator.worker": (
@@ -81,14 +84,14 @@ class Server:
         while True:
             readable, _, _ = select.select([self._channel, self._wake], [], [])
             if self._wake in readable:
-                self._wake.recv(MESSAGE_BYTES)
+                self._wake.recv(_MESSAGE_BYTES)
             for pid, status in self._ended():
                 self._send(pid=pid, status=status)
             if self._channel in readable:
-                message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1)
+                message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_BYTES, _MOST_DESCRIPTORS)
                 if not message:
                     return
-                self._fork(json.loads(message), descriptors[0])
+                self._fork(json.loads(message), descriptors)
 
     def _take_signals(self) -> None:
         """Be woken by the end of a child; what asks a run to stop is for the run alone to hear."""
@@ -98,16 +101,17 @@ class Server:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def _fork(self, request: Mapping[str, Any], output: int) -> None:
+    def _fork(self, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         if why := unfit():
             raise RuntimeError(f"no run can be forked any more: {why}")
         pid = os.fork()
         if pid == 0:
             self._leave()
-            _become(self._module, request, output)
-        os.close(output)
+            _become(self._module, request, descriptors[0])
+        for descriptor in descriptors:
+            os.close(descriptor)
         self._children.add(pid)
-        self._send(ticket=request["ticket"], pid=pid)
+        self._send(ticket=request["ticket"], process=ProcessId.of(pid).to_json())  # it is there until we reap it
 
     def _leave(self) -> None:
         """Let go, in a forked process, of all that is the server's."""
