@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.data import Manifest
     from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
+    from orchestrator.local.inline import Inline
     from orchestrator.slurm import script
     from orchestrator.tracking import Report
 
@@ -384,7 +385,6 @@ def ignore_in_git(project: Project) -> None:
 
 def cluster_for(options: Mapping[str, Any]) -> Cluster:
     """Return the cluster that a `cluster:` section describes."""
-    grace = float(options.get("grace_seconds") or 30)
     if options["kind"] == "slurm":
         from orchestrator.slurm.cluster import SlurmCluster
         from orchestrator.slurm.options import SlurmOptions
@@ -395,12 +395,19 @@ def cluster_for(options: Mapping[str, Any]) -> Cluster:
 
         Staging.parse(options["staging"])
     if options["kind"] == "workstation":
+        from orchestrator.local.machine import given
         from orchestrator.local.workstation import Workstation
 
-        return Workstation(cpus=options.get("cpus"), grace_seconds=grace, scratch=options.get("scratch"))
-    from orchestrator.local.inline import Inline
+        return Workstation(scratch=options.get("scratch"), **given(options))
+    return in_foreground(options)
 
-    return Inline(grace_seconds=grace, scratch=options.get("scratch"))
+
+def in_foreground(options: Mapping[str, Any]) -> Inline:
+    """Return the cluster that runs in this process, with what a `cluster:` section of any kind says of this machine."""
+    from orchestrator.local.inline import Inline
+    from orchestrator.local.machine import given
+
+    return Inline(scratch=options.get("scratch"), **given(options))
 
 
 class _Observers(Mapping[str, Cluster]):

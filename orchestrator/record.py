@@ -97,6 +97,7 @@ class Claim:
 
     `history` is the attempt that began from scratch: resumed attempts carry on its metrics. `job` is the
     scheduler's name of the job, `restart` how often that has been requeued, `address` where rank 0 listens.
+    `devices` are the numbers of the GPUs that a supervisor of ours has given it.
     """
 
     launch: int
@@ -109,6 +110,7 @@ class Claim:
     job: str = ""
     restart: int = 0
     address: str = ""
+    devices: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Claim:
@@ -117,13 +119,14 @@ class Claim:
             generation=int(value["generation"]), history=int(value["history"]),
             process=ProcessId.from_json(value["process"]), time=float(value["time"]),
             job=str(value.get("job", "")), restart=int(value.get("restart", 0)), address=str(value.get("address", "")),
+            devices=tuple(map(str, value.get("devices", ()))),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return {
             "launch": self.launch, "index": self.index, "code": self.code, "generation": self.generation,
             "history": self.history, "process": self.process.to_json(), "time": self.time,
-            "job": self.job, "restart": self.restart, "address": self.address,
+            "job": self.job, "restart": self.restart, "address": self.address, "devices": list(self.devices),
         }  # fmt: skip
 
 

@@ -146,11 +146,8 @@ def _where(arguments: Namespace) -> tuple[list[str], int | None]:
 
 
 def _run_here(project: Project, prepared: api.Prepared, *, message: str, rerun: Rerun) -> int:
-    from orchestrator.local.inline import Inline
-
     name = prepared.experiment.name
-    options = prepared.experiment.cluster
-    cluster = Inline(grace_seconds=float(options.get("grace_seconds") or 30), scratch=options.get("scratch"))
+    cluster = api.in_foreground(prepared.experiment.cluster)
     launched = api.launch(project, prepared, cluster=cluster, message=message, rerun=rerun)
     _say(*(f"note: {note}" for note in launched.notes))
     only = launched.steps[0]
