@@ -19,6 +19,7 @@ from orchestrator.ledger.attempts import (
     mark,
     marks,
     read_attempt,
+    read_attempts,
     read_claim,
     read_events,
     write_observed,
@@ -38,12 +39,12 @@ from orchestrator.ledger.launches import (
 )
 from orchestrator.ledger.packs import Packs, read_packs
 from orchestrator.ledger.records import Ledger, Reader, read
-from orchestrator.ledger.settle import settle
+from orchestrator.ledger.settle import settle, write_replaced
 
 __all__ = [
     "SILENT_SECONDS", "EventWriter", "Launch", "Ledger", "Packs", "Reader", "check_private", "claim_attempt",
-    "job_output", "make_private", "mark", "marks", "names", "planned", "publish", "read", "read_attempt", "read_claim",
-    "read_config", "read_events", "read_json", "read_launch", "read_line", "read_lines", "read_packs",
-    "read_some_lines",
-    "replace_text", "settle", "submitting", "write_observed",
+    "job_output", "make_private", "mark", "marks", "names", "planned", "publish", "read", "read_attempt",
+    "read_attempts", "read_claim", "read_config", "read_events", "read_json", "read_launch", "read_line",
+    "read_lines", "read_packs", "read_some_lines", "replace_text", "settle", "submitting", "write_observed",
+    "write_replaced",
 ]  # fmt: skip

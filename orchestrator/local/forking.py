@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 2**18
 _PRINTED_BYTES = 4000
 _END_SECONDS = 10.0
+_MOMENT_SECONDS = 0.1
 
 _Kind = tuple[str, str, str, str]
 
@@ -59,6 +61,11 @@ class Forking:
             _log.warning("a run is started by itself, and not forked: %s", error)
             return Children(start)
 
+    def wait(self, seconds: float) -> None:
+        """Return once a parent has something to tell, or after so many seconds; without parents after a moment."""
+        told = [parent.channel for parent in self._parents.values() if not parent.lost]
+        select.select(told, [], [], seconds if told else min(seconds, _MOMENT_SECONDS))
+
     def close(self) -> None:
         """End the parents; the runs that they have forked go on."""
         for parent in self._parents.values():
@@ -88,7 +95,7 @@ class Parent:
         self._asked: dict[int, Forked] = {}
         self._forked: dict[int, Forked] = {}
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._process = subprocess.Popen(
                 [start.argv[0], "-m", "orchestrator.worker.warm", start.argv[2]], env=start.environments[0],
@@ -96,7 +103,7 @@ class Parent:
                 cwd=start.task.experiment.path,
             )  # fmt: skip
         except OSError:
-            self._channel.close()
+            self.channel.close()
             self._output.close()
             raise
         finally:
@@ -116,7 +123,7 @@ class Parent:
             "cwd": str(start.task.experiment.path),
         }  # fmt: skip
         try:
-            socket.send_fds(self._channel, [json.dumps(wish).encode()], [output, *start.keep], socket.MSG_DONTWAIT)
+            socket.send_fds(self.channel, [json.dumps(wish).encode()], [output, *start.keep], socket.MSG_DONTWAIT)
         except OSError as error:
             raise _NotAskedError(error.strerror) from error
         self._asked[ticket] = run
@@ -125,7 +132,7 @@ class Parent:
         """Take in what it has told by now."""
         while not self.lost:
             try:
-                message = self._channel.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+                message = self.channel.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
@@ -155,7 +162,7 @@ class Parent:
         return _end(self._output).rpartition("\n")[2]
 
     def close(self) -> None:
-        self._channel.close()
+        self.channel.close()
         try:
             self._process.wait(timeout=_END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -12,6 +12,7 @@ from orchestrator import ledger
 from orchestrator.cluster import Capacity
 from orchestrator.layout import LaunchPaths
 from orchestrator.local import machine, room
+from orchestrator.local.forking import Forking
 from orchestrator.local.holds import Holds
 from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Sidecars, Supervisor
@@ -27,7 +28,8 @@ class Inline:
 
     def __init__(self, *, scratch: str | None = None, **options: Unpack[machine.Options]) -> None:
         self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
-        self._supervisor = Supervisor(sync=self._sidecars.sync, holds=Holds())
+        self._forking = Forking()
+        self._supervisor = Supervisor(sync=self._sidecars.sync, start=self._forking, holds=Holds())
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         machine.check(shapes, self._terms, cluster="inline")
@@ -53,6 +55,7 @@ class Inline:
             self._supervisor.run(until=until)
         finally:
             self._supervisor.stop("its launch was stopped")
+            self._forking.close()
 
     def close(self) -> None:
         """Wait until everything logged has reached the tracking store."""

@@ -27,6 +27,7 @@ from orchestrator.cluster import Capacity
 from orchestrator.errors import StateError
 from orchestrator.layout import LaunchPaths, state_dir
 from orchestrator.local import machine, room
+from orchestrator.local.forking import Forking
 from orchestrator.local.holds import Holds
 from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Sidecars, Supervisor
@@ -163,8 +164,8 @@ def supervise(folder: Path) -> None:
 
 
 def _work_off(queue: Queue) -> None:
-    sidecars = Sidecars()
-    supervisor = Supervisor(sync=sidecars.sync, holds=Holds())
+    sidecars, forking = Sidecars(), Forking()
+    supervisor = Supervisor(sync=sidecars.sync, start=forking, holds=Holds())
     taken: set[LaunchPaths] = set()
     while entries := queue.entries():
         for entry in entries:
@@ -176,6 +177,7 @@ def _work_off(queue: Queue) -> None:
             queue.remove(launch)
             taken.discard(launch)
         time.sleep(_POLL_SECONDS)
+    forking.close()
     sidecars.close()
 
 
