@@ -108,9 +108,9 @@ class SlurmCluster:
         except ClusterError as error:
             told = Observation(state=JobState.UNKNOWN, reason=f"Slurm does not answer: {error.why or error.what}")
             return dict.fromkeys(tasks, told)
-        found = {first: _best(launch, names[first], seen) if first in names else rest for first in asked}
-        told = {index: found[packs.first(index)] for index in tasks}
-        return told | packed.observe(launch, {index: told[index] for index in tasks if index in packs})
+        jobs_told = {first: _best(launch, names[first], seen) if first in names else rest for first in asked}
+        found = {index: jobs_told[packs.first(index)] for index in tasks}
+        return found | packed.observe(launch, {index: found[index] for index in tasks if index in packs})
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Stop these tasks; a pack's own supervisor stops its runs one by one, so its job is ended for all of them."""

@@ -99,7 +99,7 @@ class Parent:
         try:
             self._process = subprocess.Popen(
                 [start.argv[0], "-m", "orchestrator.worker.warm", start.argv[2]], env=start.environments[0],
-                stdin=theirs, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
+                stdin=theirs.fileno(), stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
                 cwd=start.task.experiment.path,
             )  # fmt: skip
         except OSError:

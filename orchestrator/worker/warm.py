@@ -16,7 +16,6 @@ It speaks JSON over the Unix socket that is its standard input, one message a pa
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import runpy
@@ -36,13 +35,6 @@ from orchestrator.worker import log
 _MESSAGE_BYTES = 2**18
 _MOST_DESCRIPTORS = 64
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
-_NEEDED = {
-    "orchestrator.worker": (
-        "orchestrator.worker.attempt", "orchestrator.worker.training", "orchestrator.worker.checkpoints",
-        "orchestrator.tracking.logger",
-    ),
-}  # fmt: skip
-"""What a worker's module imports once it runs; another one, such as that of the tests, trains nothing."""
 _UNFORKABLE = ("mlflow", "pynvml")
 
 
@@ -60,14 +52,23 @@ def unfit() -> str:
 def prepare(module: str) -> str:
     """Import what a worker's module needs; return why this process cannot be forked for it, or nothing."""
     log.to_stderr()
-    for name in _NEEDED.get(module, ("orchestrator.worker.attempt",)):
-        importlib.import_module(name)
+    _import_what_runs(module)
     if (first := os.fork()) == 0:
         os._exit(0)
     os.waitpid(first, 0)  # numerical libraries end their pools of threads at a fork, and make new ones when needed
     gc.collect()
     gc.freeze()  # what is there now is shared with all runs, and never looked at again
     return unfit()
+
+
+def _import_what_runs(module: str) -> None:
+    """Import what a worker's module imports once it runs; another than ours, such as the tests' own, trains nothing."""
+    import orchestrator.worker.attempt
+
+    if module == "orchestrator.worker":
+        import orchestrator.tracking.logger
+        import orchestrator.worker.checkpoints
+        import orchestrator.worker.training  # noqa: F401 - it is to be there
 
 
 class Server:
