@@ -5,6 +5,7 @@
 <runs>/<experiment>/data/<digest>.json     manifests, shared by launches
 <runs>/<experiment>/runs/<run id>/a001/    one attempt, one writer
 <runs>/<experiment>/tracking/<server>/     which of a tracking server's runs are ours
+<runs>/<experiment>/hidden/                empty files named by run: left out of what is shown
 <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
 <runs>/.mlflow/                            the embedded tracking store
 <runs>/.waiting/                           empty files `<experiment>.<launch>`: not all of it was submitted; a hint
@@ -202,6 +203,36 @@ class LaunchPaths:
         return self.path / "cancelled"
 
     @property
+    def held(self) -> Path:
+        """Empty files named by index: these tasks shall not start until somebody releases them."""
+        return self.path / "held"
+
+    @property
+    def released(self) -> Path:
+        """An empty file: the others need no longer wait for the canary."""
+        return self.path / "released"
+
+    def failures(self, signature: str) -> Path:
+        """Return the folder of empty files, named by run id, of the runs that failed with a signature."""
+        return self.path / "failures" / short_digest(signature)
+
+    @property
+    def brake(self) -> Path:
+        """Which runs the brake has cancelled, and why."""
+        return self.path / "brake.json"
+
+    def change(self, number: int) -> Path:
+        """Return the file of a change to what has not been submitted yet; later ones overrule earlier ones."""
+        return self.path / "changes" / f"{number:04d}.json"
+
+    def changes(self) -> list[Path]:
+        return [self.path / "changes" / name for name in _names(self.path / "changes") if name.endswith(".json")]
+
+    def notified(self, event: str) -> Path:
+        """Return the folder that whoever tells of an event makes: it is told once."""
+        return self.path / "notified" / event
+
+    @property
     def complete(self) -> Path:
         return self.path / "COMPLETE"
 
@@ -273,9 +304,12 @@ class ExperimentPaths:
 
     def tracking(self, uri: str) -> Path:
         """Return the folder that says which runs of a tracking server are ours."""
-        import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
+        return self.path / "tracking" / short_digest(uri)
 
-        return self.path / "tracking" / hashlib.sha256(uri.encode()).hexdigest()[:12]
+    @property
+    def hidden(self) -> Path:
+        """Empty files named by run id: these runs are left out of what is shown."""
+        return self.path / "hidden"
 
     @property
     def runs(self) -> Path:
@@ -311,6 +345,13 @@ class RunsRoot:
         for name in _names(self.path):
             if EXPERIMENT_NAME.fullmatch(name) and _is_folder(self.path / name / "launches"):
                 yield self.experiment(name)
+
+
+def short_digest(text: str) -> str:
+    """Return a file name for a text that may hold anything."""
+    import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
+
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def cache_dir() -> Path:

@@ -47,15 +47,18 @@ def rounds(seconds: float | None, hours: float | None) -> int:
     return max(1, min(wanted, allowed, _MOST_RUNS))
 
 
-def packs(steps: Sequence[Step]) -> list[list[int]]:
-    """Return the packs that steps make, each as the steps' indices; a step that asks for none is in none."""
+def packs(steps: Sequence[Step], *, canary: int = 0) -> list[list[int]]:
+    """Return the packs that steps make, each as the steps' indices; a step that asks for none is in none.
+
+    Of the first `canary` steps none shares a job with those that wait for them.
+    """
     found: list[list[int]] = []
     open_ones: dict[object, list[int]] = {}
     for index, step in enumerate(steps):
         need = step.run.resources
         if need.pack is None:
             continue
-        key = (need, step.code, step.run.data_digest)
+        key = (need, step.code, step.run.data_digest, index < canary)
         if key not in open_ones or len(open_ones[key]) == need.pack.runs:
             open_ones[key] = []
             found.append(open_ones[key])

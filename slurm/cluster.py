@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator import ledger
-from orchestrator.cluster import Capacity, Waiting, check_data
+from orchestrator.cluster import Capacity, Change, Waiting, check_data
 from orchestrator.errors import ClusterError, OrchError, RequestError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import handover, limits, packed, preflight, queue, script, submission, turns
+from orchestrator.slurm import control, handover, limits, packed, preflight, queue, script, submission, turns
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
 from orchestrator.slurm.turns import Job
@@ -108,7 +108,7 @@ class SlurmCluster:
         except ClusterError as error:
             told = Observation(state=JobState.UNKNOWN, reason=f"Slurm does not answer: {error.why or error.what}")
             return dict.fromkeys(tasks, told)
-        jobs_told = {first: _best(launch, names[first], seen) if first in names else rest for first in asked}
+        jobs_told = {first: _best(launch, names[first], seen) if first in names else rest(first) for first in asked}
         found = {index: jobs_told[packs.first(index)] for index in tasks}
         return found | packed.observe(launch, {index: found[index] for index in tasks if index in packs})
 
@@ -121,6 +121,31 @@ class SlurmCluster:
             indices = sorted(index - job.offset for index in job.indices if index in chosen)
             if indices:
                 _scancel(f"{job.id}_[{script.ranges(indices)}]")
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        control.hold(jobs_of(launch), ledger.read_packs(launch).whole(tasks))
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        control.release(jobs_of(launch), ledger.read_packs(launch).firsts(tasks))
+        handover.go_on(launch, lambda: self.allowed, at_once=True)
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
+        packs, waiting = ledger.read_packs(launch), handover.left(launch)
+        if change.hours is not None and any(task in packs for task in tasks):
+            raise RequestError(
+                "the hours of packed runs cannot be changed", why="their job's time limit is made of those of its runs",
+                fix="cancel them, and launch them again with other resources",
+            )  # fmt: skip
+        tasks = packs.firsts(tasks)
+        if not waiting.isdisjoint(tasks) and (missing := waiting - set(tasks)):
+            raise RequestError(
+                f"{len(missing)} more runs of launch {launch.number:04d} wait to be submitted",
+                why="what a launch has not submitted yet is changed as a whole",
+                fix=f"choose them all: launch={launch.number} state=waiting",
+            )  # fmt: skip
+        control.change(jobs_of(launch), tasks, change)
+        if not waiting.isdisjoint(tasks):
+            control.keep(launch, change)
 
 
 def jobs_of(launch: LaunchPaths) -> list[Job]:

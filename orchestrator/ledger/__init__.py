@@ -24,10 +24,11 @@ from orchestrator.ledger.attempts import (
     read_events,
     write_observed,
 )
-from orchestrator.ledger.files import check_private, make_private, names, read_json, replace_text
+from orchestrator.ledger.files import check_private, make_private, names, read_json, replace_text, writing
 from orchestrator.ledger.launches import (
     SILENT_SECONDS,
     Launch,
+    braked,
     planned,
     publish,
     read_config,
@@ -42,9 +43,9 @@ from orchestrator.ledger.records import Ledger, Reader, read
 from orchestrator.ledger.settle import settle, write_replaced
 
 __all__ = [
-    "SILENT_SECONDS", "EventWriter", "Launch", "Ledger", "Packs", "Reader", "check_private", "claim_attempt",
-    "job_output", "make_private", "mark", "marks", "names", "planned", "publish", "read", "read_attempt",
-    "read_attempts", "read_claim", "read_config", "read_events", "read_json", "read_launch", "read_line",
-    "read_lines", "read_packs", "read_some_lines", "replace_text", "settle", "submitting", "write_observed",
-    "write_replaced",
+    "SILENT_SECONDS", "EventWriter", "Launch", "Ledger", "Packs", "Reader", "braked", "check_private",
+    "claim_attempt", "job_output", "make_private", "mark", "marks", "names", "planned", "publish", "read",
+    "read_attempt", "read_attempts", "read_claim", "read_config", "read_events", "read_json", "read_launch",
+    "read_line", "read_lines", "read_packs", "read_some_lines", "replace_text", "settle", "submitting",
+    "write_observed", "write_replaced", "writing",
 ]  # fmt: skip

@@ -21,6 +21,9 @@ class Packs:
         """Return the task that a task's job is named by."""
         return self.first_by_task.get(task, task)
 
+    def firsts(self, tasks: Iterable[int]) -> list[int]:
+        return list(dict.fromkeys(self.first(task) for task in tasks))
+
     def tasks(self, first: int) -> tuple[int, ...]:
         """Return the tasks of the job that is named by its first one."""
         return self.tasks_by_first.get(first, (first,))
@@ -31,8 +34,7 @@ class Packs:
     def whole(self, tasks: Collection[int]) -> list[int]:
         """Return, each by its first task, the jobs of which all tasks are among these."""
         given = set(tasks)
-        firsts = dict.fromkeys(self.first(task) for task in tasks)
-        return [first for first in firsts if given.issuperset(self.tasks(first))]
+        return [first for first in self.firsts(tasks) if given.issuperset(self.tasks(first))]
 
     def __contains__(self, task: object) -> bool:
         return task in self.first_by_task

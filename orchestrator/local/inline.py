@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Unpack
 
 from orchestrator import ledger
-from orchestrator.cluster import Capacity
+from orchestrator.cluster import Capacity, Change
+from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local import machine, room
 from orchestrator.local.forking import Forking
 from orchestrator.local.holds import Holds
+from orchestrator.local.nvml import Users
 from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe
@@ -29,11 +31,11 @@ class Inline:
     def __init__(self, *, scratch: str | None = None, **options: Unpack[machine.Options]) -> None:
         self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
         self._forking = Forking()
-        self._supervisor = Supervisor(sync=self._sidecars.sync, start=self._forking, holds=Holds())
+        self._supervisor = Supervisor(sync=self._sidecars.sync, start=self._forking, holds=Holds(), users=Users())
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         machine.check(shapes, self._terms, cluster="inline")
-        return room.check(data, self._scratch)
+        return (*machine.notes(self._terms), *room.check(data, self._scratch))
 
     @cached_property
     def _terms(self) -> Terms:
@@ -68,3 +70,20 @@ class Inline:
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Nothing to do: the launching process sees the `cancelled` marks within a moment."""
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do: who starts the tasks sees the `held` marks."""
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do but to make sure that somebody starts the tasks."""
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:  # noqa: ARG002 - as above
+        raise no_change("inline")
+
+
+def no_change(cluster: str) -> RequestError:
+    """Return the error of a change to what is queued on a cluster that has no other limits to give."""
+    return RequestError(
+        f"cluster={cluster} cannot change what is queued", why="only Slurm's queue has limits to change",
+        fix="orch cancel what waits, and launch it again as it is to be",
+    )  # fmt: skip

@@ -6,10 +6,8 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
-import psutil
-
 from orchestrator.errors import RequestError
-from orchestrator.local import devices
+from orchestrator.local import devices, nvml
 from orchestrator.local.schedule import Terms
 from orchestrator.spec import Resources
 
@@ -35,6 +33,8 @@ def given(section: Mapping[str, Any]) -> Options:
 
 def terms(options: Options) -> Terms:
     """Return the terms of a launch on this machine."""
+    import psutil  # noqa: PLC0415 - who only looks at runs may not need it
+
     return Terms(
         cpus=options.get("cpus") or own_cpus(), mem_gb=options.get("mem_gb") or psutil.virtual_memory().total / _GB,
         devices=devices.find(options.get("devices"), os.environ), runs_per_gpu=options.get("runs_per_gpu") or 1,
@@ -53,6 +53,14 @@ def check(shapes: Collection[Resources], given: Terms, *, cluster: str) -> None:
     for shape in shapes:
         _check_nodes(shape, cluster)
         _check_gpus(shape, given)
+
+
+def notes(given: Terms) -> tuple[str, ...]:
+    """Return what a person should know of the machine."""
+    if not given.avoid_busy or not (why := nvml.missing()):
+        return ()
+    needed = "NVIDIA's driver and `pip install 'slurm-orchestrator[gpu]'` are needed"
+    return (f"cluster.avoid_busy_gpus: other people's processes cannot be seen ({why}): {needed}",)
 
 
 def check_slots(shapes: Collection[Resources], given: Terms) -> None:

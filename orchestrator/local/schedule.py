@@ -118,14 +118,30 @@ def lacking(wanted: Wanted, taken: Sequence[Taken], closed: Collection[str]) -> 
     return frozenset(found)
 
 
-def free_devices(wanted: Wanted, taken: Sequence[Taken], closed: Collection[str]) -> tuple[Device, ...]:
-    """Return the devices that a run could have now; those that are shared already come first."""
-    load = _load(taken)
-    return tuple(sorted(_open(wanted, taken, closed), key=lambda device: -load[device.address]))
+def told(wanted: Wanted, taken: Sequence[Taken], closed: Mapping[str, str]) -> str:
+    """Return in words what a run waits for. `closed` says why a device cannot be had."""
+    resources, terms, missing = wanted.resources, wanted.terms, lacking(wanted, taken, closed)
+    found = []
+    if "GPU" in missing:
+        why = "".join(f"; GPU {d.id} is {closed[d.address]}" for d in terms.devices if d.address in closed)
+        found.append(f"{_count(wanted.gpus, 'GPU')} ({len(_open(wanted, taken, closed))} free{why})")
+    if "CPU" in missing:
+        left = terms.cpus - sum(one.wanted.resources.cpus_per_node for one in taken)
+        found.append(f"{_count(resources.cpus_per_node, 'CPU')} ({max(0, left)} free)")
+    if "GB" in missing:
+        left_gb = (terms.mem_gb or 0) - sum(_memory(one.wanted) for one in taken)
+        found.append(f"{resources.mem_gb_per_node:g} GB ({max(0.0, left_gb):.0f} free)")
+    return f"waits for {' and '.join(found)}" if found else "is about to start"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def _devices_for(wanted: Wanted, taken: Sequence[Taken], closed: Collection[str]) -> tuple[Device, ...]:
-    return free_devices(wanted, taken, closed)[: wanted.gpus]
+    """Return devices that a run can have; those that are shared already come first."""
+    load = _load(taken)
+    return tuple(sorted(_open(wanted, taken, closed), key=lambda device: -load[device.address])[: wanted.gpus])
 
 
 def _open(wanted: Wanted, taken: Sequence[Taken], closed: Collection[str]) -> list[Device]:

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
@@ -123,23 +124,53 @@ class Children:
 
 
 class Found:
-    """A task's processes that a former supervisor has started, known by rank 0, which leads their group."""
+    """A task's processes that a former supervisor has started: rank 0, which leads their group, and the other ranks."""
 
-    def __init__(self, process: ProcessId) -> None:
-        self._process = process
+    def __init__(self, leader: ProcessId, *, ranks: int) -> None:
+        self._leader = leader
+        self._others = _other_ranks(leader.pid) if ranks > 1 and leader.alive() else []
+        self._missed: float | None = None
+        self._killed = False
 
     def ended(self) -> int | None:
-        return None if self._process.alive() else 0
+        if not self._leader.alive():
+            return 128 + signal.SIGKILL if self._killed else 0
+        if not all(other.alive() for other in self._others):
+            self._missed = self._missed or time.monotonic()
+            if time.monotonic() > self._missed + _LATE_SECONDS:  # whether it died or was done, nobody can tell
+                self._killed = True
+                self.signal(signal.SIGKILL)
+        return None
 
     def signal(self, number: int) -> None:
-        """Rank 0 alone is asked to stop: the ranks tell each other."""
         if number == signal.SIGKILL:
-            signal_group(self._process.pid, number)
-        elif self._process.alive():
-            _signal(os.kill, self._process.pid, number)
+            signal_group(self._leader.pid, number)
+            return
+        for process in (self._leader, *self._others):
+            if process.alive():
+                _signal(os.kill, process.pid, number)
 
     def close(self) -> str:
-        return ""
+        return "another rank had ended long before" if self._killed else ""
+
+
+def _other_ranks(leader: int) -> list[ProcessId]:
+    """Return the processes of a leader's group that were not started by one of it, as data loaders are."""
+    import psutil  # noqa: PLC0415 - who only looks at runs may not need it
+
+    group = {p.pid: p.info["ppid"] for p in psutil.process_iter(["ppid"]) if _group_of(p.pid) == leader}
+    found = []
+    for pid in [pid for pid, parent in group.items() if pid != leader and parent not in group]:
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found.append(ProcessId.of(pid))
+    return found
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:  # it has just ended
+        return -1
 
 
 def died(status: int | None) -> bool:

@@ -14,15 +14,16 @@ import signal
 import subprocess
 import time
 from bisect import insort
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator import ledger
+from orchestrator import guard, ledger
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.holds import Holds
-from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose
+from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, told
 from orchestrator.local.starting import Children, Found, Handle, Starter, start_of
 from orchestrator.local.tasks import Task, tasks_of
 from orchestrator.record import Attempt, Claim, RunState
@@ -55,26 +56,37 @@ class _Waiting:
     wanted: Wanted = field(compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The task that starts next, and what it waits for. The others wait for it, but for what it does not mind."""
+
+    task: Task
+    reason: str
+
+
 class Supervisor:
     """Starts, watches and stops the tasks of launches. `step` does what is due and says whether work is left."""
 
     def __init__(
         self, *, sync: Callable[[str, Path, str], None], start: Starter = Children, holds: Holds | None = None,
-        busy: Callable[[Sequence[Device]], Collection[str]] = lambda _: (),
+        users: Callable[[Sequence[Device]], Mapping[str, str]] = lambda _: {},
         clock: Callable[[], float] = time.monotonic, restarts: bool = False,
     ) -> None:  # fmt: skip
         """`sync(python, runs, experiment)` is told each time something of an experiment has changed.
 
-        `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `busy` returns
-        the addresses of devices that strangers' processes use. `restarts`: what is stopped before it has begun will
-        be started again, and so nothing is written down of it.
+        `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `users` tells by
+        address who else computes on devices. `head` is afterwards what is next, and what it waits for. `restarts`: the
+        tasks are some of a launch's, and of those stopped before they began nothing is written: they are started again.
         """
-        self._sync, self._make, self._holds, self._busy, self._clock = sync, start, holds, busy, clock
+        self._sync, self._make, self._holds, self._users, self._clock = sync, start, holds, users, clock
         self._restarts = restarts
+        self.head: Head | None = None
         self._arrivals = itertools.count()
         self._queue: list[_Waiting] = []
         self._running: list[_Running] = []
         self._headers: dict[LaunchPaths, Mapping[str, Any]] = {}
+        self._gates: dict[LaunchPaths, guard.Gate] = {}
+        self._stopping = False
 
     def add(self, launch: LaunchPaths, terms: Terms) -> None:
         """Take over all tasks of a launch that have not ended; those already running are found."""
@@ -99,7 +111,7 @@ class Supervisor:
         claim = ledger.read_claim(task.folder)
         if claim is None or claim.launch != task.launch.number or claim.process.alive() is None:  # on another node
             return
-        process = Found(claim.process)
+        process = Found(claim.process, ranks=task.resources.processes_per_node)
         if process.ended() is None:
             devices = _devices(claim, wanted.terms)
             deadline = self._deadline(task, already=time.time() - claim.process.started)
@@ -126,6 +138,7 @@ class Supervisor:
     def stop(self, reason: str, *, number: int = signal.SIGTERM, grace_seconds: float | None = None) -> None:
         """Ask all running tasks to stop, wait for the grace time (None: their own), and kill what is left."""
         self._queue.clear()
+        self._stopping = True
         for running in self._running:
             self._ask(running, reason, number)
             if grace_seconds is not None:
@@ -135,35 +148,49 @@ class Supervisor:
             time.sleep(_POLL_SECONDS)
 
     def _start_what_fits(self) -> None:
-        closed = self._let_go()
-        while self._queue:
-            if self._queue[0].task.cancelled:  # it may be in the others' way
-                del self._queue[0]
+        if self._let_go():
+            return  # whoever else waits for one of these devices has the time until the next look
+        closed: dict[str, str] = {}
+        self._gates.clear()
+        while waiting := list(islice(filter(self._may_start, self._queue), DEPTH)):
+            if waiting[0].task.cancelled:  # it may be in the others' way
+                self._queue.remove(waiting[0])
                 continue
-            waiting, taken = [one.wanted for one in self._queue[:DEPTH]], [running.taken for running in self._running]
-            choice = choose(waiting, taken, closed=closed, now=self._clock())
+            wanted, taken = [one.wanted for one in waiting], [running.taken for running in self._running]
+            choice = choose(wanted, taken, closed=closed, now=self._clock())
             if choice is None:
+                self.head = Head(task=waiting[0].task, reason=told(wanted[0], taken, closed))
                 return
-            refused = self._refused(self._queue[choice.place].wanted, choice.devices)
+            chosen = waiting[choice.place]
+            refused = self._refused(chosen.wanted, choice.devices)
             if refused:
                 closed |= refused
                 continue
-            chosen = self._queue.pop(choice.place)
+            self._queue.remove(chosen)
             if not chosen.task.cancelled:
                 self._start(chosen, choice.devices)
+        self.head = None
+
+    def _may_start(self, waiting: _Waiting) -> bool:
+        """Return whether a task is neither held nor behind a canary; its launch is asked once in a step."""
+        launch = waiting.task.launch
+        if launch not in self._gates:
+            self._gates[launch] = guard.gate(launch)
+        return waiting.task.cancelled or self._gates[launch].admits(waiting.task.index)
 
     def _let_go(self) -> frozenset[str]:
-        """Let go of devices that no task has, and leave them for this once to whoever else waits for one."""
+        """Let go of devices that no task has any more, and return which."""
         if self._holds is None:
             return frozenset()
         return self._holds.let_go(but={device.address for running in self._running for device in running.devices})
 
-    def _refused(self, wanted: Wanted, devices: Sequence[Device]) -> frozenset[str]:
-        """Take devices; return the addresses of those that cannot be had after all."""
+    def _refused(self, wanted: Wanted, devices: Sequence[Device]) -> dict[str, str]:
+        """Take devices; return of those that cannot be had after all why that is."""
         ours = {device.address for running in self._running for device in running.devices}
-        fresh = [device for device in devices if device.id not in ours]
-        found = frozenset(self._busy(fresh)) if fresh and wanted.terms.avoid_busy else frozenset()
-        return found or (self._holds.take(devices) if self._holds else frozenset())
+        fresh = [device for device in devices if device.address not in ours]
+        if wanted.terms.avoid_busy and (used := self._users(fresh)):
+            return {address: f"used by {by}" for address, by in used.items()}
+        return dict.fromkeys(self._holds.take(devices) if self._holds else (), "held by somebody else's run")
 
     def _start(self, waiting: _Waiting, devices: tuple[Device, ...]) -> None:
         task, header = waiting.task, self._headers[waiting.task.launch]
@@ -208,6 +235,10 @@ class Supervisor:
             self._adopt(running.task, running.wanted)  # somebody else has taken the attempt
         else:
             self._settle(running.task, status, running.reason, output)
+        if self._restarts:
+            guard.tell_if_ended(running.task.launch)
+        elif not self._stopping and not self.busy(running.task.launch):
+            guard.tell(running.task.launch, guard.Event.ENDED)
 
     def _settle(self, task: Task, status: int, reason: str, output: str) -> None:
         """Write down how an attempt ended that could not say so itself."""
@@ -222,9 +253,11 @@ class Supervisor:
             signature = f"exit status {status} before training" if attempt.claim is None else f"exit status {status}"
             last = output.splitlines()[-1] if output else ""
             ledger.write_observed(run, task.attempt, "failed", signature=signature, message=last, traceback=output)
+            guard.brake_after(task.launch, task.run_id, signature)
+            guard.tell(task.launch, guard.Event.FAILED, run_id=task.run_id, reason=signature)
         else:
-            told = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
-            ledger.write_observed(run, task.attempt, "interrupted", reason=told)
+            ending = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
+            ledger.write_observed(run, task.attempt, "interrupted", reason=ending)
             state = RunState.CANCELLED if task.cancelled else state
         ledger.mark(task.experiment, task.run_id, task.attempt, state.value)
         self._notify(task)

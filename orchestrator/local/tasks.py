@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import ledger
+from orchestrator import guard, ledger
 from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths
 from orchestrator.record import Claim, JobState, Observation
 from orchestrator.spec import Resources
@@ -49,11 +49,15 @@ class Task:
 
 
 def observe(
-    launch: LaunchPaths, tasks: Collection[int], *, supervised: bool | None, idle: str
-) -> dict[int, Observation]:
-    """Return what is seen of tasks. `supervised`: whether somebody will start what has not begun; None: unknown."""
+    launch: LaunchPaths, tasks: Collection[int], *, supervised: bool | None, idle: str,
+    waits: Callable[[int], str] = lambda _: "waits for a free slot",
+) -> dict[int, Observation]:  # fmt: skip
+    """Return what is seen of tasks. `supervised`: whether somebody will start what has not begun; None: unknown.
+
+    `waits` says for what a task waits.
+    """
     state = {None: JobState.UNKNOWN, True: JobState.PENDING, False: JobState.ENDED}[supervised]
-    unclaimed = Observation(state=state, reason="waits for a free slot" if supervised else idle)
+    gate = guard.gate(launch)
     stopped = Observation(state=JobState.ENDED, reason="cancelled before it started")
     cancelled = set(ledger.names(launch.cancelled))
     begun = set(ledger.names(launch.experiment.runs))  # most may not have: one listing
@@ -63,14 +67,14 @@ def observe(
         if claim is not None:
             found[index] = _observe_claim(claim, supervised=supervised)
         else:
-            found[index] = stopped if line["run"] in cancelled else unclaimed
+            reason = gate.why(index) or waits(index) if supervised else idle
+            found[index] = stopped if line["run"] in cancelled else Observation(state=state, reason=reason)
     return found
 
 
 def _observe_claim(claim: Claim, *, supervised: bool | None) -> Observation:
     alive = claim.process.alive()
     job, node = f"pid {claim.process.pid}", claim.process.host
-    job += f", GPU {','.join(claim.devices)}" if claim.devices else ""
     if alive is None:
         reason = f"it runs on {node}, and can only be seen there"
         return Observation(state=JobState.UNKNOWN, reason=reason, job=job, node=node)

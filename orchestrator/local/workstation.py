@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -23,14 +23,16 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from orchestrator import ledger
-from orchestrator.cluster import Capacity
+from orchestrator.cluster import Capacity, Change
 from orchestrator.errors import StateError
 from orchestrator.layout import LaunchPaths, state_dir
-from orchestrator.local import machine, room
+from orchestrator.local import machine, room, session
 from orchestrator.local.forking import Forking
 from orchestrator.local.holds import Holds
+from orchestrator.local.inline import no_change
+from orchestrator.local.nvml import Users
 from orchestrator.local.schedule import Terms
-from orchestrator.local.supervisor import Sidecars, Supervisor
+from orchestrator.local.supervisor import Head, Sidecars, Supervisor
 from orchestrator.local.tasks import observe
 from orchestrator.process import start_detached
 from orchestrator.record import JobState, Observation
@@ -54,7 +56,8 @@ class Workstation:
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         machine.check(shapes, self._terms, cluster="workstation")
         machine.check_slots(shapes, self._terms)
-        return room.check(data, self._scratch)
+        logout = session.note()
+        return (*machine.notes(self._terms), *([logout] if logout else []), *room.check(data, self._scratch))
 
     @cached_property
     def _terms(self) -> Terms:
@@ -78,12 +81,24 @@ class Workstation:
         queued = self._queue.holds(launch)
         if queued:
             self._queue.ensure_supervisor()
-        return observe(launch, tasks, supervised=queued, idle="it left the queue of the workstation")
+        idle = "it left the queue of the workstation"
+        return observe(launch, tasks, supervised=queued, idle=idle, waits=self._queue.waits(launch))
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:  # noqa: ARG002 - the protocol's signature
         """Make sure that somebody sees the `cancelled` marks."""
         if self._queue.holds(launch):
             self._queue.ensure_supervisor()
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do: who starts the tasks sees the `held` marks."""
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:  # noqa: ARG002 - as above
+        """Nothing to do but to make sure that somebody starts the tasks."""
+        if self._queue.holds(launch):
+            self._queue.ensure_supervisor()
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:  # noqa: ARG002 - as above
+        raise no_change("workstation")
 
 
 class Queue:
@@ -113,6 +128,27 @@ class Queue:
                 _log.warning("skipped a damaged queue entry: %s", path)
         return sorted(found, key=lambda entry: entry["time"])
 
+    def tell_head(self, head: Head | None) -> None:
+        """Leave word of what starts next, for those who look."""
+        told = {}
+        if head is not None:
+            task = head.task
+            told = {"launch": str(task.launch.path), "index": task.index, "run": task.run_id, "reason": head.reason}
+        ledger.replace_text(self._head, json.dumps(told))
+
+    def waits(self, launch: LaunchPaths) -> Callable[[int], str]:
+        """Return what says for what a task of a launch waits, as the supervisor last told it."""
+        try:
+            head = json.loads(self._head.read_bytes())
+        except (OSError, ValueError):
+            head = {}
+        if not head:
+            return lambda _: "waits for its turn"
+        name = LaunchPaths(Path(head["launch"])).experiment.name
+        next_one = (head["launch"], head["index"])
+        behind = f"waits for its turn, behind {name} {head['run'][:8]}"
+        return lambda index: head["reason"] if (str(launch.path), index) == next_one else behind
+
     @contextmanager
     def lock(self) -> Iterator[bool]:
         """Hold the supervisor's lock; yields False if another process holds it."""
@@ -131,11 +167,15 @@ class Queue:
         # Between here and the new process's own lock another may start too; one of them then ends at once.
         try:
             argv = [sys.executable, "-m", "orchestrator.local.workstation", str(self._folder)]
-            start_detached(argv, cwd=self._folder, log=self._folder / "log")
+            start_detached(session.surviving(argv), cwd=self._folder, log=self._folder / "log")
         except OSError as error:
             raise StateError(
                 "the workstation's supervisor cannot be started", why=str(error), fix=f"see {self._folder / 'log'}"
             ) from error
+
+    @property
+    def _head(self) -> Path:
+        return self._folder / "next.json"
 
     @property
     def _entries(self) -> Path:
@@ -165,14 +205,18 @@ def supervise(folder: Path) -> None:
 
 def _work_off(queue: Queue) -> None:
     sidecars, forking = Sidecars(), Forking()
-    supervisor = Supervisor(sync=sidecars.sync, start=forking, holds=Holds())
+    supervisor = Supervisor(sync=sidecars.sync, start=forking, holds=Holds(), users=Users())
     taken: set[LaunchPaths] = set()
+    told: Head | None = None
     while entries := queue.entries():
         for entry in entries:
             launch = LaunchPaths(Path(str(entry["launch"])))
             if launch not in taken and _take(supervisor, launch, Terms.from_json(entry), queue):
                 taken.add(launch)
         supervisor.step()
+        if supervisor.head != told:
+            told = supervisor.head
+            queue.tell_head(told)
         for launch in [launch for launch in taken if not supervisor.busy(launch)]:
             queue.remove(launch)
             taken.discard(launch)

@@ -9,7 +9,7 @@ Exit status: 0 nothing is left, and nothing has failed; 3 some runs have failed;
 
 from __future__ import annotations
 
-from orchestrator.worker.signals import StopSignal
+from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 stop = StopSignal()
 if __name__ == "__main__":
@@ -98,6 +98,11 @@ class Pack:
             for last in lasts
         )
 
+    def exhausted(self) -> bool:
+        """Whether no run is to be started again: those begun have got no further, however often they were."""
+        begun = [ours[-1] for run in self.runs if (ours := run.attempts_of_this_job())]
+        return len(begun) == len(self.runs) and all(map(requeue.exhausted, begun))
+
     def failed(self) -> bool:
         lasts = map(_last, self.runs)
         return any(last is not None and last.state is RunState.FAILED for last in lasts)
@@ -158,7 +163,7 @@ def _end(pack: Pack, received: str | None) -> int:
     told = received or (requeue.TIME_LIMIT if pack.stopped_by_limit() else None)
     left = pack.left()
     if told and left.runs:
-        requeue.after_interruption(left, told)
+        requeue.answer(left, InterruptedByInfrastructureError(told), exhausted=left.exhausted)
         return 143
     return SOME_FAILED if pack.failed() else 0
 
