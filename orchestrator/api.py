@@ -138,9 +138,7 @@ def _arrays(
     }
     codes = {step.code: tuple(paths.python_path(step.code, unwritten=unwritten)) for step in acting}
     sizes = {digest: manifest.bytes for digest, manifest in facts.manifests.items()}
-    later = {
-        index for pack in packs(acting, canary=canary) for index in pack[1:]
-    }  # a pack goes by its first
+    later = {index for pack in packs(acting, canary=canary) for index in pack[1:]}  # a pack goes by its first
     shapes = {
         index: cluster.shape(step.run.resources, codes[step.code], data_bytes=sizes.get(step.run.data_digest or "", 0))
         for index, step in enumerate(acting)
