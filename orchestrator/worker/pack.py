@@ -80,15 +80,13 @@ class Pack:
         return all(run.cancelled for run in self.runs)
 
     def left(self) -> Self:
-        """Return the pack of those runs that this job has yet to end, each in its next attempt."""
-        starts = [run.next_start() for run in self.runs if not run.cancelled]
-        left = [start for start in starts if start and not start.taken_by_others and not _failed(start)]
-        return replace(self, runs=tuple(left))
+        """Return the pack of those runs that this job has yet to end."""
+        return replace(self, runs=tuple(run for run in self.runs if _start(run)))
 
-    @property
     def tasks(self) -> list[Task]:
-        """The runs as tasks of a supervisor."""
-        return [replace(Task.of(run.launch, run.line), attempt=run.wish.attempt) for run in self.runs]
+        """Return them as tasks of a supervisor, each in its next attempt."""
+        starts = filter(None, map(_start, self.runs))
+        return [replace(Task.of(start.launch, start.line), attempt=start.wish.attempt) for start in starts]
 
     def stopped_by_limit(self) -> bool:
         """Whether a run has had its own time, and is to go on."""
@@ -117,9 +115,15 @@ class Pack:
                     ledger.mark(run.experiment, run.wish.run, attempt.number, RunState.INTERRUPTED.value)
 
 
-def _failed(start: Assignment) -> bool:
-    """Return whether an attempt has failed before it could be claimed."""
-    return ledger.read_attempt(start.run, start.attempt).state is RunState.FAILED
+def _start(run: Assignment) -> Assignment | None:
+    """Return a run in the attempt that is to be started; None where nothing is left to do.
+
+    It may also have failed before it could claim that attempt.
+    """
+    start = None if run.cancelled else run.next_start()
+    if start is None or start.taken_by_others:
+        return None
+    return None if ledger.read_attempt(start.run, start.attempt).state is RunState.FAILED else start
 
 
 def _last(run: Assignment) -> Attempt | None:
@@ -136,7 +140,7 @@ def work(pack: Pack, stop: StopSignal) -> int:
     options = SlurmOptions.parse(pack.header["cluster"])
     need = pack.runs[0].wish.resources
     terms = Terms(cpus=need.job.cpus_per_node, grace_seconds=options.grace_seconds)
-    supervisor.queue(pack.launch, pack.left().tasks, terms)
+    supervisor.queue(pack.launch, pack.tasks(), terms)
     while not stop.received and supervisor.step():
         forking.wait(_LOOK_SECONDS)
     if stop.received:
