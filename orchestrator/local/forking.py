@@ -206,7 +206,7 @@ class Forked:
     def _go_on(self) -> None:
         """Do without the parent."""
         if self._process is not None:
-            self._instead = Found(self._process)
+            self._instead = Found(self._process, ranks=1)
         elif self._told:
             self._status = -self._told
         else:
