@@ -23,6 +23,7 @@ from orchestrator.cluster import Capacity, Change, Cluster, Scratch
 from orchestrator.credentials import masked
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
+from orchestrator.packing import packs, sized
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
@@ -83,10 +84,12 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
 class Plan:
     """What a launch would do now: its steps, and what those to do would ask for.
 
-    `launch` is the folder that it would get, `arrays` what it would submit (None: the cluster knows no arrays).
+    `acting` are the steps to do, `launch` is the folder that it would get, `arrays` what it would submit (None: the
+    cluster knows no arrays).
     """
 
     steps: tuple[Step, ...]
+    acting: tuple[Step, ...]
     launch: LaunchPaths
     arrays: tuple[script.Array, ...] | None
     shapes: tuple[ShapeTotal, ...]
@@ -105,23 +108,24 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh:
     paths, cluster = project.runs.experiment(experiment.name), cluster_for(experiment.cluster)
     book = read(project, experiment.name)
     steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
-    acting = to_do(steps)
+    acting = sized(to_do(steps), book.records)
     needs = {step.run.resources for step in acting}
     notes = cluster.check(needs, paths.path, data_of(acting, facts.manifests)) if acting else ()
     capacity = cluster.capacity() if acting else Capacity(scratch=Scratch(where=""))  # then nobody is asked
-    arrays = _arrays(cluster, acting, facts, paths) if acting else None
+    arrays = _arrays(cluster, acting, facts, paths, canary=experiment.launch.canary) if acting else None
     counted = None if arrays is None else Counter(array.shape.resources for array in arrays)
+    jobs = None if arrays is None else _jobs(arrays)
     checkpoints = disk_forecast(acting, book.records, paths, _models(project, facts, ask=weigh))
     return Plan(
-        steps=steps, launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
-        shapes=shape_totals(acting, arrays=counted, default_hours=capacity.hours),
+        steps=steps, acting=tuple(acting), launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
+        shapes=shape_totals(acting, arrays=counted, jobs=jobs, default_hours=capacity.hours),
         data=data_totals(acting, facts.manifests), checkpoints=checkpoints,
         notes=(*notes, *([checkpoints.note] if checkpoints.note else [])),
     )  # fmt: skip
 
 
 def _arrays(
-    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths
+    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths, *, canary: int
 ) -> tuple[script.Array, ...] | None:
     """Return the arrays that a launch of these steps would submit."""
     from orchestrator.slurm.cluster import SlurmCluster
@@ -135,11 +139,18 @@ def _arrays(
     }
     codes = {step.code: tuple(paths.python_path(step.code, unwritten=unwritten)) for step in acting}
     sizes = {digest: manifest.bytes for digest, manifest in facts.manifests.items()}
+    later = {index for pack in packs(acting, canary=canary) for index in pack[1:]}  # a pack goes by its first
     shapes = {
         index: cluster.shape(step.run.resources, codes[step.code], data_bytes=sizes.get(step.run.data_digest or "", 0))
         for index, step in enumerate(acting)
+        if index not in later
     }
     return tuple(cluster.arrays_of(shapes))
+
+
+def _jobs(arrays: Iterable[script.Array]) -> Counter[Resources]:
+    """Return how many jobs there are of each shape."""
+    return sum((Counter({array.shape.resources: len(array.indices)}) for array in arrays), Counter())
 
 
 TOKEN = "TOKEN"  # noqa: S105 - stands for what is no secret
@@ -153,16 +164,17 @@ def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], s
     """
     from orchestrator.slurm.cluster import SlurmCluster
 
-    cluster, acting = cluster_for(prepared.experiment.cluster), to_do(planned.steps)
+    cluster, acting = cluster_for(prepared.experiment.cluster), planned.acting
     if not isinstance(cluster, SlurmCluster):
         raise RequestError(
             f"cluster={prepared.experiment.cluster['kind']} submits no scripts", why="only a Slurm cluster does",
             fix="orch plan --sbatch ... cluster=slurm, or a site's own profile",
         )  # fmt: skip
     name = prepared.experiment.name
+    runs = {pack[0]: pack for pack in packs(acting, canary=prepared.experiment.launch.canary)}
     return [
         (
-            tuple(acting[index] for index in array.indices),
+            tuple(acting[index] for first in array.indices for index in runs.get(first, [first])),
             cluster.script_of(array, planned.launch, experiment=name, token=TOKEN),
         )
         for array in planned.arrays or ()
@@ -367,7 +379,7 @@ def _run_again(launch: LaunchPaths, record: Record) -> Run:
     line = ledger.read_line(launch, record.planned.index)
     return Run(
         id=record.id, point=record.planned.point, config=ledger.read_config(launch, line),
-        resources=Resources(**line["resources"]), data_digest=line["data"],
+        resources=Resources.from_json(line["resources"]), data_digest=line["data"],
     )  # fmt: skip
 
 

@@ -160,6 +160,11 @@ class LaunchPaths:
         return self.path / f"base-{number}.json"
 
     @property
+    def packs(self) -> Path:
+        """Which tasks share a job; absent where none do."""
+        return self.path / "packs.json"
+
+    @property
     def experiment(self) -> ExperimentPaths:
         return ExperimentPaths(self.path.parent.parent)
 

@@ -29,7 +29,7 @@ LAYERS = (
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
     {"guard"},
-    {"local", "slurm", "waiting"},
+    {"local", "slurm", "waiting", "packing"},
     {"launch", "worker"},
     {"project", "selection", "estimate", "forecast", "consumption", "tracking_view"},
     {"api"},

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.identity import TRAINER_NOT_IDENTITY
 from orchestrator.layout import EXPERIMENT_NAME
-from orchestrator.spec import TASKS, LaunchOptions, Objective, Resources, SnapshotOptions
+from orchestrator.spec import TASKS, LaunchOptions, Objective, Pack, Resources, SnapshotOptions
 
 TOP_LEVEL = (
     "name", "data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "seed", "vars", "task",
@@ -63,13 +63,40 @@ def name(value: Any) -> str:
 def resources(value: Mapping[str, Any]) -> Resources:
     """Return checked resources; nodes and CPUs at least 1, GPUs at least 0, memory and hours positive."""
     _known("resources", value, Resources.__dataclass_fields__)
-    return Resources(
+    need = Resources(
         nodes=_integer("resources.nodes", value.get("nodes", 1), least=1),
         gpus_per_node=_integer("resources.gpus_per_node", value.get("gpus_per_node", 0), least=0),
         cpus_per_node=_integer("resources.cpus_per_node", value.get("cpus_per_node", 1), least=1),
         mem_gb_per_node=_positive("resources.mem_gb_per_node", value.get("mem_gb_per_node")),
         hours=_positive("resources.hours", value.get("hours")),
+        pack=_pack(value.get("pack")),
     )
+    if need.pack and need.world_size > 1:
+        raise ConfigError(
+            f"resources.pack is given for runs of {need.world_size} processes", why="only runs of one are packed",
+            fix="resources.pack=null, or resources.nodes=1 and at most one GPU",
+        )  # fmt: skip
+    return need
+
+
+def _pack(value: Any) -> Pack | None:
+    """Return how runs are packed; `auto` leaves their number open."""
+    if value is None:
+        return None
+    if value == "auto":
+        return Pack()
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"resources.pack is {value!r}",
+            why="it is null, auto, or says how many runs",
+            fix="resources.pack={runs: 8}",
+        )
+    _known("resources.pack", value, Pack.__dataclass_fields__)
+    runs = value.get("runs", "auto")
+    at_once = _integer("resources.pack.at_once", value.get("at_once", 1), least=1)
+    if runs == "auto":
+        return Pack(at_once=at_once)
+    return Pack(runs=_integer("resources.pack.runs", runs, least=at_once), at_once=at_once)
 
 
 def objective(value: Any) -> Objective | None:

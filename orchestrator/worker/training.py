@@ -373,7 +373,8 @@ def _devices(resources: Resources) -> dict[str, Any]:
 
 def _environment(training: Training) -> ClusterEnvironment:
     """Return who starts the processes: srun, or nobody. Never Lightning's own guess, which may requeue (FACTS 16)."""
-    return SLURMEnvironment(auto_requeue=False) if training.place.job else LightningEnvironment()
+    place = training.place
+    return SLURMEnvironment(auto_requeue=False) if place.job and not place.packed else LightningEnvironment()
 
 
 def _checkpoints(training: Training) -> ModelCheckpoint:
