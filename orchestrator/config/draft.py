@@ -157,9 +157,11 @@ def _assemble(
     points = tuple(_point(item, definition, used) for item in resolved)
     unused = [rule for i, rule in enumerate(definition.resources) if i not in used]
     more = tuple(f"sweep.resources: when {dict(when)} matches no point" for when, _ in unused)
+    objective, tracking = schema.objective(head["objective"]), schema.tracking(head["tracking"])
+    schema.check_register(tracking, objective)
     return Draft(
-        name=schema.name(head["name"]), points=points, objective=schema.objective(head["objective"]),
-        cluster=schema.cluster(head["cluster"]), tracking=schema.tracking(head["tracking"]),
+        name=schema.name(head["name"]), points=points, objective=objective,
+        cluster=schema.cluster(head["cluster"]), tracking=tracking,
         snapshot=schema.snapshot(head["snapshot"]), env=schema.env(head["env"]), choices=resolved[0].choices,
         sweep=head["sweep"], overrides=overrides, notes=notes + more,
     )  # fmt: skip
