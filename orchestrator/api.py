@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import ledger
 from orchestrator.cluster import Capacity, Cluster, Scratch
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
-from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
+from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir, local_dirs
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from orchestrator.launch import Facts, Launched
     from orchestrator.slurm import script
     from orchestrator.tracking import Report
+    from orchestrator.tracking.embedded import StoreFolders
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 60.0
@@ -469,7 +471,7 @@ def overview(project: Project, experiment: ExperimentPaths) -> dict[str, int]:
 
 def _put_right(project: Project, book: ledger.Ledger) -> None:
     news = ledger.settle(book)
-    tracked = bool(book.launches) and book.launches[-1].header["tracking"]["kind"] != "none"
+    tracked = _tracking(book.experiment).get("kind", "none") != "none"
     if tracked and _due(book.experiment.unsynced, news=bool(news)):
         _sync_in_background(project, book.experiment)
 
@@ -522,6 +524,9 @@ def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Recor
             (folder.cancelled / record.id).touch(mode=0o600)
         kind = ledger.read_launch(folder).header["cluster"]["kind"]
         observers()[kind].cancel(folder, [record.task[1] for record in found])
+    waited = any(record.last is not None and record.state is RunState.QUEUED for record in chosen)
+    if waited and _tracking(paths).get("kind", "none") != "none":  # nobody else will tell MLflow
+        _sync_in_background(project, paths)
     return chosen
 
 
@@ -530,19 +535,63 @@ def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Recor
 
 def sync(project: Project, name: str) -> Report:
     """Bring an experiment's tracking store up to date with its runs' own records and spools."""
-    from orchestrator.tracking.mlflow_store import MlflowStore
     from orchestrator.tracking_view import tracked
+
+    return store_of(project, name).sync(tracked(read(project, name)))
+
+
+def store_of(project: Project, name: str) -> MlflowStore:
+    """Return the tracking store of an experiment. Raises TrackingError if it cannot be used."""
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
     if not (project.runs.experiment(name).path / "launches").is_dir():
         raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
     uri = server_of(project, name)
-    ids = project.runs.experiment(name).tracking(uri) if uri else None
-    store = MlflowStore.server(uri, ids) if uri and ids else MlflowStore.embedded(project.runs.mlflow)
-    return store.sync(tracked(read(project, name)))
+    if uri:
+        return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
+    folders = embedded_store(project)
+    return MlflowStore.embedded(folders.database, folders.files)
+
+
+def embedded_store(project: Project) -> StoreFolders:
+    """Return where the embedded store of a project's runs lies: on a local disk. Makes the database's folder."""
+    from orchestrator.tracking.embedded import mounts, store_folders
+
+    folders = store_folders(project.runs.mlflow, local_dirs(), mounts())
+    if not folders.database.is_relative_to(project.runs.path):
+        ledger.make_private(folders.database)
+        ledger.check_private(folders.database.parent.parent)
+    return folders
 
 
 def server_of(project: Project, name: str) -> str | None:
     """Return the address of the tracking server that an experiment's latest launch sends to, if it does."""
-    launches = project.runs.experiment(name).launches()
-    tracking = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    tracking = _tracking(project.runs.experiment(name))
     return str(tracking["uri"]) if tracking.get("kind") == "server" else None
+
+
+def _tracking(paths: ExperimentPaths) -> Mapping[str, Any]:
+    launches = paths.launches()
+    found: Mapping[str, Any] = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    return found
+
+
+def open_in_store(project: Project, name: str) -> bool:
+    """Return whether runs were cancelled that still seem to wait: what the store says of them is not the last word."""
+    book = read(project, name)
+    cancelled = {launch.number: launch.paths.cancelled for launch in book.launches}
+    waiting = [r for r in book.records.values() if r.last is not None and r.state is RunState.QUEUED]
+    return any((cancelled[record.task[0]] / record.id).exists() for record in waiting)
+
+
+def register(project: Project, name: str) -> str | None:
+    """Register the best run's model if the experiment wants it, all runs have ended, and it is not registered yet.
+
+    Returns what was done, in words. The model is built and loaded in a process of its own, with the run's own code.
+    Raises TrackingError where that fails.
+    """
+    from orchestrator.registering import register as act
+    from orchestrator.registering import wanted
+
+    wish = wanted(read(project, name)) if _tracking(project.runs.experiment(name)).get("register") else None
+    return act(wish, store_of(project, name)) if wish else None

@@ -44,7 +44,7 @@ def serve(project: Project, names: Sequence[str], *, port: int) -> int:
 
 
 def _start(project: Project, port: int) -> subprocess.Popen[bytes]:
-    uri = f"sqlite:///{project.runs.mlflow / 'mlflow.db'}"
+    uri = f"sqlite:///{api.embedded_store(project).database / 'mlflow.db'}"
     return subprocess.Popen(
         [
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
@@ -82,6 +82,8 @@ def _sync(project: Project, names: Sequence[str]) -> None:
     for name in names:
         try:
             api.sync(project, name)
+            if done := api.register(project, name):
+                _say(f"{name}: {done}")
         except OrchError as error:
             _say(f"not synced yet: {error}")
 

@@ -21,6 +21,7 @@ from orchestrator.spec import PROJECT, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
 from orchestrator.worker import data, requeue
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.node_metrics import measured
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 from orchestrator.worker.uploading import Uploader
 from orchestrator.worker.usage import Usage
@@ -56,7 +57,7 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
 def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
         _check_environment(assignment)
-        with data.staged(assignment, events, stop) as view:
+        with measured(assignment), data.staged(assignment, events, stop) as view:
             config = _place(assignment, view)
             if stop.received:
                 raise InterruptedByInfrastructureError(stop.received)
@@ -104,6 +105,7 @@ def _train(
         config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
         folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
         resume_from=checkpoints.latest(earlier), place=assignment.place,
+        example=assignment.attempt.example if assignment.header["tracking"].get("register") else None,
     )  # fmt: skip
     with SpoolWriter(assignment.attempt.metrics if assignment.leads else Path(os.devnull)) as spool:
         logger = SpoolLogger(spool, assignment.run.artifacts)

@@ -24,6 +24,7 @@ from orchestrator.spec import Objective, Resources
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.build import build
 from orchestrator.worker.checkpoints import BEST, LAST, AtomicCheckpointIO
+from orchestrator.worker.example import KeepExample
 from orchestrator.worker.place import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
@@ -34,7 +35,10 @@ _SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained, on what, and where its files go. `folder` is the attempt's."""
+    """What is trained, on what, and where its files go. `folder` is the attempt's.
+
+    `example`: where a few samples of the model's input are to be kept; None: nowhere.
+    """
 
     config: Mapping[str, Any]
     resources: Resources
@@ -43,6 +47,7 @@ class Training:
     checkpoints: Path
     resume_from: Path | None
     place: Place
+    example: Path | None = None
 
 
 class Progress(Callback):
@@ -298,7 +303,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     relative = f"{training.folder.name}/{training.checkpoints.name}/{BEST}"
     progress = Progress(events, training.objective, relative)
     stopping = StopOnSignal(stop, training.checkpoints, tests=config["task"] == "fit_test")
-    trainer = _trainer(training, logger, [progress, _checkpoints(training), stopping])
+    examples = [KeepExample(training.example)] if training.example else []
+    trainer = _trainer(training, logger, [progress, *examples, _checkpoints(training), stopping])
     events.write("training", resumed=training.resume_from is not None)
     trainer.fit(model, datamodule=datamodule, ckpt_path=_text(training.resume_from), **_trusted(trainer.fit))
     metrics = numbers(trainer.callback_metrics)
