@@ -61,8 +61,8 @@ class Registry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            made = self.client.create_model_version(
-                name, f"models:/{logged.model_id}", run.info.run_id, tags=dict(tags), model_id=logged.model_id
+            made = self.client.create_model_version(  # `models:/ID` would be looked for where the fluent API points
+                name, logged.artifact_location, run.info.run_id, tags=dict(tags), model_id=logged.model_id
             )
             first = self._versions(name, tags)[0]
             if str(first.version) != str(made.version):  # somebody else did the same at the same moment
