@@ -62,7 +62,7 @@ class Launcher:
     def launch(self, points: int) -> Cost:
         """Return what a launch costs. Raises RuntimeError where it left not every task waiting, or a process alive."""
         runs, mark = self.home / f"runs-{next(self._numbers)}", uuid.uuid4().hex
-        argv = self.box.orch("launch", *sweep_of(points), "cluster=slurm", "--runs", str(runs))
+        argv = self.box.orch("launch", *sweep_of(points), "cluster=slurm", "--yes", "--runs", str(runs))
         cost = self.box.cost(argv, cwd=self.home / "project", env={**self.slurm.environment, _MARK: mark})
         if (waiting := self.slurm.waiting()) != points:
             raise RuntimeError(f"{waiting} tasks wait in the queue, and {points} were launched")

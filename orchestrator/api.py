@@ -9,24 +9,25 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import ledger
-from orchestrator.cluster import Capacity, Cluster, Scratch
+from orchestrator import guard, ledger
+from orchestrator.cluster import Capacity, Change, Cluster, Scratch
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
-from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir, local_dirs
+from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Experiment, Objective, Resources, Run, RunId, SnapshotOptions
+from orchestrator.spec import Experiment, LaunchOptions, Objective, Resources, Run, RunId, SnapshotOptions
 from orchestrator.waiting import hand_over
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from orchestrator.data import Manifest
     from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
+    from orchestrator.local.inline import Inline
     from orchestrator.slurm import script
     from orchestrator.tracking import Report
-    from orchestrator.tracking.embedded import StoreFolders
     from orchestrator.tracking.mlflow_store import MlflowStore
 
 _log = logging.getLogger(__name__)
@@ -181,8 +182,12 @@ def _models(project: Project, facts: Facts, *, ask: bool) -> Models:
 def launch(
     project: Project, prepared: Prepared, *, cluster: Cluster | None = None, message: str = "",
     rerun: Rerun = "never", only: Callable[[Step], bool] = lambda _: True, worker: Sequence[str] | None = None,
+    confirm: Callable[[Sequence[Step]], None] = lambda _: None,
 ) -> Launched:  # fmt: skip
-    """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`."""
+    """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`.
+
+    `confirm` is given the steps before anything is written, and may raise.
+    """
     from orchestrator.estimate import disk_forecast
     from orchestrator.launch import WORKER
     from orchestrator.launch import launch as act
@@ -190,7 +195,8 @@ def launch(
     paths = project.runs.experiment(prepared.experiment.name)
     launched = act(
         prepared.experiment, prepared.facts, paths, cluster=cluster or cluster_for(prepared.experiment.cluster),
-        cluster_of=observers(), message=message, rerun=rerun, only=only, worker=worker or WORKER,
+        cluster_of=observers(), message=message, rerun=rerun, only=only, confirm=confirm,
+        worker=worker or WORKER,
     )  # fmt: skip
     ignore_in_git(project)
     if launched.paths is None:
@@ -198,6 +204,14 @@ def launch(
     acting, models = to_do(launched.steps), _models(project, prepared.facts, ask=False)
     room = disk_forecast(acting, launched.records, paths, models)
     return replace(launched, notes=(*launched.notes, room.note)) if room.note else launched
+
+
+def tagged(prepared: Prepared, tags: Sequence[str]) -> Prepared:
+    """Return the same, with further words to find its launch by. Raises ConfigError for what is none."""
+    from orchestrator.config import schema
+
+    experiment = prepared.experiment
+    return replace(prepared, experiment=replace(experiment, tags=schema.tags([*experiment.tags, *tags])))
 
 
 @contextmanager
@@ -211,7 +225,8 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
         name=name, runs=runs, objective=Objective(**header["objective"]) if header["objective"] else None,
         cluster=header["cluster"], tracking=header["tracking"], env=header["env"], choices=header["choices"],
         snapshot=SnapshotOptions(**{**header["snapshot"], "include": tuple(header["snapshot"]["include"])}),
-        sweep=header["sweep"], overrides=tuple(header["overrides"]),
+        sweep=header["sweep"], overrides=tuple(header["overrides"]), tags=tuple(header.get("tags", ())),
+        launch=LaunchOptions.from_json(header.get("launch", {})),
     )  # fmt: skip
     manifests = {run.data_digest: _manifest(paths, run.data_digest) for run in runs if run.data_digest}
     with ExitStack() as stack:
@@ -299,8 +314,10 @@ def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experimen
         runs[run.id] = run
     return Experiment(
         name=composed.name, runs=tuple(runs.values()), objective=composed.objective, cluster=composed.cluster,
-        tracking=composed.tracking, snapshot=composed.snapshot, env="refuse" if composed.env == "refuse" else "warn",
+        tracking=composed.tracking, snapshot=composed.snapshot, launch=composed.launch, tags=composed.tags,
+        env="refuse" if composed.env == "refuse" else "warn",
         choices=composed.choices, sweep=composed.sweep, overrides=composed.overrides, notes=composed.notes,
+        ask_above=composed.ask_above,
     )  # fmt: skip
 
 
@@ -374,7 +391,6 @@ def ignore_in_git(project: Project) -> None:
 
 def cluster_for(options: Mapping[str, Any]) -> Cluster:
     """Return the cluster that a `cluster:` section describes."""
-    grace = float(options.get("grace_seconds") or 30)
     if options["kind"] == "slurm":
         from orchestrator.slurm.cluster import SlurmCluster
         from orchestrator.slurm.options import SlurmOptions
@@ -385,12 +401,19 @@ def cluster_for(options: Mapping[str, Any]) -> Cluster:
 
         Staging.parse(options["staging"])
     if options["kind"] == "workstation":
+        from orchestrator.local.machine import given
         from orchestrator.local.workstation import Workstation
 
-        return Workstation(cpus=options.get("cpus"), grace_seconds=grace, scratch=options.get("scratch"))
-    from orchestrator.local.inline import Inline
+        return Workstation(scratch=options.get("scratch"), **given(options))
+    return in_foreground(options)
 
-    return Inline(grace_seconds=grace, scratch=options.get("scratch"))
+
+def in_foreground(options: Mapping[str, Any]) -> Inline:
+    """Return the cluster that runs in this process, with what a `cluster:` section of any kind says of this machine."""
+    from orchestrator.local.inline import Inline
+    from orchestrator.local.machine import given
+
+    return Inline(scratch=options.get("scratch"), **given(options))
 
 
 class _Observers(Mapping[str, Cluster]):
@@ -471,9 +494,26 @@ def overview(project: Project, experiment: ExperimentPaths) -> dict[str, int]:
 
 def _put_right(project: Project, book: ledger.Ledger) -> None:
     news = ledger.settle(book)
-    tracked = _tracking(book.experiment).get("kind", "none") != "none"
+    if book.launches and book.experiment.path.stat().st_uid == os.getuid():  # nobody runs a command of another's
+        _guard(book, news)
+    tracked = bool(book.launches) and book.launches[-1].header["tracking"]["kind"] != "none"
     if tracked and _due(book.experiment.unsynced, news=bool(news)):
         _sync_in_background(project, book.experiment)
+
+
+def _guard(book: ledger.Ledger, news: Iterable[Record]) -> None:
+    """See to what runs that died without a word mean for their launches."""
+    for record in news:
+        if failure := record.failure:
+            launch = book.launch(record.task[0])
+            if stopped := guard.brake_after(launch.paths, record.id, failure.signature):
+                observers()[launch.header["cluster"]["kind"]].cancel(launch.paths, stopped)
+            guard.tell(launch.paths, guard.Event.FAILED, run_id=record.id, reason=failure.signature)
+    for launch in book.launches:
+        if launch.header.get("launch", {}).get("notify"):
+            mine = (record for record in book.records.values() if record.planned.launch == launch.number)
+            if not any(record.state.active for record in mine):
+                guard.tell(launch.paths, guard.Event.ENDED)
 
 
 def _due(unsynced: Path, *, news: bool) -> bool:
@@ -500,13 +540,6 @@ def told(point: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in point.items()) or "(no sweep)"
 
 
-def best_value(record: Record, metric: str) -> float | None:
-    """Return the best value of a metric where the run kept one, else its last."""
-    best = record.last.best if record.last else {}
-    value = best.get("value") if best.get("metric") == metric else record.metrics.get(metric)
-    return float(value) if value is not None else None
-
-
 # --- act on runs ------------------------------------------------------------------------------------------
 
 
@@ -514,20 +547,68 @@ def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Recor
     """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
     paths = project.runs.experiment(name)
     chosen = [r for r in records if r.state.active and not (paths.launch(r.task[0]).cancelled / r.id).exists()]
-    by_launch: dict[int, list[Record]] = {}
-    for record in chosen:
-        by_launch.setdefault(record.task[0], []).append(record)
-    for number, found in by_launch.items():
+    for number, found in _by_launch(chosen).items():
         folder = paths.launch(number)
         ledger.make_private(folder.cancelled)
         for record in found:
             (folder.cancelled / record.id).touch(mode=0o600)
-        kind = ledger.read_launch(folder).header["cluster"]["kind"]
-        observers()[kind].cancel(folder, [record.task[1] for record in found])
-    waited = any(record.last is not None and record.state is RunState.QUEUED for record in chosen)
-    if waited and _tracking(paths).get("kind", "none") != "none":  # nobody else will tell MLflow
-        _sync_in_background(project, paths)
+        header = ledger.read_launch(folder).header
+        observers()[header["cluster"]["kind"]].cancel(folder, [record.task[1] for record in found])
+        if header["tracking"]["kind"] != "none" and any(record.last and record.last.final for record in found):
+            _sync_in_background(project, paths)  # MLflow has it as SCHEDULED, and nobody will report it again
     return chosen
+
+
+def hold(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
+    """Keep runs that wait from starting, and return those."""
+    return _said_to_queued(project, name, records, guard.hold, lambda cluster: cluster.hold)
+
+
+def release(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
+    """Let go what holds runs back, a hold or the canary before them, and return the runs."""
+    return _said_to_queued(project, name, records, guard.release, lambda cluster: cluster.release)
+
+
+def change(project: Project, name: str, records: Iterable[Record], wanted: Change) -> list[Record]:
+    """Give runs that wait other limits, and return those."""
+    return _said_to_queued(
+        project, name, records, lambda *_: None,
+        lambda cluster: lambda launch, tasks: cluster.change(launch, tasks, wanted),
+    )  # fmt: skip
+
+
+def _said_to_queued(
+    project: Project, name: str, records: Iterable[Record],
+    mark: Callable[[LaunchPaths, Collection[int]], None],
+    say: Callable[[Cluster], Callable[[LaunchPaths, Collection[int]], None]],
+) -> list[Record]:  # fmt: skip
+    """Mark runs that wait, then tell their cluster, a launch at a time."""
+    paths = project.runs.experiment(name)
+    chosen = [record for record in records if record.state in {RunState.QUEUED, RunState.WAITING}]
+    for number, found in _by_launch(chosen).items():
+        launch = paths.launch(number)
+        tasks = [record.task[1] for record in found]
+        mark(launch, tasks)
+        say(observers()[ledger.read_launch(launch).header["cluster"]["kind"]])(launch, tasks)
+    return chosen
+
+
+def _by_launch(records: Iterable[Record]) -> dict[int, list[Record]]:
+    found: dict[int, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.task[0], []).append(record)
+    return found
+
+
+def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool = False) -> None:
+    """Leave runs out of what is shown, or show them again. Nothing of them is deleted, and a launch knows them."""
+    folder = project.runs.experiment(name).hidden
+    ledger.make_private(folder)
+    for record in records:
+        if undo:
+            (folder / record.id).unlink(missing_ok=True)
+        else:
+            (folder / record.id).touch(mode=0o600)
 
 
 # --- tracking ---------------------------------------------------------------------------------------------
@@ -549,19 +630,19 @@ def store_of(project: Project, name: str) -> MlflowStore:
     uri = server_of(project, name)
     if uri:
         return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
-    folders = embedded_store(project)
-    return MlflowStore.embedded(folders.database, folders.files)
+    folder = _private_store(project)
+    # Where the database had to leave the runs, artifacts stay with them, by the machine: checkpoints are links there.
+    beside = None if folder == project.runs.mlflow else project.runs.mlflow / socket.gethostname() / "artifacts"
+    return MlflowStore.embedded(folder, beside)
 
 
-def embedded_store(project: Project) -> StoreFolders:
-    """Return where the embedded store of a project's runs lies: on a local disk. Makes the database's folder."""
-    from orchestrator.tracking.embedded import mounts, store_folders
-
-    folders = store_folders(project.runs.mlflow, local_dirs(), mounts())
-    if not folders.database.is_relative_to(project.runs.path):
-        ledger.make_private(folders.database)
-        ledger.check_private(folders.database.parent.parent)
-    return folders
+def _private_store(project: Project) -> Path:
+    """Return the folder of the embedded store; one that does not lie with the runs is for this user alone."""
+    store = project.tracking_store
+    if store != project.runs.mlflow:
+        ledger.make_private(store)
+        ledger.check_private(store.parent)
+    return store
 
 
 def server_of(project: Project, name: str) -> str | None:

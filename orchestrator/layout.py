@@ -5,9 +5,9 @@
 <runs>/<experiment>/data/<digest>.json     manifests, shared by launches
 <runs>/<experiment>/runs/<run id>/a001/    one attempt, one writer
 <runs>/<experiment>/tracking/<server>/     which of a tracking server's runs are ours
+<runs>/<experiment>/hidden/                empty files named by run: left out of what is shown
 <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
-<runs>/.mlflow/                            the embedded tracking store (tracking/embedded.py; of its database, only
-                                           where this is a local disk)
+<runs>/.mlflow/                            the embedded tracking store (without its database on a network filesystem)
 <runs>/.waiting/                           empty files `<experiment>.<launch>`: not all of it was submitted; a hint
 """
 
@@ -220,6 +220,36 @@ class LaunchPaths:
         return self.path / "cancelled"
 
     @property
+    def held(self) -> Path:
+        """Empty files named by index: these tasks shall not start until somebody releases them."""
+        return self.path / "held"
+
+    @property
+    def released(self) -> Path:
+        """An empty file: the others need no longer wait for the canary."""
+        return self.path / "released"
+
+    def failures(self, signature: str) -> Path:
+        """Return the folder of empty files, named by run id, of the runs that failed with a signature."""
+        return self.path / "failures" / short_digest(signature)
+
+    @property
+    def brake(self) -> Path:
+        """Which runs the brake has cancelled, and why."""
+        return self.path / "brake.json"
+
+    def change(self, number: int) -> Path:
+        """Return the file of a change to what has not been submitted yet; later ones overrule earlier ones."""
+        return self.path / "changes" / f"{number:04d}.json"
+
+    def changes(self) -> list[Path]:
+        return [self.path / "changes" / name for name in _names(self.path / "changes") if name.endswith(".json")]
+
+    def notified(self, event: str) -> Path:
+        """Return the folder that whoever tells of an event makes: it is told once."""
+        return self.path / "notified" / event
+
+    @property
     def complete(self) -> Path:
         return self.path / "COMPLETE"
 
@@ -291,9 +321,12 @@ class ExperimentPaths:
 
     def tracking(self, uri: str) -> Path:
         """Return the folder that says which runs of a tracking server are ours."""
-        import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
+        return self.path / "tracking" / short_digest(uri)
 
-        return self.path / "tracking" / hashlib.sha256(uri.encode()).hexdigest()[:12]
+    @property
+    def hidden(self) -> Path:
+        """Empty files named by run id: these runs are left out of what is shown."""
+        return self.path / "hidden"
 
     @property
     def runs(self) -> Path:
@@ -331,15 +364,17 @@ class RunsRoot:
                 yield self.experiment(name)
 
 
+def short_digest(text: str) -> str:
+    """Return a file name for a text that may hold anything."""
+    import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
+
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
 def cache_dir() -> Path:
     """Return the user's cache folder: everything in it can be deleted at any time."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "orchestrator"
-
-
-def local_dirs() -> list[Path]:
-    """Return folders of this user's that may lie on a local disk, the best first; homes often do not."""
-    return [cache_dir(), *(Path(top) / f"orchestrator-{os.getuid()}" for top in ("/var/tmp", "/tmp"))]  # noqa: S108 - whose it is, is checked
 
 
 def state_dir() -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NewType
+from typing import Any, Literal, NewType, Self
 
 RunId = NewType("RunId", str)
 """The first 12 hexadecimal digits of the SHA-256 of a run's identity document."""
@@ -26,6 +26,10 @@ PROJECT = "<project>"
 
 TASKS = ("fit", "fit_test")
 """What a run does: train and validate, or also test the best checkpoint afterwards."""
+
+
+ASK_ABOVE = 1_000
+"""A launch of more runs is confirmed first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +87,33 @@ class SnapshotOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOptions:
+    """How the runs of a launch are let loose.
+
+    `canary`: so many runs first, the others once these are done. `brake`: after so many failures with one signature
+    nothing more begins; None: never. `notify`: a program and its arguments, told of the first failure and of the end.
+    """
+
+    canary: int = 0
+    brake: int | None = None
+    notify: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return the options that a launch's header holds; a launch of an older version has none."""
+        return cls(**{**value, "notify": tuple(value.get("notify", ()))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
     """What the YAML and the overrides compose to: a named set of runs and how to run them.
 
     `choices` are the config groups chosen (group -> option), `sweep` the sweep's definition as written,
-    `overrides` the command line, and `notes` what a person should know before launching.
+    `overrides` the command line, `tags` words to find its launches by, and `notes` what a person should know before.
+    A launch of more than `ask_above` runs is one to confirm.
     """
 
     name: str
@@ -96,8 +122,11 @@ class Experiment:
     cluster: Mapping[str, Any]
     tracking: Mapping[str, Any]
     snapshot: SnapshotOptions = field(default_factory=SnapshotOptions)
+    launch: LaunchOptions = field(default_factory=LaunchOptions)
+    tags: tuple[str, ...] = ()
     env: Literal["refuse", "warn"] = "warn"
     choices: Mapping[str, str] = field(default_factory=dict)
     sweep: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ask_above: int = ASK_ABOVE

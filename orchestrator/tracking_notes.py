@@ -29,7 +29,8 @@ def of_experiment(book: Ledger) -> str:
 
 def best(records: Sequence[Record], objective: Objective) -> tuple[Record, float] | None:
     """Return the best finished run by an objective, and its value; None before one has finished with a value."""
-    valued = [(record, value) for record in records if (value := _value(record, objective.metric)) is not None]
+    done = [record for record in records if record.state is RunState.DONE]
+    valued = [(record, value) for record in done if (value := record.best_value(objective.metric)) is not None]
     if not valued:
         return None
     pick = max if objective.mode == "max" else min
@@ -44,14 +45,6 @@ def objective_of(header: Mapping[str, Any]) -> Objective | None:
 def point_text(point: Mapping[str, Any], separator: str = " ") -> str:
     """Return a point in few words: the last part of each key, and its value."""
     return separator.join(f"{key.split('.')[-1]}={value}" for key, value in point.items())
-
-
-def _value(record: Record, metric: str) -> float | None:
-    if record.state is not RunState.DONE or record.last is None:
-        return None
-    kept = record.last.best
-    value = kept.get("value") if kept.get("metric") == metric else record.metrics.get(metric)
-    return float(value) if value is not None else None
 
 
 def _counts(book: Ledger) -> str:
@@ -122,7 +115,8 @@ def again(record: Record, header: Mapping[str, Any], data: Mapping[str, Any]) ->
         as_override(key, str(value) if key in groups else value, prefix=prefixes.get(key, ""), plain=True)
         for key, value in point.items()
     ]
-    dropped = ["sweep=none"] if header.get("sweep") else []
+    swept = header.get("sweep") or any(_of_sweep(_key(text)) for text in header["overrides"])
+    dropped = ["sweep=none"] if swept else []
     return [*kept, *chosen, *_resources(record, header), *_revision(header, point, data), *dropped]
 
 

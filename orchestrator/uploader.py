@@ -86,7 +86,9 @@ class Source:
         cancelled = (self.launch.paths.cancelled / wish.run).exists()
         # Beside an attempt that was interrupted, its job waits to be started again.
         seen = Observation(state=JobState.PENDING if stopped else JobState.RUNNING, reason="its job is requeued")
-        return reconcile(wish, attempts, observation=None if cancelled else seen, cancelled=cancelled)
+        return reconcile(
+            wish, attempts, observation=None if cancelled else seen, cancelled="cancelled" if cancelled else ""
+        )
 
 
 class Carrier:

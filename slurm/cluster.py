@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator import ledger
-from orchestrator.cluster import Capacity, Waiting, check_data
+from orchestrator.cluster import Capacity, Change, Waiting, check_data
 from orchestrator.errors import ClusterError, OrchError, RequestError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import handover, limits, preflight, queue, script, submission, turns
+from orchestrator.slurm import control, handover, limits, preflight, queue, script, submission, turns
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
 from orchestrator.slurm.turns import Job
@@ -106,7 +106,7 @@ class SlurmCluster:
         except ClusterError as error:
             told = Observation(state=JobState.UNKNOWN, reason=f"Slurm does not answer: {error.why or error.what}")
             return dict.fromkeys(tasks, told)
-        return {index: _best(launch, names[index], seen) if index in names else rest for index in tasks}
+        return {index: _best(launch, names[index], seen) if index in names else rest(index) for index in tasks}
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         chosen, jobs = set(tasks), jobs_of(launch)
@@ -115,6 +115,25 @@ class SlurmCluster:
             indices = sorted(index - job.offset for index in job.indices if index in chosen)
             if indices:
                 _scancel(f"{job.id}_[{script.ranges(indices)}]")
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        control.hold(jobs_of(launch), tasks)
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        control.release(jobs_of(launch), tasks)
+        handover.go_on(launch, lambda: self.allowed, at_once=True)
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
+        waiting = handover.left(launch)
+        if not waiting.isdisjoint(tasks) and (missing := waiting - set(tasks)):
+            raise RequestError(
+                f"{len(missing)} more runs of launch {launch.number:04d} wait to be submitted",
+                why="what a launch has not submitted yet is changed as a whole",
+                fix=f"choose them all: launch={launch.number} state=waiting",
+            )  # fmt: skip
+        control.change(jobs_of(launch), tasks, change)
+        if not waiting.isdisjoint(tasks):
+            control.keep(launch, change)
 
 
 def jobs_of(launch: LaunchPaths) -> list[Job]:

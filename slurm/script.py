@@ -116,13 +116,17 @@ def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, 
     more = {
         **{key.replace("_", "-"): value for key, value in options.extra.items() if not _absent(value)},
         **{key: value for key, value in texts.items() if key == "reservation"},
-        "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", "requeue": True,
-        "time": math.ceil(need.hours * 60) if need.hours else None, "wckey": None,
+        "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", **_requeue(options),
+        "time": minutes(need.hours) if need.hours else None, "wckey": None,
         **({"tmp": f"{array.shape.tmp_mb}M"} if array.shape.tmp_mb else {}),
         "comment": f"{comment} {options.comment}" if options.comment else comment,
     }  # fmt: skip
     native = {key: value for key, value in texts.items() if key not in {"reservation", "comment"}}
     return {**fixed, **native, "additional_parameters": more}
+
+
+def _requeue(options: SlurmOptions) -> dict[str, bool]:
+    return {"requeue": True} if options.max_requeues else {"no-requeue": True}
 
 
 def _absent(value: object) -> bool:
@@ -155,6 +159,11 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
         f"ln -sf {pickle_name(array.offset)} {here}/{task}_submitted.pkl",
     ]
+
+
+def minutes(hours: float) -> int:
+    """Return a time limit as Slurm counts: in whole minutes."""
+    return math.ceil(hours * 60)
 
 
 def tmp_mb(version_bytes: int) -> int:

@@ -113,10 +113,14 @@ def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str) -> O
     """Take the turn after number `after`; None if somebody else has it. `jobs` are all arrays known by now."""
     folder = launch.turn(1).path.parent
     draft = TurnPaths(folder / f".tmp-{uuid.uuid4().hex}")
-    ledger.make_private(draft.path)
     claim = json.dumps({"process": ProcessId.current().to_json(), "job": job, "token": uuid.uuid4().hex})
-    draft.claim.write_text(claim)
-    _write_jobs(draft, jobs)
+    try:
+        ledger.make_private(draft.path)
+        draft.claim.write_text(claim)
+        _write_jobs(draft, jobs)
+    except OSError:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        raise
     paths = launch.turn(after + 1)
     try:
         draft.path.rename(paths.path)

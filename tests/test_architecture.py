@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from the lines above its own, and within its own package.
 LAYERS = (
-    {"errors", "override", "process"},
+    {"errors", "process", "filesystem", "override"},
     {"spec", "layout"},
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
+    {"guard"},
     {"local", "slurm", "waiting"},
     {"launch", "worker", "tracking_notes"},
     {"project", "selection", "estimate", "forecast", "consumption", "tracking_view"},
@@ -66,6 +67,7 @@ MAY_IMPORT = {
         "orchestrator/tracking/embedded.py",
     ),
     "omegaconf": ("orchestrator/config/",),
+    "pynvml": ("orchestrator/local/nvml.py",),
     "pytorch_lightning": TRAINING,
     "rich": (),
     "sklearn": (),
@@ -73,7 +75,18 @@ MAY_IMPORT = {
     "torch": TRAINING,
     "torchmetrics": TRAINING,
 }
-HEAVY = ("botocore", "dvc", "hydra", "lightning_fabric", "mlflow", "omegaconf", "pytorch_lightning", "rich", "torch")
+HEAVY = (
+    "botocore",
+    "dvc",
+    "hydra",
+    "lightning_fabric",
+    "mlflow",
+    "omegaconf",
+    "pynvml",
+    "pytorch_lightning",
+    "rich",
+    "torch",
+)
 FORBIDDEN_NAMES = {"base", "common", "helpers", "manager", "utils"}
 LONGEST_FUNCTION = 60  # lines; most have fewer than ten
 

@@ -159,6 +159,74 @@ def test_axes_written_as_text_are_expanded_as_on_the_command_line(project):
     assert points(found) == [{"seed": seed, "model.width": width} for seed in (4, 7) for width in (1, 2)]
 
 
+RANDOM = """\
+sweep:
+  random:
+    n: 6
+    space:
+      model.lr: "loguniform(1e-4, 1e-1)"
+      model.width: int(8, 64)
+      model.name: 'choice(a-b, "it''s, c", null)'
+      model: [small, big]
+"""
+
+
+def test_random_points_are_drawn_from_what_is_written(project):
+    found = experiment(project, RANDOM)
+    assert len(found.points) == 6
+    for point in found.points:
+        assert 1e-4 <= point.config["model"]["lr"] <= 1e-1
+        assert 8 <= point.config["model"]["width"] <= 64
+        assert point.config["model"]["name"] in {"a-b", "it's, c", None}
+        assert point.config["model"]["_target_"] == f"mine.{point.point['model'].title()}"
+    assert {point.point["model"] for point in found.points} == {"small", "big"}
+    assert json.loads(json.dumps(found.sweep))["random"]["space"]["model.width"] == "int(8, 64)"
+
+
+def test_the_command_line_changes_random_points_and_seeds(project):
+    first = points(experiment(project, RANDOM))
+    assert points(experiment(project, RANDOM, "sweep.random.n=9"))[:6] == first
+    assert points(experiment(project, RANDOM, "sweep.random.seed=1")) != first
+    without = [{key: value for key, value in point.items() if key != "model"} for point in first]
+    assert points(experiment(project, RANDOM, "model=big")) == without
+    assert points(experiment(project, RANDOM, "sweep.seeds=2")) == [{**p, "seed": s} for p in first for s in (0, 1)]
+    assert points(simple(project, "sweep.seeds=2", "model.lr=3,4")) == [
+        {"seed": seed, "model.lr": lr} for seed in (0, 1) for lr in (3, 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("unifrom(0, 1)", "(did you mean 'uniform'?)"), ("uniform(0; 1)", "'uniform(0; 1)'"), ("0.1", "a name, and"),
+        ("uniform(0, 1", "a name, and its"), ("choice(1], [2)", "brackets do not match"), ("int(a, b)", "two numbers"),
+        ("__import__('os').getcwd()", "sweep.random: model.lr"), ("uniform()", "two numbers"), ("choice()", "choose"),
+    ],
+)  # fmt: skip
+def test_a_distribution_that_cannot_be_read_is_refused(project, written, told):
+    with pytest.raises(ConfigError) as caught:
+        experiment(project, f"sweep: {{random: {{n: 2, space: {{model.lr: {json.dumps(written)}}}}}}}\n")
+    assert told in str(caught.value)
+    assert caught.value.fix
+
+
+def test_a_sweep_can_be_written_on_the_command_line(project):
+    assert points(simple(project, "sweep.grid={seed:[1,2],model.lr:[5]}")) == [
+        {"seed": seed, "model.lr": 5} for seed in (1, 2)
+    ]
+    assert points(simple(project, "sweep.zip=[{seed:[1,2],model.lr:[5,6]}]", "seed=9")) == [
+        {"model.lr": 5}, {"model.lr": 6}
+    ]  # fmt: skip
+
+
+def test_nested_groups_are_swept_in_a_written_sweep_too(project):
+    body = "sweep: {grid: {model: [composed], model/opt: [adam, sgd]}, zip: {model.lr: [1, 2], seed: [3, 4]}}\n"
+    found = experiment(project, body)
+    assert [(p.config["model"]["opt"]["kind"], p.config["model"]["lr"]) for p in found.points] == [
+        ("adam", 1), ("adam", 2), ("sgd", 1), ("sgd", 2)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("text", ["5", "interval(0,1)", "range(0", "glob(*)"])
 def test_text_that_is_no_axis_is_refused(project, text):
     with pytest.raises(ConfigError) as caught:
@@ -368,7 +436,10 @@ def test_a_value_given_instead_of_what_is_refused_is_taken(project):
         (["model.nested.b=[{1:2}],[3]"], "model.nested.b.0.1: the key 1 is no string"),
         (["data.batch_size=3"], "data.batch_size is unknown"),
         (["+data.batch_size=3"], "data._target_ is not"),
-        (["sweep.grid={seed:[1]}", "seed=1,2", "~sweep.grid"], "sweep"),
+        (["seed=1,2", "~sweep"], "there is no sweep"),
+        (["sweep.seeds=5,6"], "sweep.seeds is swept"),
+        (["sweep.gird={seed:[1]}"], "sweep.gird is unknown (did you mean 'grid'?)"),
+        (["sweep.random={n: 2, space: {model.lr: unifrom(0,1)}}"], "unifrom"),
     ],
 )
 def test_what_is_wrong_is_refused_with_what_would_be_right(project, args, told):

@@ -471,3 +471,32 @@ def _error_on_a_terminal(desk: Desk, more: dict[str, str]) -> str:
     said = os.read(ours, 10_000).decode()
     os.close(ours)
     return said
+
+
+def test_the_size_is_shown_and_above_a_limit_only_a_yes_submits(desk):
+    refused = desk.orch("launch", "experiment=plays", "sweep.ask_above=2", status=2)
+    assert "plays: 3 runs, 3 to submit" in refused.err
+    assert "3 runs are to be submitted: more than 2 (sweep.ask_above) need a yes" in refused.err
+    assert "fix: look at `orch plan`, then add --yes; or sweep.ask_above=3" in refused.err
+    assert not (desk.folder / "runs").exists()
+    assert "not confirmed" in _answered(desk, b"\n", status=2)
+    assert not (desk.folder / "runs").exists()
+    assert "submit 3 runs? [y/N]" in _answered(desk, b"y\n", status=0)
+    assert desk.states() == [RunState.DONE] * 3
+    desk.orch("launch", "experiment=plays", "seed=range(5,8)", "sweep.ask_above=2", "--yes")
+    desk.orch("launch", "experiment=plays", "seed=range(5,10)", "sweep.ask_above=2")  # two of five are to submit
+    assert desk.states() == [RunState.DONE] * 8
+
+
+def _answered(desk: Desk, answer: bytes, *, status: int) -> str:
+    ours, theirs = os.openpty()
+    os.write(ours, answer)
+    command = desk.command("launch", "experiment=plays", "sweep.ask_above=2")
+    done = subprocess.run(
+        command, cwd=desk.folder, env=desk.env, stdin=theirs, stdout=theirs, stderr=theirs, check=False
+    )
+    os.close(theirs)
+    said = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert done.returncode == status, said
+    return said

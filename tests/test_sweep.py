@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.sweep import define, expand, matches
+from orchestrator.config.space import distribution, drawn
+from orchestrator.config.sweep import MOST_POINTS, ask_above, define, expand, matches
 from orchestrator.errors import ConfigError
 
 
@@ -55,6 +56,49 @@ def test_all_kinds_multiply_and_the_command_line_comes_last():
     assert points(raw, axes={"c": (7, 8)}) == [
         {"g": g, "z": z, "l": n, "c": c} for g in (1, 2) for z in (3, 4) for n in (5, 6) for c in (7, 8)
     ]
+
+
+SPACE = {"x": distribution("x", "uniform", (0, 1)), "y": distribution("y", "choice", ("p", "q"))}
+RANDOM = {"random": {"n": 4, "seed": 1, "space": SPACE}}
+
+
+def test_seeds_are_an_axis():
+    assert points({"seeds": 3}) == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
+    assert points({"seeds": 2}, axes={"a": (1, 2)})[1] == {"seed": 0, "a": 2}
+
+
+def test_random_points_are_drawn_once_and_multiply_with_the_rest():
+    found = points({**RANDOM, "grid": {"a": [1, 2]}, "seeds": 2})
+    draws = drawn(SPACE, n=4, seed=1)
+    assert found == [{"a": a, **draw, "seed": seed} for a in (1, 2) for draw in draws for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("replaced", ["x", "y"])
+def test_a_value_of_the_command_line_leaves_the_other_draws_where_they_were(replaced):
+    left = [{key: value for key, value in point.items() if key != replaced} for point in points(RANDOM)]
+    distinct = [point for i, point in enumerate(left) if point not in left[:i]]
+    found, notes = expand(define(RANDOM, replaced=[replaced], axes={replaced: (9,)}))
+    assert list(found) == [{**point, replaced: 9} for point in distinct]
+    assert notes == (() if len(distinct) == 4 else ("sweep.random: 2 of 4 draws gave a point that was there already",))
+    assert points(RANDOM, replaced=["x", "y"]) == [{}]
+
+
+def test_the_command_line_replaces_seeds():
+    assert points({"seeds": 3, "grid": {"a": [1]}}, replaced=["seed"]) == [{"a": 1}]
+    assert points({"seeds": 3}, axes={"seed": (7,)}, replaced=["seed"]) == [{"seed": 7}]
+
+
+def test_a_sweep_too_large_to_expand_is_refused_before_it_is():
+    axis = list(range(1_000))
+    assert "the sweep has 1,000,000,000 points" in refused({"grid": {"a": axis, "b": axis, "c": axis}})
+    assert len(points({"grid": {"a": list(range(MOST_POINTS))}})) == MOST_POINTS
+
+
+def test_from_how_many_runs_on_a_launch_asks():
+    assert (ask_above({}), ask_above({"ask_above": None}), ask_above({"ask_above": 0})) == (1_000, 1_000, 0)
+    for wrong in (-1, "many", True, 1.5):
+        with pytest.raises(ConfigError, match=r"sweep.ask_above is"):
+            ask_above({"ask_above": wrong})
 
 
 @pytest.mark.parametrize(
@@ -131,6 +175,19 @@ def test_a_rule_matches_what_has_all_its_values(rule, point, expected):
         ({"resources": [{"when": {}, "set": {}, "if": {}}]}, "each rule has `when` and `set`"),
         ({"resources": ["x"]}, "each rule has `when` and `set`"),
         ({"resources": {"when": {}, "set": {}}}, "it is a list of mappings"),
+        ({"seeds": 0}, "sweep.seeds is 0"),
+        ({"seeds": [1, 2]}, "a whole number from 1"),
+        ({"seeds": True}, "a whole number from 1"),
+        ({"seeds": 2, "grid": {"seed": [1]}}, "seed is swept twice"),
+        ({"random": {"n": 2, "space": SPACE}, "grid": {"x": [1]}}, "x is swept twice"),
+        ({"random": 5}, "it has n, seed, space"),
+        ({"random": {"n": 5, "size": 5}}, "it has n, seed, space"),
+        ({"random": {"space": SPACE}}, "sweep.random.n is None"),
+        ({"random": {"n": 10**9, "space": SPACE}}, "from 1 to 100,000"),
+        ({"random": {"n": 1, "seed": -1, "space": SPACE}}, "sweep.random.seed is -1"),
+        ({"random": {"n": 1}}, "what to draw it from"),
+        ({"random": {"n": 1, "space": {}}}, "what to draw it from"),
+        ({"random": {"n": 1, "space": {"model": {"lr": SPACE["x"]}}}}, "that is no distribution"),
     ],
 )
 def test_a_definition_that_makes_no_sense_is_refused(raw, told):

@@ -5,6 +5,7 @@ Exit status: 0 ok; 1 a run or the cluster failed; 2 the request was wrong and no
     verbs.py       what each verb does
     render.py      records -> text
     watch.py       progress, live
+    confirm.py     the size of a launch, before it
     foreground.py  a background cluster's run in the terminal
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import IO, TYPE_CHECKING, Any
 
-from orchestrator.api import TOKEN, Plan, Prepared, best_value, told
+from orchestrator.api import TOKEN, Plan, Prepared, told
 from orchestrator.cli.points import complete, points
 from orchestrator.cluster import Waiting
 from orchestrator.consumption import Consumption, consumption, most
@@ -278,14 +278,22 @@ def _status_row(record: Record, point: str, objective: Objective | None) -> list
     number = str(record.last.number) if record.last else ""
     return [
         record.id[:8], point, record.state.value, number, progress(record), _metric(record, objective),
-        duration(record), record.node if record.state is RunState.RUNNING else "", note(record),
+        duration(record), _where(record), note(record),
     ]  # fmt: skip
+
+
+def _where(record: Record) -> str:
+    """Return the node on which a run is running, and the GPUs that our supervisor gave it."""
+    if record.state is not RunState.RUNNING:
+        return ""
+    claim = record.last.claim if record.last else None
+    return f"{record.node} GPU {','.join(claim.devices)}" if claim and claim.devices else record.node
 
 
 def _metric(record: Record, objective: Objective | None) -> str:
     """Return the objective's best value; without an objective, the last of a loss, or of what comes first."""
     if objective:
-        value = best_value(record, objective.metric)
+        value = record.best_value(objective.metric)
         return "" if value is None else f"{value:.4g}"
     names = sorted(record.metrics, key=lambda name: ("loss" not in name, name))
     return f"{names[0]} {record.metrics[names[0]]:.4g}" if names else ""
@@ -382,7 +390,7 @@ def comparison(
     rows = [
         [
             record.id[:8], *(at[record.id][key] for key in keys),
-            *(best_value(record, name) for name in target), *(record.metrics.get(name) for name in names),
+            *(record.best_value(name) for name in target), *(record.metrics.get(name) for name in names),
             record.state.value, duration(record),
         ]
         for record in ranked
@@ -391,7 +399,7 @@ def comparison(
 
 
 def _rank(record: Record, objective: Objective | None) -> tuple[bool, float]:
-    value = best_value(record, objective.metric) if objective else None
+    value = record.best_value(objective.metric) if objective else None
     if value is None or objective is None:
         return True, 0.0
     return False, -value if objective.mode == "max" else value

@@ -44,7 +44,7 @@ def serve(project: Project, names: Sequence[str], *, port: int) -> int:
 
 
 def _start(project: Project, port: int) -> subprocess.Popen[bytes]:
-    uri = f"sqlite:///{api.embedded_store(project).database / 'mlflow.db'}"
+    uri = f"sqlite:///{project.tracking_store / 'mlflow.db'}"
     return subprocess.Popen(
         [
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",

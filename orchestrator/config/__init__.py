@@ -5,6 +5,7 @@ compose.py    Hydra's composition
 explain.py    its errors -> what a user can act on
 place.py      where a value was written, for errors
 sweep.py      a sweep's definition -> points (pure)
+space.py      what random points are drawn from (pure)
 points.py     one resolved config per point, fast where that is provably the same
 schema.py     the built-in keys -> types (pure)
 draft.py      all of it together

@@ -25,7 +25,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.spec import PROJECT, VIEW
 
 _ROOT = "config"
-_FREE = ("cluster.extra={", "trainer.callbacks={", "vars={")
+_FREE = ("cluster.extra={", "trainer.callbacks={", "vars={", "sweep.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,13 @@ from orchestrator.config import overrides as command_line
 from orchestrator.config import schema, sweep
 from orchestrator.config.compose import Composer, resolve
 from orchestrator.config.points import IDENTITY, Resolved, resolve_points
+from orchestrator.config.space import distribution
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.spec import Config, Objective, Point, Resources, SnapshotOptions
+from orchestrator.spec import ASK_ABOVE, Config, LaunchOptions, Objective, Point, Resources, SnapshotOptions
 
-_ONE_PER_LAUNCH = frozenset({"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment"})
+_ONE_PER_LAUNCH = frozenset(
+    {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "launch", "tags"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +46,14 @@ class Draft:
     cluster: Mapping[str, Any]
     tracking: Mapping[str, Any]
     snapshot: SnapshotOptions
+    launch: LaunchOptions
+    tags: tuple[str, ...]
     env: str
     choices: Mapping[str, str]
     sweep: Mapping[str, Any]
     overrides: tuple[str, ...]
     notes: tuple[str, ...]
+    ask_above: int = ASK_ABOVE
 
 
 def draft(project: Path, overrides: Sequence[str]) -> Draft:
@@ -96,10 +102,11 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     _check_package(raw)
     schema.check_top_level(cast("Mapping[str, Any]", raw))
     head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment"})}
-    written = {} if line.drop_sweep else _expand_text(head["sweep"])
+    written = {} if line.drop_sweep else head["sweep"]
     axes = {axis.key: axis.values for axis in line.axes}
-    head["sweep"] = {key: value for key, value in written.items() if value}
-    return head, sweep.define(written, replaced=line.keys, axes=axes)
+    head["ask_above"] = sweep.ask_above(head["sweep"])
+    head["sweep"] = {key: value for key, value in written.items() if value and key != "ask_above"}
+    return head, sweep.define(_expand_text(written), replaced=line.keys, axes=axes)
 
 
 def _check_package(raw: Any) -> None:
@@ -120,7 +127,20 @@ def _expand_text(written: Mapping[str, Any]) -> dict[str, Any]:
     """Expand axes written as text in Hydra's grammar, such as `seed: range(0,5)`."""
     zips = written.get("zip")
     together = [_expand_keys(each) for each in zips] if isinstance(zips, list) else _expand_keys(zips)
-    return {**written, "grid": _expand_keys(written.get("grid")), "zip": together}
+    expanded = {"grid": _expand_keys(written.get("grid")), "zip": together, "random": _spaced(written.get("random"))}
+    return {**written, **expanded}
+
+
+def _spaced(written: Any) -> Any:
+    """Return `sweep.random` with the distributions that its texts stand for."""
+    space = written.get("space") if isinstance(written, Mapping) else None
+    return {**written, "space": {k: _distribution(k, v) for k, v in space.items()}} if space else written
+
+
+def _distribution(key: str, written: Any) -> Any:
+    if isinstance(written, list):
+        return distribution(key, "choice", written)
+    return distribution(key, *command_line.call_of(key, written)) if isinstance(written, str) else written
 
 
 def _expand_keys(axes: Any) -> Any:
@@ -162,8 +182,9 @@ def _assemble(
     return Draft(
         name=schema.name(head["name"]), points=points, objective=objective,
         cluster=schema.cluster(head["cluster"]), tracking=tracking,
-        snapshot=schema.snapshot(head["snapshot"]), env=schema.env(head["env"]), choices=resolved[0].choices,
-        sweep=head["sweep"], overrides=overrides, notes=notes + more,
+        snapshot=schema.snapshot(head["snapshot"]), launch=schema.launch(head["launch"]),
+        tags=schema.tags(head["tags"]), env=schema.env(head["env"]), choices=resolved[0].choices,
+        sweep=head["sweep"], overrides=overrides, notes=notes + more, ask_above=head["ask_above"],
     )  # fmt: skip
 
 

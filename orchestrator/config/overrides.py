@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError
 from orchestrator.override import as_override
+
+_CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,27 @@ def axis_of(key: str, text: str) -> Axis | None:
     """Return the axis that a sweep written as text in YAML stands for, e.g. `seed: range(0,5)`."""
     override = _parse_one(f"{key}={text}")
     return _axis(override) if override.is_sweep_override() else None
+
+
+def call_of(key: str, text: str) -> tuple[str, tuple[Any, ...]]:
+    """Return the name and the arguments of a call written as text in YAML, e.g. `model.lr: uniform(0, 1)`.
+
+    The arguments are values in Hydra's grammar. Raises ConfigError where it is no such call.
+    """
+    call = _CALL.fullmatch(text)
+    if call is None:
+        raise _no_distribution(key, text, "a distribution is a name, and its arguments in parentheses")
+    try:
+        arguments = _parse_one(f"{key}=[{call[2]}]").value()
+    except ConfigError as error:
+        raise _no_distribution(key, text, error.why) from error
+    if not isinstance(arguments, list):  # such as choice(1], [2)
+        raise _no_distribution(key, text, "its brackets do not match")
+    return call[1], tuple(arguments)
+
+
+def _no_distribution(key: str, text: str, why: str) -> ConfigError:
+    return ConfigError(f"sweep.random: {key} is {text!r}", why=why, fix=f'{key}: "uniform(0, 1)"')
 
 
 def to_override(axis_prefix: str, key: str, value: Any, *, group: bool) -> str:

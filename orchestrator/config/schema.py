@@ -9,11 +9,11 @@ from typing import Any
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.identity import TRAINER_NOT_IDENTITY
 from orchestrator.layout import EXPERIMENT_NAME
-from orchestrator.spec import TASKS, Objective, Resources, SnapshotOptions
+from orchestrator.spec import TASKS, LaunchOptions, Objective, Resources, SnapshotOptions
 
 TOP_LEVEL = (
     "name", "data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "seed", "vars", "task",
-    "objective", "env", "snapshot", "experiment",
+    "objective", "env", "snapshot", "experiment", "launch", "tags",
 )  # fmt: skip
 _ENGINE_OWNS = {
     "devices": "resources.gpus_per_node", "num_nodes": "resources.nodes", "accelerator": "resources.gpus_per_node",
@@ -21,11 +21,17 @@ _ENGINE_OWNS = {
     "enable_checkpointing": "the engine",
 }  # fmt: skip
 _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
-    "inline": frozenset({"kind", "scratch", "staging", "grace_seconds"}),
-    "workstation": frozenset({"kind", "scratch", "staging", "grace_seconds", "cpus"}),
+    "inline": frozenset({"kind", "scratch", "staging", "grace_seconds", "devices", "avoid_busy_gpus"}),
+    "workstation": frozenset(
+        {"kind", "scratch", "staging", "grace_seconds", "cpus", "mem_gb", "priority"}
+        | {"devices", "runs_per_gpu", "avoid_busy_gpus"}
+    ),
 }
+_MOST_URGENT = 10**6
+_DEVICE = re.compile(r"[^\s,]+")
 _SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
 _MODEL_NAME = re.compile(r"[^/.:%\"'\s][^/.:%\"'\n]{0,249}")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _END_SECONDS = 60.0
 _CHECKPOINTS = ("best", "last", "all", "none")
 _TRACKING_DEFAULTS: Mapping[str, Any] = {"checkpoints": "best", "system_metrics": True, "register": None}
@@ -43,7 +49,7 @@ def check_top_level(config: Mapping[str, Any]) -> None:
     for key in TOP_LEVEL:
         if key not in config and key not in {"experiment", "vars"}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
-    for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot"):
+    for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot", "launch"):
         _mapping(section, config.get(section))
 
 
@@ -102,6 +108,31 @@ def snapshot(value: Mapping[str, Any]) -> SnapshotOptions:
     )
 
 
+def launch(value: Mapping[str, Any]) -> LaunchOptions:
+    """Return how the runs of a launch are let loose."""
+    _known("launch", value, LaunchOptions.__dataclass_fields__)
+    notify, brake = value.get("notify") or [], value.get("brake")
+    if not isinstance(notify, list) or not all(isinstance(word, str) and word and "\0" not in word for word in notify):
+        raise ConfigError(
+            f"launch.notify is {notify!r}", why="it is a program and its arguments, as a list; no shell reads it",
+            fix="launch.notify=[mail,-s,orch,me@example.org]",
+        )  # fmt: skip
+    return LaunchOptions(
+        canary=_integer("launch.canary", value.get("canary", 0), least=0), notify=tuple(notify),
+        brake=None if brake is None else _integer("launch.brake", brake, least=1),
+    )  # fmt: skip
+
+
+def tags(value: Any) -> tuple[str, ...]:
+    """Return the words that a launch is found by."""
+    if not isinstance(value, list) or not all(isinstance(word, str) and _TAG.fullmatch(word) for word in value):
+        raise ConfigError(
+            f"tags are {value!r}", why="each is a word of letters, digits, '.', '_' and '-', 50 at most",
+            fix="tags=[paper,ablation]",
+        )  # fmt: skip
+    return tuple(dict.fromkeys(value))
+
+
 def cluster(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a cluster's checked options."""
     if value.get("kind") == "slurm":
@@ -112,9 +143,34 @@ def cluster(value: Mapping[str, Any]) -> dict[str, Any]:
             f"cluster.scratch is {entries['scratch']!r}", why="it is a folder", fix="cluster.scratch=/scratch"
         )
     _positive("cluster.grace_seconds", entries.get("grace_seconds"))
-    if entries.get("cpus") is not None:
-        _integer("cluster.cpus", entries["cpus"], least=1)
+    _positive("cluster.mem_gb", entries.get("mem_gb"))
+    for key, least in (("cpus", 1), ("runs_per_gpu", 1), ("priority", -_MOST_URGENT)):
+        if entries.get(key) is not None:
+            _integer(f"cluster.{key}", entries[key], least=least)
+    _devices(entries.get("devices"))
+    if not isinstance(entries.get("avoid_busy_gpus"), bool | None):
+        raise ConfigError(
+            f"cluster.avoid_busy_gpus is {entries['avoid_busy_gpus']!r}", why="it is true or false",
+            fix="cluster.avoid_busy_gpus=true",
+        )  # fmt: skip
     return entries
+
+
+def _devices(value: Any) -> None:
+    """Check a list of GPUs: numbers, or names as CUDA_VISIBLE_DEVICES takes them."""
+    if value is None:
+        return
+    items = value if isinstance(value, list) else []
+    if not items or not all(map(_is_device, items)) or len(set(map(str, items))) < len(items):
+        raise ConfigError(
+            f"cluster.devices is {value!r}", why="it is a list of GPUs, each once: their numbers, or their UUIDs",
+            fix="cluster.devices=[0,1], or null for all of them",
+        )  # fmt: skip
+
+
+def _is_device(value: Any) -> bool:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return number or (isinstance(value, str) and _DEVICE.fullmatch(value) is not None)
 
 
 def tracking(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.config.space import Distribution, drawn
 from orchestrator.errors import ConfigError, nearest
+from orchestrator.spec import ASK_ABOVE
 
-KINDS = ("grid", "zip", "list", "exclude", "resources")
+KINDS = ("grid", "zip", "list", "random", "seeds", "exclude", "resources")
+MOST_POINTS = 100_000
+"""More are not expanded: a zero too many must not fill the memory."""
+
+_RANDOM = {"n": None, "seed": 0, "space": None}
+_EXAMPLE = 'random: {n: 20, seed: 0, space: {model.lr: "loguniform(1e-4, 1e-1)"}}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A checked definition. `blocks` multiply; each is a list of partial points that go together."""
+    """A checked definition. `blocks` multiply; each is a list of partial points that go together.
+
+    `notes` are what a person should know of it.
+    """
 
     blocks: tuple[tuple[Mapping[str, Any], ...], ...]
     exclude: tuple[Mapping[str, Any], ...]
     resources: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -28,23 +40,30 @@ class Sweep:
 def define(raw: Mapping[str, Any], *, replaced: Iterable[str] = (), axes: Mapping[str, Sequence[Any]]) -> Sweep:
     """Check a definition as written, with `axes` of the command line added and `replaced` keys dropped.
 
-    Raises ConfigError for an unknown kind, an empty axis, unequal zips, or a key that is swept twice.
+    The space of `random` holds distributions, what `grid` and `zip` hold as text is expanded. Raises ConfigError for an
+    unknown kind, an empty axis, unequal zips, a key that is swept twice, or more points than `MOST_POINTS`.
     """
     _check_kinds(raw)
     drop = set(replaced)
     grid = {key: values for key, values in _mapping(raw, "grid").items() if key not in drop}
     zipped = [_without(group, drop) for group in _zips(raw)]
     listed = [_without(_point(entry, "sweep.list"), drop) for entry in _sequence(raw, "list")]
+    draws, randoms = _random(raw, drop)
     blocks = [_axis(key, _values("sweep.grid", key, values)) for key, values in grid.items()]
     blocks += [_zip(group) for group in zipped if group]
     blocks += [tuple(listed)] if any(listed) else []
+    blocks += [tuple(randoms)] if randoms else []
+    blocks += [_axis("seed", range(seeds))] if (seeds := _seeds(raw)) and "seed" not in drop else []
     blocks += [_axis(key, _values("the command line", key, values)) for key, values in axes.items()]
     _check_names(blocks)
     _check_once(blocks)
+    _check_size(blocks)
+    again = draws - len(randoms)
     return Sweep(
         blocks=tuple(blocks),
         exclude=tuple(_point(entry, "sweep.exclude") for entry in _sequence(raw, "exclude")),
         resources=tuple(_rule(entry) for entry in _sequence(raw, "resources")),
+        notes=(f"sweep.random: {again} of {draws} draws gave a point that was there already",) if again else (),
     )
 
 
@@ -68,7 +87,7 @@ def expand(sweep: Sweep, given: Mapping[str, Any] | None = None) -> tuple[tuple[
             why="sweep.exclude matches every point", fix="narrow sweep.exclude, or sweep=none",
         )  # fmt: skip
     unused = [rule for i, rule in enumerate(sweep.exclude) if i not in used]
-    return tuple(points), tuple(f"sweep.exclude: {rule} matches no point" for rule in unused)
+    return tuple(points), (*sweep.notes, *(f"sweep.exclude: {rule} matches no point" for rule in unused))
 
 
 def matches(rule: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
@@ -107,8 +126,67 @@ def _zips(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return groups
 
 
+def _random(raw: Mapping[str, Any], drop: set[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Return the number of draws, and the points that they gave; no draws where nothing is left to draw."""
+    given = raw.get("random")
+    if not given:
+        return 0, []
+    if not isinstance(given, Mapping) or set(given) - set(_RANDOM):
+        raise ConfigError(f"sweep.random is {given!r}", why=f"it has {', '.join(_RANDOM)}", fix=_EXAMPLE)
+    n, seed, space = {**_RANDOM, **given}.values()
+    _check_count("sweep.random.n", n, least=1)
+    _check_count("sweep.random.seed", seed, least=0)
+    if not isinstance(space, Mapping) or not space:
+        raise ConfigError(
+            f"sweep.random.space is {space!r}", why="it says for each key what to draw it from", fix=_EXAMPLE
+        )
+    for key, each in space.items():
+        if not isinstance(each, Distribution):
+            raise ConfigError(
+                f"sweep.random: {key} is drawn from {each!r}", why="that is no distribution",
+                fix=f'{key}: "uniform(0, 1)"; a dotted key stands in one piece',
+            )  # fmt: skip
+    left = {key: each for key, each in space.items() if key not in drop}
+    return (n, drawn(left, n=n, seed=seed)) if left else (0, [])
+
+
+def _seeds(raw: Mapping[str, Any]) -> int:
+    seeds = raw.get("seeds")
+    if seeds is not None:
+        _check_count("sweep.seeds", seeds, least=1)
+    return seeds or 0
+
+
+def _check_count(key: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_POINTS:
+        raise ConfigError(
+            f"{key} is {value!r}", why=f"it is a whole number from {least} to {MOST_POINTS:,}", fix=f"{key}=20"
+        )
+
+
+def _check_size(blocks: Sequence[Sequence[Any]]) -> None:
+    size = math.prod(map(len, blocks))
+    if size > MOST_POINTS:
+        raise ConfigError(
+            f"the sweep has {size:,} points", why=f"at most {MOST_POINTS:,} are expanded, before sweep.exclude",
+            fix="launch a part at a time, or draw from the space: sweep.random",
+        )  # fmt: skip
+
+
+def ask_above(raw: Mapping[str, Any]) -> int:
+    """Return the number of runs above which a launch is confirmed."""
+    value = raw.get("ask_above")
+    if value is None:
+        return ASK_ABOVE
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(
+            f"sweep.ask_above is {value!r}", why="it is a number of runs", fix=f"sweep.ask_above={ASK_ABOVE}"
+        )
+    return value
+
+
 def _values(where: str, key: str, values: Any) -> Sequence[Any]:
-    if not isinstance(values, list | tuple):
+    if not isinstance(values, list | tuple | range):
         raise ConfigError(
             f"{where}: {key} is {values!r}", why="a swept key needs a list of values", fix=f"{key}: [{values}]"
         )
@@ -122,7 +200,7 @@ def _values(where: str, key: str, values: Any) -> Sequence[Any]:
 
 def _check_kinds(raw: Mapping[str, Any]) -> None:
     for key in raw:
-        if key not in KINDS:
+        if key not in KINDS and key != "ask_above":
             raise ConfigError(
                 f"sweep.{key} is unknown{nearest(key, KINDS)}", why=f"a sweep knows {', '.join(KINDS)}",
                 fix=f"put swept keys under sweep.grid: grid: {{{key}: [...]}}",
@@ -145,7 +223,7 @@ def _check_once(blocks: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         twice = seen & keys
         if twice:
             raise ConfigError(
-                f"{min(twice)} is swept twice", why="a key has one place: grid, zip or list",
+                f"{min(twice)} is swept twice", why="a key has one place: grid, zip, list, random or seeds",
                 fix="remove it from one of them",
             )  # fmt: skip
         seen |= keys

@@ -16,12 +16,16 @@ from pathlib import Path
 from orchestrator.data.manifest import Entry
 from orchestrator.data.objects import READ_ONLY, WRITTEN_NS, Objects, untouched
 from orchestrator.data.versions import File
+from orchestrator.errors import DataError
 
 Link = Callable[[Path, Path], None]
 """Make a hard link, as os.link does."""
 
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a filesystem says that cannot make this link: the file is then copied."""
+
+_NAMES = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""What a filesystem says that cannot have this name, or takes it for another one's."""
 
 _READ_ONLY_FOLDER = 0o555
 
@@ -66,11 +70,15 @@ class Draft:
 
     def _link(self, entry: Entry) -> bool:
         source, target = self.objects.path(entry.hash), self.view / entry.path
-        self._make_folder(target.parent)
         try:
+            self._make_folder(target.parent)
             self._link_or_copy(source, target)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno in _NAMES:
+                raise _unnameable(entry, error) from error
+            raise
         status = untouched(target)
         if status is None:
             target.unlink()
@@ -87,6 +95,7 @@ class Draft:
                 raise
             if untouched(source) is None:
                 raise FileNotFoundError(source) from error
+            target.touch(exist_ok=False)  # where case does not count, it could be another file's
             shutil.copyfile(source, target)
             target.chmod(READ_ONLY)
             os.utime(target, ns=(WRITTEN_NS, WRITTEN_NS))
@@ -98,3 +107,11 @@ class Draft:
             while folder not in self._folders and folder != self.view.parent:
                 self._folders.add(folder)
                 folder = folder.parent
+
+
+def _unnameable(entry: Entry, error: OSError) -> DataError:
+    return DataError(
+        f"scratch cannot have a file {entry.path!r}",
+        why=f"{error.strerror}: its filesystem has no such name, or takes it for another file's (upper and lower case)",
+        fix="rename the file in the data, or set cluster.scratch to another filesystem",
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,10 @@ class Objects:
     def has(self, checksum: str) -> bool:
         return untouched(self.path(checksum)) is not None
 
+    def folders_to_make(self, checksums: Iterable[str]) -> int:
+        """Return how many folders are to be made for objects."""
+        return sum(not folder.is_dir() for folder in {self.path(checksum).parent for checksum in checksums})
+
     def of_earlier_boots(self, checksum: str) -> list[Path]:
         """Return where an earlier boot may have left the object."""
         return [self._path(boot, checksum) for boot in self.boots() if boot != self.boot]
@@ -53,7 +57,7 @@ class Objects:
             try:
                 if used or path.lstat().st_nlink == 1:
                     path.unlink()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
 
     def bytes(self) -> int:
@@ -69,7 +73,7 @@ class Objects:
     def boots(self) -> list[str]:
         try:
             return os.listdir(self.root)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def _path(self, boot: str, checksum: str) -> Path:
@@ -103,6 +107,27 @@ class Objects:
             temporary.unlink(missing_ok=True)
             raise
 
+    def adopt(self, path: Path, entry: Entry, meter: Meter) -> None:
+        """Make a file of this disk the object, after reading it; raises WrongBytesError if it is not."""
+        checksum = Checksum(entry.algorithm)
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise WrongBytesError(f"{path} is not a regular file")
+            for chunk in _chunks(str(path), entry.size):
+                meter.beat()
+                checksum.update(chunk)
+            size = path.stat().st_size
+            if str(checksum) != entry.hash:
+                raise WrongBytesError(f"{path} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)")
+            path.chmod(READ_ONLY)
+            os.utime(path, ns=(WRITTEN_NS, WRITTEN_NS))
+            self.path(entry.hash).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(self.path(entry.hash))
+        except FileNotFoundError as error:
+            if not self.has(entry.hash):  # else another process has adopted it
+                raise WrongBytesError(f"{path}: {error.strerror}") from error
+        meter.add(bytes=entry.size)
+
     def remove_unfinished(self, taker: str) -> None:
         """Remove what a taker that has died was copying."""
         for path, _ in self._all():
@@ -125,6 +150,7 @@ def _copy(source: str, written: int, checksum: Checksum, expected: int, meter: M
     size = 0
     try:
         for chunk in _chunks(source, expected):
+            meter.beat()
             checksum.update(chunk)
             _write(written, chunk)
             size += len(chunk)
@@ -143,7 +169,7 @@ def _copy(source: str, written: int, checksum: Checksum, expected: int, meter: M
 def _chunks(source: str, expected: int) -> Iterator[bytes]:
     """Yield a file's content, every chunk but the last with CHUNK bytes."""
     try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has nothing, and is no wait
     except OSError as error:
         raise WrongBytesError(f"{source}: {error.strerror}") from error
     try:

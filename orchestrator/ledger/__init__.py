@@ -22,10 +22,11 @@ from orchestrator.ledger.attempts import (
     read_events,
     write_observed,
 )
-from orchestrator.ledger.files import check_private, make_private, names, read_json, replace_text
+from orchestrator.ledger.files import check_private, make_private, names, read_json, replace_text, writing
 from orchestrator.ledger.launches import (
     SILENT_SECONDS,
     Launch,
+    braked,
     planned,
     publish,
     read_config,
@@ -39,8 +40,8 @@ from orchestrator.ledger.records import Ledger, Reader, read
 from orchestrator.ledger.settle import settle
 
 __all__ = [
-    "SILENT_SECONDS", "EventWriter", "Launch", "Ledger", "Reader", "check_private", "claim_attempt", "job_output",
-    "make_private", "mark", "marks", "names", "planned", "publish", "read", "read_attempt", "read_claim",
+    "SILENT_SECONDS", "EventWriter", "Launch", "Ledger", "Reader", "braked", "check_private", "claim_attempt",
+    "job_output", "make_private", "mark", "marks", "names", "planned", "publish", "read", "read_attempt", "read_claim",
     "read_config", "read_events", "read_json", "read_launch", "read_line", "read_lines", "read_some_lines",
-    "replace_text", "settle", "submitting", "write_observed",
+    "replace_text", "settle", "submitting", "write_observed", "writing",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
-from orchestrator.ledger.files import NOT_JSON, as_object, damaged, make_private, read_json, write_text
+from orchestrator.ledger.files import NOT_JSON, as_object, damaged, make_private, read_json, write_text, writing
 from orchestrator.process import ProcessId
 from orchestrator.record import Planned
 from orchestrator.spec import Resources, RunId
@@ -84,15 +84,20 @@ def publish(
     make_private(folder)
     token = uuid.uuid4().hex
     temporary = LaunchPaths(folder / f".tmp-{token}")
-    make_private(temporary.cancelled)
     body = {
         "v": FORMAT_VERSION, "token": token, "time": time.time(), "user": getpass.getuser(),
         "process": ProcessId.current().to_json(), **header,
     }  # fmt: skip
-    write_text(temporary.header, json.dumps(body, indent=1))
-    for i, base in enumerate(bases):
-        write_text(temporary.base(i), json.dumps(base))
-    _write_lines(temporary, lines)
+    try:
+        with writing(temporary.path):
+            make_private(temporary.cancelled)
+            write_text(temporary.header, json.dumps(body, indent=1))
+            for i, base in enumerate(bases):
+                write_text(temporary.base(i), json.dumps(base))
+            _write_lines(temporary, lines)
+    except StateError:
+        shutil.rmtree(temporary.path, ignore_errors=True)
+        raise
     return _swap(temporary, experiment.launch(number), token)
 
 
@@ -169,6 +174,15 @@ def read_config(paths: LaunchPaths, line: Mapping[str, Any]) -> dict[str, Any]:
     except (KeyError, TypeError) as error:
         raise damaged(paths.base(line["base"]), f"it has no {error}") from error
     return config
+
+
+def braked(paths: LaunchPaths) -> dict[str, str]:
+    """Return why runs of a launch were cancelled, by their id, where its brake has done it."""
+    try:
+        found = json.loads(paths.brake.read_bytes())
+        return dict.fromkeys(found["runs"], str(found["reason"]))
+    except (OSError, KeyError, TypeError, *NOT_JSON):
+        return {}
 
 
 def planned(line: Mapping[str, Any], launch: int) -> Planned:

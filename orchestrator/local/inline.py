@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 from orchestrator import ledger
-from orchestrator.cluster import Capacity
+from orchestrator.cluster import Capacity, Change
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
-from orchestrator.local import room
+from orchestrator.local import machine, room
+from orchestrator.local.holds import Holds
+from orchestrator.local.nvml import Users
+from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe
 from orchestrator.record import Observation
@@ -21,19 +27,24 @@ class Inline:
 
     background = False
 
-    def __init__(self, *, grace_seconds: float = 30.0, scratch: str | None = None) -> None:
-        self._sidecars, self._scratch = Sidecars(), scratch
-        self._supervisor = Supervisor(cpus=1, grace_seconds=grace_seconds, sync=self._sidecars.sync)
+    def __init__(self, *, scratch: str | None = None, **options: Unpack[machine.Options]) -> None:
+        self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
+        self._supervisor = Supervisor(sync=self._sidecars.sync, holds=Holds(), users=Users())
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
-        check_one_process(shapes, "inline")
-        return room.check(data, self._scratch)
+        machine.check(shapes, self._terms, cluster="inline")
+        return (*machine.notes(self._terms), *room.check(data, self._scratch))
+
+    @cached_property
+    def _terms(self) -> Terms:
+        """With one CPU to give, one run goes after another: alone, any is started."""
+        return replace(machine.terms(self._options), cpus=1, mem_gb=None)
 
     def capacity(self) -> Capacity:
         return Capacity(scratch=room.scratch(self._scratch))
 
     def submit(self, launch: LaunchPaths) -> None:
-        self._supervisor.add(launch)
+        self._supervisor.add(launch, self._terms)
 
     def go_on(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
         return 0  # nothing ever waits for room
@@ -57,12 +68,19 @@ class Inline:
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Nothing to do: the launching process sees the `cancelled` marks within a moment."""
 
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do: who starts the tasks sees the `held` marks."""
 
-def check_one_process(shapes: Collection[Resources], cluster: str) -> None:
-    """Refuse runs of several processes, which these clusters do not start yet."""
-    for shape in shapes:
-        if shape.world_size > 1:
-            raise RequestError(
-                f"resources ask for {shape.nodes} x {shape.processes_per_node} training processes",
-                why=f"cluster={cluster} starts one process per run", fix="resources.nodes=1 resources.gpus_per_node=1",
-            )  # fmt: skip
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do but to make sure that somebody starts the tasks."""
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:  # noqa: ARG002 - as above
+        raise no_change("inline")
+
+
+def no_change(cluster: str) -> RequestError:
+    """Return the error of a change to what is queued on a cluster that has no other limits to give."""
+    return RequestError(
+        f"cluster={cluster} cannot change what is queued", why="only Slurm's queue has limits to change",
+        fix="orch cancel what waits, and launch it again as it is to be",
+    )  # fmt: skip

@@ -5,7 +5,6 @@ Read by asking the operating system, which takes well under a millisecond, and N
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -67,10 +66,6 @@ def nvml() -> Any:
     except pynvml.NVMLError:
         return None
     return pynvml
-
-
-def visible_gpus() -> str | None:
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def _cpu() -> Mapping[str, float]:

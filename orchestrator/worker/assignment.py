@@ -81,7 +81,7 @@ class Assignment:
         claim = Claim(
             launch=wish.launch, index=wish.index, code=wish.code, generation=wish.generation, history=wish.history,
             process=ProcessId.current(), time=time.time(), job=self.place.job, restart=self.place.restart,
-            address=self.place.listen_address(),
+            address=self.place.listen_address(), devices=self.place.devices,
         )  # fmt: skip
         if not ledger.claim_attempt(chosen.attempt, claim):
             return None
@@ -92,9 +92,9 @@ class Assignment:
     def _await_claim(self) -> Self | None:
         deadline = time.monotonic() + _LEADER_SECONDS
         while time.monotonic() < deadline:
-            ours = self._attempts_of_this_job()
+            ours = self._attempts_of_this_job() if self.place.job else [self]
             claim = ledger.read_claim(ours[-1].attempt) if ours else None
-            if claim is not None and claim.restart == self.place.restart:
+            if claim is not None and self._leads_us(claim):
                 _meet(claim.address)
                 return ours[-1]
             chosen = self._next_start()
@@ -105,6 +105,10 @@ class Assignment:
             f"rank {self.place.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0",
             why="rank 0 has claimed no attempt", fix="see the job's own output for what became of rank 0",
         )  # fmt: skip
+
+    def _leads_us(self, claim: Claim) -> bool:
+        """Return whether a claim of our task is that of our own rank 0."""
+        return claim.restart == self.place.restart if self.place.job else claim.process.pid == self.place.leader
 
     def _next_start(self) -> Self | None:
         """Return the attempt that a start of this job begins; None if the run has ended in an earlier one."""
@@ -125,9 +129,11 @@ class Assignment:
 
     @property
     def taken_by_others(self) -> bool:
-        """Whether another job has claimed the attempt."""
+        """Whether another job, or another start, has claimed the attempt."""
         claim = ledger.read_claim(self.attempt)
-        return claim is not None and claim.job != self.place.job
+        if claim is None:
+            return False
+        return claim.job != self.place.job if self.place.job else not self._leads_us(claim)
 
     def following(self) -> Self:
         """Return the same assignment, in the next attempt."""

@@ -19,7 +19,7 @@ from orchestrator.errors import OrchError
 from orchestrator.record import RunState
 from orchestrator.spec import PROJECT, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
-from orchestrator.worker import data, requeue
+from orchestrator.worker import aftermath, data, requeue
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.node_metrics import measured
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
@@ -48,7 +48,7 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
             status = 143
             if uploader:
                 uploader.release()  # it sends while we wait to be killed
-            requeue.after_interruption(assignment, str(error))
+            requeue.after_interruption(assignment, error)
     if uploader:  # the run's own record has been written
         uploader.close(float(assignment.header["tracking"]["end_seconds"]))
     return status
@@ -56,6 +56,7 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
 
 def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
+        requeue.check(assignment)
         _check_environment(assignment)
         with measured(assignment), data.staged(assignment, events, stop) as view:
             config = _place(assignment, view)
@@ -66,7 +67,7 @@ def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop:
         _say_interrupted(assignment, events, usage, error)
         raise
     except BaseException as error:
-        if stop.received and _alone(assignment) and not isinstance(error, OrchError):
+        if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
             # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
             traceback.print_exception(error, file=sys.stderr)
             stopped = InterruptedByInfrastructureError(stop.received)
@@ -77,6 +78,8 @@ def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop:
     events.write("done", **result, usage=usage.to_json())
     _mark(assignment, RunState.DONE)
     _log.info("done")
+    if assignment.leads:
+        aftermath.ended(assignment)
     return 0
 
 
@@ -84,13 +87,18 @@ def _say_interrupted(
     assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: InterruptedByInfrastructureError
 ) -> None:
     _log.warning("stopped by %s", error)
-    events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json())
+    together = {"together": True} if error.together else {}
+    events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json(), **together)
     _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
 
 
-def _alone(assignment: Assignment) -> bool:
-    """Whether the run has no other ranks, whose deaths also end in signals and errors of this one."""
-    return assignment.wish.resources.world_size == 1
+def _by_stopping(assignment: Assignment, signal: str) -> bool:
+    """Whether an error comes of being told to stop: of several ranks, one that dies stops the others by SIGTERM, too.
+
+    Then the job runs on as far as Slurm knows. Where Slurm is ending it, some nodes' processes are killed before
+    others', which lose their connection.
+    """
+    return assignment.wish.resources.world_size == 1 or requeue.job_is_ending(assignment, signal)
 
 
 def _train(
@@ -168,6 +176,7 @@ def _fail(assignment: Assignment, events: ledger.EventWriter, usage: Usage, erro
         events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank))
     found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
+    aftermath.failed(assignment, found["signature"])
 
 
 def signature(error: BaseException, roots: list[str]) -> str:

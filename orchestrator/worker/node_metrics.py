@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator import ledger
 from orchestrator.errors import OrchError
-from orchestrator.tracking.node import Node, nvml, visible_gpus
+from orchestrator.tracking.node import Node, nvml
 from orchestrator.tracking.spool import SpoolWriter
 from orchestrator.tracking.upload import SYSTEM
 from orchestrator.worker.assignment import Assignment
@@ -59,7 +59,8 @@ def _measure(assignment: Assignment, seconds: float, ended: threading.Event) -> 
     """Measure soon after the start, then regularly, and once at the end. Nothing here may disturb the run."""
     try:
         began, prefix = _began(assignment), _prefix(assignment)
-        node = Node(Path(os.environ.get("TMPDIR") or "/tmp"), nvml(), visible_gpus())  # noqa: S108 - only looked at
+        gpus = nvml() if assignment.wish.resources.gpus_per_node else None
+        node = Node(Path(os.environ.get("TMPDIR") or "/tmp"), gpus, _visible(assignment))  # noqa: S108 - only looked at
         with SpoolWriter(assignment.attempt.system(_name())) as spool:
             step, wait = -1, min(_FIRST_SECONDS, seconds)
             while True:
@@ -70,6 +71,11 @@ def _measure(assignment: Assignment, seconds: float, ended: threading.Event) -> 
                     return
     except (OSError, OrchError, RuntimeError) as error:
         _log.warning("this node is not measured: %s", error)
+
+
+def _visible(assignment: Assignment) -> str | None:
+    """Return the run's GPUs on this node; None for all."""
+    return ",".join(assignment.place.devices) or os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def _began(assignment: Assignment) -> float:

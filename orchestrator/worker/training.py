@@ -31,6 +31,8 @@ from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSi
 _REPORT_SECONDS = 1.0
 _AGREE_SECONDS = 1.0
 _SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
+_GRADIENTS = "orch_gradients"
+"""In a checkpoint that was saved in the midst of an accumulation: what its batches have added up to so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,7 @@ class StopOnSignal(Checkpoint):
     there would go on without: then it is the start of the validation, or the end of the epoch, and saved once more.
     A signal during a validation, too, saves the state at its start: weights change in steps only, and its metrics
     are whole only if it is run whole. Nothing of it has been logged yet but what a model logs per validation batch.
+    Where it interrupts an accumulation of gradients, these are saved too, here and in any other checkpoint.
     After a validation it is the end of the next step. In the sanity check and in testing there is nothing to save.
 
     It ends at the next hook after that boundary: Lightning logs a step's metrics after `on_train_batch_end`, an
@@ -122,6 +125,7 @@ class StopOnSignal(Checkpoint):
         self._agreement = Agreement(stop)
         self._saved = False
         self._shared = 0
+        self._gradients: Mapping[str, torch.Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Look for what came before there was anything to save: data being staged, the model being built."""
@@ -140,6 +144,25 @@ class StopOnSignal(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.install()
         _close_epoch(trainer.fit_loop)
+        for name, parameter in pl_module.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter.device)
+        self._gradients = {}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if _accumulates(trainer) and pl_module.automatic_optimization:
+            # Of several ranks the mean, for rank 0 saves for all; that is what their sum comes to at the step's end.
+            checkpoint[_GRADIENTS] = {
+                name: trainer.strategy.reduce(parameter.grad.detach().clone(), reduce_op="mean")
+                for name, parameter in pl_module.named_parameters() if parameter.grad is not None
+            }  # fmt: skip
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._gradients = checkpoint.get(_GRADIENTS, {})
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_if_saved()
@@ -198,7 +221,7 @@ class StopOnSignal(Checkpoint):
             self._leave()
 
     def _leave(self) -> None:
-        raise InterruptedByInfrastructureError(self._stop.received)
+        raise InterruptedByInfrastructureError(self._stop.received, together=self._agreement.together)
 
 
 class Agreement:
@@ -222,6 +245,11 @@ class Agreement:
     def hurry(self) -> None:
         """Ask at the next opportunity: what follows may take longer than what was counted so far."""
         self._every, self._count, self._since = 1, 0, time.monotonic()
+
+    @property
+    def together(self) -> bool:
+        """Whether several ranks have told each other of a signal."""
+        return self._agreed
 
     def reached(self) -> str | None:
         """Return the signal that any rank has received, on all ranks from the same call on."""
@@ -266,6 +294,12 @@ def _close_epoch(loop: Any) -> None:
         loop.reset_restart_stage()
         loop.epoch_loop.reset_restart_stage()
         loop.epoch_progress.increment_completed()
+
+
+def _accumulates(trainer: pl.Trainer) -> bool:
+    """Whether batches have added to the gradients since the optimizer last stepped."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return batches % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
 
 
 def _validation_batches(trainer: pl.Trainer) -> Sequence[float]:
