@@ -39,7 +39,8 @@ _GRADIENTS = "orch_gradients"
 class Training:
     """What is trained, on what, and where its files go. `folder` is the attempt's.
 
-    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text what may not be written.
+    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
+    what may not be written.
     """
 
     config: Mapping[str, Any]
