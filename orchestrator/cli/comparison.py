@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.cli.points import complete, points
 from orchestrator.ledger import Ledger
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Objective
+from orchestrator.spec import Objective, RunId
 
 SEED = "seed"
 
@@ -105,7 +105,7 @@ def compare(
     return Comparison(groups=tuple(ranked), keys=made.keys, metrics=made.metrics, objective=objective, seeds=seeds)
 
 
-def _groups(records: Sequence[Record], at: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> list[Group]:
+def _groups(records: Sequence[Record], at: Mapping[RunId, Mapping[str, Any]], keys: Sequence[str]) -> list[Group]:
     found: dict[str, list[Record]] = {}
     for record in records:
         text = json.dumps([at[record.id][key] for key in keys], sort_keys=True, default=str)

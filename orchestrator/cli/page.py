@@ -14,6 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from orchestrator.api import told
 from orchestrator.cli import render
 from orchestrator.cli.comparison import Comparison, Estimate, Group
 from orchestrator.ledger import Ledger
@@ -85,7 +86,7 @@ def _best(made: Comparison) -> str:
     found = made.estimate(first, objective.metric) if first and objective else None
     if first is None or found is None or objective is None:
         return ""
-    at = render.told(first.point)
+    at = told(first.point)
     return f"<p>Best {html.escape(objective.metric)}: <b>{html.escape(str(found))}</b> at {html.escape(at)}</p>"
 
 
@@ -139,7 +140,7 @@ def _curves(book: Ledger, made: Comparison) -> Iterator[tuple[str, go.Figure]]:
         for place, (group, runs) in enumerate(zip(shown, logged, strict=True)):
             curves = [run[name] for run in runs if run.get(name)]
             if curves:
-                _draw(figure, curves, _plain(render.told(group.point)), _COLOURS[place % len(_COLOURS)])
+                _draw(figure, curves, _plain(told(group.point)), _COLOURS[place % len(_COLOURS)])
         yield "", figure
 
 
@@ -237,7 +238,7 @@ def _axis(key: str, metric: str, known: Sequence[tuple[Group, Estimate]]) -> go.
         x=values if numeric else [_plain(str(value)) for value in values], y=[found.mean for _, found in known],
         error_y={"array": [found.error or 0.0 for _, found in known], "visible": any(f.error for _, f in known)},
         mode="markers", marker={"size": 8, "opacity": 0.8, "color": _COLOURS[0]},
-        text=[_plain(render.told(group.point)) for group, _ in known],
+        text=[_plain(told(group.point)) for group, _ in known],
         hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
     )  # fmt: skip
     return figure
