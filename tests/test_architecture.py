@@ -31,8 +31,8 @@ LAYERS = (
     {"guard"},
     {"local", "slurm", "waiting"},
     {"launch", "worker"},
-    {"project", "selection", "estimate", "forecast", "consumption", "tracking_view"},
-    {"api"},
+    {"project", "selection", "estimate", "forecast", "consumption", "tracking_view", "comparison", "curves"},
+    {"api", "page"},
     {"sidecar", "uploader", "cli"},
     {"testing", "__main__"},
 )

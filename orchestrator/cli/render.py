@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from orchestrator.api import TOKEN, Plan, Prepared, told
-from orchestrator.cli.points import complete, points
+from orchestrator.cli.points import points
 from orchestrator.cluster import Waiting
 from orchestrator.consumption import Consumption, consumption, most
 from orchestrator.errors import size
@@ -372,44 +372,6 @@ def outlook_json(book: Ledger, now: float) -> dict[str, Any]:
         "end": {**asdict(end), "at": at} if end else None,
         "usage": asdict(most(book.records.values(), now)),
     }  # fmt: skip
-
-
-# --- compare ----------------------------------------------------------------------------------------------
-
-
-def comparison(
-    book: Ledger, records: Sequence[Record], objective: Objective | None
-) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows: runs ranked by the objective, the keys that were swept, their metrics."""
-    found = points(book, records)
-    keys = list(dict.fromkeys(key for point in found.values() for key in point))
-    at = {record.id: complete(book, record, found[record.id], keys) for record in records}
-    names = sorted({name for record in records for name in record.metrics if not objective or name != objective.metric})
-    target = [objective.metric] if objective else []
-    ranked = sorted(records, key=lambda record: _rank(record, objective))
-    rows = [
-        [
-            record.id[:8], *(at[record.id][key] for key in keys),
-            *(record.best_value(name) for name in target), *(record.metrics.get(name) for name in names),
-            record.state.value, duration(record),
-        ]
-        for record in ranked
-    ]  # fmt: skip
-    return ["run", *keys, *target, *names, "state", "time"], rows
-
-
-def _rank(record: Record, objective: Objective | None) -> tuple[bool, float]:
-    value = record.best_value(objective.metric) if objective else None
-    if value is None or objective is None:
-        return True, 0.0
-    return False, -value if objective.mode == "max" else value
-
-
-def cell(value: Any) -> str:
-    """Return a table's cell: numbers short, nothing for nothing."""
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _when(seconds: float) -> str:

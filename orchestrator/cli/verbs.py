@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Rerun, to_do
 from orchestrator.project import Project, find_project
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Objective
 
 if TYPE_CHECKING:
     from orchestrator.local.inline import Inline
@@ -371,36 +370,22 @@ def hide(arguments: Namespace) -> int:
 
 
 def compare(arguments: Namespace) -> int:
+    from orchestrator.cli import comparing
+    from orchestrator.comparison import SEEDS
+
     project = _project(arguments)
     _, book, records = _select(project, arguments.words)
-    records = _shown(book, records, arguments)
-    objective = _objective(arguments.metric, book, records)
-    header, rows = render.comparison(book, records, objective)
-    if arguments.json:
-        _print_json([dict(zip(header, row, strict=True)) for row in rows])
-    elif arguments.csv:
-        import csv
-
-        writer = csv.writer(sys.stdout)
-        writer.writerows([header, *rows])
+    over = () if arguments.each else arguments.over or SEEDS
+    found = comparing.compared(book, _shown(book, records, arguments), metrics=arguments.metric, over=over)
+    if arguments.html:
+        comparing.write_page(found, Path(arguments.html))
+        _say(f"{arguments.html}: open it in a browser; it needs no network")
+        return 0
+    if arguments.json or arguments.csv:
+        (_print_json if arguments.json else _print_csv)(comparing.documents(found))
     else:
-        _print(render.table(header, [[render.cell(value) for value in row] for row in rows]))
+        _print(comparing.lines(found, everything=arguments.all))
     return 0
-
-
-def _objective(metric: str | None, book: Ledger, records: Sequence[Record]) -> Objective | None:
-    objective = render.objective_of(book)
-    if metric is None:
-        return objective
-    known = sorted({name for record in records for name in record.metrics})
-    if metric not in known:
-        raise RequestError(
-            f"no chosen run has logged {metric!r}{nearest(metric, known)}",
-            why=f"logged are {', '.join(known) or 'none'}",
-            fix="--metric with one of them",
-        )  # fmt: skip
-    mode = objective.mode if objective and objective.metric == metric else "min" if "loss" in metric else "max"
-    return Objective(metric=metric, mode=mode)
 
 
 def ui(arguments: Namespace) -> int:
@@ -521,6 +506,13 @@ def _print(lines: Iterable[str]) -> None:
 
 def _print_json(document: Any) -> None:
     print(json.dumps(document, indent=1, default=str))
+
+
+def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    import csv
+
+    writer = csv.writer(sys.stdout)
+    writer.writerows([list(rows[0]) if rows else [], *(row.values() for row in rows)])
 
 
 def _say(*lines: str) -> None:
