@@ -46,9 +46,9 @@ def _train(
         with SpoolWriter(attempt.metrics) as spool:
             for step in range(STEPS):
                 share = (step + 1) / STEPS
-                spool.metrics({names[0]: value * share, **{name: 1 - value * share for name in names[1:]}}, step)
+                spool.metrics({names[0]: value * share, **dict.fromkeys(names[1:], 1 - value * share)}, step)
     events = ledger.EventWriter(attempt.events)
-    reached = {names[0]: value, **{name: 1 - value for name in names[1:]}}
+    reached = {names[0]: value, **dict.fromkeys(names[1:], 1 - value)}
     if state == "failed":
         events.write("failed", signature="KeyError at model.py:41", message="'x'", traceback="Traceback ...")
     else:

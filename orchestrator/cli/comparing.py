@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class Compared:
     objective: Objective | None
     metrics: Sequence[str]
     keys: Sequence[str]
-    at: dict[RunId, Point]
+    at: Mapping[RunId, Point]
     over: Collection[str]
     groups: Sequence[Group]
 
