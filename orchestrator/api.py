@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import guard, ledger
 from orchestrator.cluster import Capacity, Change, Cluster, Scratch
+from orchestrator.credentials import masked
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
 from orchestrator.plan import Rerun, Step, make_plan, to_do
@@ -535,7 +536,7 @@ def _sync_in_background(project: Project, experiment: ExperimentPaths) -> None:
 
 def told(point: Mapping[str, Any]) -> str:
     """Return a point as it is written on the command line."""
-    return " ".join(f"{key}={value}" for key, value in point.items()) or "(no sweep)"
+    return " ".join(f"{key}={value}" for key, value in masked(point).items()) or "(no sweep)"
 
 
 # --- act on runs ------------------------------------------------------------------------------------------

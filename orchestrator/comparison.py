@@ -1,102 +1,131 @@
-"""Runs -> points with what their runs reached: the mean and standard error of each metric over seeds. Pure.
-
-A *group* is the runs of one point that differ in nothing but what is averaged over. Only runs that are done count in a
-mean: what is still training, or has failed, says nothing of what the point reaches. They are counted all the same.
-"""
+"""Runs side by side: ranked by the objective, one by one or as groups that differ in nothing but their seed. Pure."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from orchestrator.record import Record, RunState
 from orchestrator.spec import Objective, Point, RunId
 
 SEEDS = frozenset({"seed"})
-"""What is averaged over unless something else is asked for."""
+"""The keys that are averaged over unless others are asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """The mean of values and its standard error; None where a single value has none."""
+class Estimate:
+    """The mean of a metric over the runs of a group, and its standard error (None of a single run)."""
 
     mean: float
     error: float | None
-    count: int
+    runs: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        finite = all(map(math.isfinite, values))
-        error = statistics.stdev(values) / math.sqrt(len(values)) if finite and len(values) > 1 else None
-        return cls(mean=statistics.fmean(values) if finite else math.nan, error=error, count=len(values))
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Return the estimate from at least one value: the error is the sample's standard deviation over sqrt(n).
+
+        Where one of several is no finite number, nor is the mean, and it has no error.
+        """
+        count = len(values)
+        if not all(map(math.isfinite, values)):
+            return cls(mean=values[0] if count == 1 else math.nan, error=None, runs=count)
+        mean = math.fsum(values) / count
+        spread = math.fsum((value - mean) ** 2 for value in values)
+        error = math.sqrt(spread / (count - 1) / count) if count > 1 else None
+        return cls(mean=mean, error=error, runs=count)
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.mean)
+
+    def __str__(self) -> str:
+        """Return `0.953 ± 0.002`, the mean with as many digits as its error has."""
+        if not self.error or not math.isfinite(self.error):
+            return f"{self.mean:.4g}"
+        digits = max(0, 1 - math.floor(math.log10(self.error)))
+        if digits >= 10:
+            return f"{self.mean:.4g} ± {self.error:.1g}"
+        return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The runs of one point, and what those reached that are done. `point` is without what is averaged over."""
+    """Runs that belong together: one, or all that differ only in what is averaged over, which `point` is without."""
 
     point: Point
-    runs: tuple[Record, ...]
-    values: Mapping[str, Spread]
+    records: tuple[Record, ...]
 
     @property
-    def done(self) -> int:
-        return sum(record.state is RunState.DONE for record in self.runs)
+    def done(self) -> list[Record]:
+        return [record for record in self.records if record.state is RunState.DONE]
+
+    def value(self, metric: str, *, best: bool) -> Estimate | None:
+        """Return a metric's estimate from the runs that are done; from what it has, of a single one.
+
+        `best`: the best value that a run has reached counts, otherwise its last.
+        """
+        counted = self.done if len(self.records) > 1 else self.records
+        values = [record.best_value(metric) if best else record.metrics.get(metric) for record in counted]
+        known = [value for value in values if value is not None]
+        return Estimate.of(known) if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Groups in the order of their rank, the keys in which their points differ, and the metrics to show.
+
+    `over` are the keys that are averaged over; none where each run is by itself.
+    """
+
+    groups: tuple[Group, ...]
+    keys: tuple[str, ...]
+    metrics: tuple[str, ...]
+    objective: Objective | None
+    over: tuple[str, ...] = ()
+
+    def estimate(self, group: Group, metric: str) -> Estimate | None:
+        """Return what is shown of a metric."""
+        return group.value(metric, best=self.objective is not None and metric == self.objective.metric)
 
     @property
-    def states(self) -> Mapping[RunState, int]:
-        counts = Counter(record.state for record in self.runs)
-        return {state: counts[state] for state in RunState if counts[state]}
+    def best(self) -> Group | None:
+        """The group of the first rank, where it has reached anything."""
+        first = self.groups[0] if self.groups and self.objective else None
+        return first if first and not _rank(self, first)[0] else None
 
 
-def grouped(
-    records: Iterable[Record], points: Mapping[RunId, Point], *,
-    over: Collection[str], objective: Objective | None, metrics: Sequence[str],
-) -> list[Group]:  # fmt: skip
-    """Return the groups of runs that differ only in the keys `over`, the best by the objective first."""
-    found: dict[str, tuple[Point, list[Record]]] = {}
+def compared(
+    records: Sequence[Record], at: Mapping[RunId, Point], keys: Sequence[str], *,
+    objective: Objective | None, metrics: Sequence[str], over: Collection[str],
+) -> Comparison:  # fmt: skip
+    """Rank runs whose values of the keys are `at`: groups of those that differ only in `over`, where there are such."""
+    averaged = tuple(key for key in keys if key in over)
+    kept = [key for key in keys if key not in averaged]
+    groups = _groups(records, at, kept) if averaged else []
+    if not any(len(group.records) > 1 for group in groups):
+        averaged, kept = (), list(keys)
+        groups = [Group(point={key: at[record.id][key] for key in keys}, records=(record,)) for record in records]
+    made = Comparison(
+        groups=tuple(groups), keys=tuple(kept), metrics=tuple(metrics), objective=objective, over=averaged
+    )
+    return replace(made, groups=tuple(sorted(groups, key=lambda group: _rank(made, group))))
+
+
+def _groups(records: Sequence[Record], at: Mapping[RunId, Mapping[str, Any]], keys: Sequence[str]) -> list[Group]:
+    found: dict[str, list[Record]] = {}
     for record in records:
-        point = {key: value for key, value in points[record.id].items() if key not in over}
-        found.setdefault(json.dumps(point, sort_keys=True, default=str), (point, []))[1].append(record)
-    groups = [
-        Group(point=point, runs=tuple(runs), values=_values(runs, objective, metrics))
-        for point, runs in found.values()
-    ]  # fmt: skip
-    return sorted(groups, key=lambda group: _rank(group, objective))
+        text = json.dumps([at[record.id][key] for key in keys], sort_keys=True, default=str)
+        found.setdefault(text, []).append(record)
+    return [Group(point={key: at[group[0].id][key] for key in keys}, records=tuple(group)) for group in found.values()]
 
 
-def averages(groups: Iterable[Group]) -> bool:
-    """Return whether any group holds several runs, so that there is something to average."""
-    return any(len(group.runs) > 1 for group in groups)
-
-
-def best(groups: Sequence[Group], objective: Objective | None) -> Group | None:
-    """Return the best of ranked groups; None where none has reached a finite value."""
-    first = groups[0] if groups else None
-    return first if first and objective and not _rank(first, objective)[0] else None
-
-
-def _values(runs: Sequence[Record], objective: Objective | None, metrics: Sequence[str]) -> dict[str, Spread]:
-    target = objective.metric if objective else None
-    done = [record for record in runs if record.state is RunState.DONE]
-    found = {
-        name: [
-            value
-            for record in done
-            if (value := record.best_value(name) if name == target else record.metrics.get(name)) is not None
-        ]
-        for name in metrics
-    }  # fmt: skip
-    return {name: Spread.of(values) for name, values in found.items() if values}
-
-
-def _rank(group: Group, objective: Objective | None) -> tuple[bool, float]:
-    spread = group.values.get(objective.metric) if objective else None
-    if objective is None or spread is None or not math.isfinite(spread.mean):
+def _rank(comparison: Comparison, group: Group) -> tuple[bool, float]:
+    """Return by what groups are sorted: what has reached no number comes last."""
+    objective = comparison.objective
+    found = comparison.estimate(group, objective.metric) if objective else None
+    if found is None or objective is None or not found.finite:
         return True, 0.0
-    return False, -spread.mean if objective.mode == "max" else spread.mean
+    return False, -found.mean if objective.mode == "max" else found.mean

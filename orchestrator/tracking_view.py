@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import ledger
+from orchestrator.credentials import masked, masked_override
 from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Launch, Ledger
 from orchestrator.record import Record, RunState
@@ -61,7 +62,7 @@ def tracked_run(paths: ExperimentPaths, launch: Launch, record: Record) -> Track
     history = [paths.run(record.id).attempt(attempt.number) for attempt in record.history]
     last = record.last
     claim = last.claim if last else None
-    config = ledger.read_config(launch.paths, line)
+    config = masked(ledger.read_config(launch.paths, line))
     return TrackedRun(
         experiment=paths.name, run_id=record.id, name=_name(record),
         generation=claim.generation if claim else record.planned.generation,
@@ -74,7 +75,7 @@ def tracked_run(paths: ExperimentPaths, launch: Launch, record: Record) -> Track
 
 
 def _name(record: Record) -> str:
-    values = " ".join(f"{key.split('.')[-1]}={value}" for key, value in record.planned.point.items())
+    values = " ".join(f"{key.split('.')[-1]}={value}" for key, value in masked(record.planned.point).items())
     return f"{values or 'run'} {record.id[:6]}"
 
 
@@ -84,14 +85,14 @@ def _tags(
     code, tree = launch.header["code"][0], record.code.partition("+")[0]
     if code["tree"] != tree:  # a run that went on does so with its own code, not with its latest launch's
         code = ledger.read_json(paths.code(tree).header)
-    point = " ".join(f"{key}={value}" for key, value in record.planned.point.items())
+    point = " ".join(f"{key}={value}" for key, value in masked(record.planned.point).items())
     tags = {
         "orch.launch": f"{launch.number:04d}", "orch.point": point, "orch.code": record.code,
         "orch.seed": str(config["seed"]),
         "orch.git.tree": str(code["tree"]), "orch.data": str(line["data"] or ""),
         "orch.state": record.state.value, "orch.attempts": str(len(record.attempts)),
         "mlflow.user": str(launch.header["user"]), "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": f"orch launch {' '.join(launch.header['overrides'])}".strip(),
+        "mlflow.source.name": f"orch launch {' '.join(map(masked_override, launch.header['overrides']))}".strip(),
     }  # fmt: skip
     if code.get("commit"):
         tags |= {"mlflow.source.git.commit": code["commit"], "orch.git.dirty": str(code["dirty"]).lower()}
@@ -119,9 +120,8 @@ def _note(book: Ledger) -> str:
 
 
 def _row(launch: Launch) -> str:
-    cells: Sequence[str] = (
-        f"{launch.number:04d}", launch.header["user"], " ".join(launch.header["overrides"]), launch.header["message"]
-    )  # fmt: skip
+    overrides = " ".join(map(masked_override, launch.header["overrides"]))
+    cells: Sequence[str] = (f"{launch.number:04d}", launch.header["user"], overrides, launch.header["message"])
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 

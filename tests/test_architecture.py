@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from the lines above its own, and within its own package.
 LAYERS = (
-    {"errors", "process", "filesystem"},
+    {"errors", "process", "filesystem", "credentials"},
     {"spec", "layout"},
     {"identity", "record"},
     {"targets", "config", "cluster"},

@@ -13,7 +13,9 @@ from typing import IO, TYPE_CHECKING, Any
 from orchestrator.api import TOKEN, Plan, Prepared, told
 from orchestrator.cli.points import points
 from orchestrator.cluster import Waiting
+from orchestrator.comparison import Comparison, Group
 from orchestrator.consumption import Consumption, consumption, most
+from orchestrator.credentials import masked
 from orchestrator.errors import size
 from orchestrator.forecast import Forecast, forecast
 from orchestrator.layout import ExperimentPaths
@@ -180,7 +182,7 @@ def need(resources: Resources) -> str:
 
 def step_json(step: Step) -> dict[str, Any]:
     return {
-        "run": step.run.id, "action": step.action.value, "reason": step.reason, "point": dict(step.run.point),
+        "run": step.run.id, "action": step.action.value, "reason": step.reason, "point": masked(step.run.point),
         "attempt": step.attempt, "generation": step.generation, "code": step.code,
         "resources": step.run.resources.to_json(), "data": step.run.data_digest,
     }  # fmt: skip
@@ -354,7 +356,7 @@ def objective_of(book: Ledger) -> Objective | None:
 def record_json(record: Record) -> dict[str, Any]:
     last = record.last
     return {
-        "run": record.id, "state": record.state.value, "reason": record.reason, "point": dict(record.planned.point),
+        "run": record.id, "state": record.state.value, "reason": record.reason, "point": masked(record.planned.point),
         "launch": record.planned.launch, "attempt": last.number if last else None,
         "generation": record.planned.generation, "code": record.code, "node": record.node, "job": record.job,
         "started": record.started, "ended": record.ended, "progress": dict(last.progress) if last else {},
@@ -372,6 +374,60 @@ def outlook_json(book: Ledger, now: float) -> dict[str, Any]:
         "end": {**asdict(end), "at": at} if end else None,
         "usage": asdict(most(book.records.values(), now)),
     }  # fmt: skip
+
+
+# --- compare ----------------------------------------------------------------------------------------------
+
+
+def comparison_table(made: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows of ranked runs, or of groups over seeds: `runs` are then those that count, of how many.
+
+    The last column marks the best.
+    """
+    rows = []
+    for group in made.groups:
+        values = [made.estimate(group, metric) for metric in made.metrics]
+        rows.append([
+            _runs_of(group) if made.over else group.records[0].id[:8], *(group.point[key] for key in made.keys),
+            *(value if made.over else value and value.mean for value in values),
+            _states_of(group) if made.over else group.records[0].state.value,
+            "" if made.over else duration(group.records[0]), "",
+        ])  # fmt: skip
+    if made.best:
+        rows[0][-1] = "best"
+    return ["runs" if made.over else "run", *made.keys, *made.metrics, "state", "time", ""], rows
+
+
+def comparison_json(made: Comparison) -> list[dict[str, Any]]:
+    """Return the same as JSON: of a group the mean, the standard error and the number of runs of each metric."""
+    header, rows = comparison_table(made)
+    if not made.over:
+        return [dict(zip(header[:-1], row[:-1], strict=True)) for row in rows]
+    return [
+        {
+            "runs": [record.id for record in group.records], **group.point,
+            **{metric: asdict(found) if (found := made.estimate(group, metric)) else None for metric in made.metrics},
+            "states": dict(Counter(record.state.value for record in group.records)),
+        }
+        for group in made.groups
+    ]  # fmt: skip
+
+
+def _runs_of(group: Group) -> str:
+    done, all_of_them = len(group.done), len(group.records)
+    return str(done) if done == all_of_them else f"{done} of {all_of_them}"
+
+
+def _states_of(group: Group) -> str:
+    counts = Counter(record.state for record in group.records)
+    return ", ".join(f"{counts[state]} {state.value}" for state in RunState if counts[state])
+
+
+def cell(value: Any) -> str:
+    """Return a table's cell: numbers short, nothing for nothing."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _when(seconds: float) -> str:

@@ -6,22 +6,25 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import api, ledger, selection
-from orchestrator.cli import render
+from orchestrator.cli import comparison, render
 from orchestrator.cli.confirm import confirming
 from orchestrator.cli.foreground import Tail, launch_and_follow
 from orchestrator.cli.watch import Watch, wait
 from orchestrator.cluster import Change
+from orchestrator.comparison import SEEDS, Comparison
+from orchestrator.credentials import masked, masked_override
 from orchestrator.errors import OrchError, RequestError, nearest
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Rerun, to_do
 from orchestrator.project import Project, find_project
 from orchestrator.record import Record, RunState
+from orchestrator.spec import Objective
 
 if TYPE_CHECKING:
     from orchestrator.local.inline import Inline
@@ -220,11 +223,11 @@ def show(arguments: Namespace) -> int:
     line = ledger.read_line(launch.paths, record.planned.index)
     document = {
         "experiment": name, **render.record_json(record),
-        "folder": str(book.experiment.run(record.id).path), "config": ledger.read_config(launch.paths, line),
+        "folder": str(book.experiment.run(record.id).path), "config": masked(ledger.read_config(launch.paths, line)),
         "resources": line["resources"], "data": {"digest": line["data"], **launch.header["data"].get(line["data"], {})},
         "frozen": launch.header["code"], "cluster": launch.header["cluster"], "launched": {
             "by": launch.header["user"], "time": launch.header["time"], "why": launch.header["message"],
-            "command": f"orch launch {' '.join(launch.header['overrides'])}",
+            "command": f"orch launch {' '.join(map(masked_override, launch.header['overrides']))}",
         },
         "attempts": [_attempt_json(attempt) for attempt in record.attempts],
     }  # fmt: skip
@@ -370,22 +373,56 @@ def hide(arguments: Namespace) -> int:
 
 
 def compare(arguments: Namespace) -> int:
-    from orchestrator.cli import comparing
-    from orchestrator.comparison import SEEDS
-
     project = _project(arguments)
     _, book, records = _select(project, arguments.words)
+    records = _shown(book, records, arguments)
+    metrics = [name for text in arguments.metric for name in text.split(",")]
+    objective = _objective(metrics[0] if metrics else None, book, records)
     over = () if arguments.each else arguments.over or SEEDS
-    found = comparing.compared(book, _shown(book, records, arguments), metrics=arguments.metric, over=over)
+    made = comparison.compare(book, records, objective, metrics, over=over)
     if arguments.html:
-        comparing.write_page(found, Path(arguments.html))
-        _say(f"{arguments.html}: open it in a browser; it needs no network")
-        return 0
-    if arguments.json or arguments.csv:
-        (_print_json if arguments.json else _print_csv)(comparing.documents(found))
+        return _write_page(book, made, Path(arguments.html))
+    header, rows = render.comparison_table(made)
+    if arguments.json:
+        _print_json(render.comparison_json(made))
+    elif arguments.csv:
+        import csv
+
+        writer = csv.writer(sys.stdout)
+        writer.writerows([header[:-1], *(row[:-1] for row in rows)])
     else:
-        _print(comparing.lines(found, everything=arguments.all))
+        shown = rows if arguments.all else rows[: render.ROWS]
+        _print(render.table(header, [[render.cell(value) for value in row] for row in shown]))
+        if len(shown) < len(rows):
+            _say(f"... and {len(rows) - len(shown)} more: --all")
     return 0
+
+
+def _write_page(book: Ledger, made: Comparison, path: Path) -> int:
+    text = comparison.page(book, made)
+    try:
+        ledger.replace_text(path, text)
+    except OSError as error:
+        raise RequestError(
+            f"cannot write {path}", why=error.strerror or str(error), fix="--html with another file"
+        ) from error
+    print(path)
+    return 0
+
+
+def _objective(metric: str | None, book: Ledger, records: Sequence[Record]) -> Objective | None:
+    objective = render.objective_of(book)
+    if metric is None:
+        return objective
+    known = sorted({name for record in records for name in record.metrics})
+    if metric not in known:
+        raise RequestError(
+            f"no chosen run has logged {metric!r}{nearest(metric, known)}",
+            why=f"logged are {', '.join(known) or 'none'}",
+            fix="--metric with one of them",
+        )  # fmt: skip
+    mode = objective.mode if objective and objective.metric == metric else "min" if "loss" in metric else "max"
+    return Objective(metric=metric, mode=mode)
 
 
 def ui(arguments: Namespace) -> int:
@@ -506,13 +543,6 @@ def _print(lines: Iterable[str]) -> None:
 
 def _print_json(document: Any) -> None:
     print(json.dumps(document, indent=1, default=str))
-
-
-def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
-    import csv
-
-    writer = csv.writer(sys.stdout)
-    writer.writerows([list(rows[0]) if rows else [], *(row.values() for row in rows)])
 
 
 def _say(*lines: str) -> None:

@@ -10,6 +10,8 @@ Whatever a name or a value holds is shown as text: it is escaped for HTML, for s
 tags in labels, and the page's policy lets a browser run the page's own two scripts only and fetch nothing.
 """
 
-from orchestrator.page.document import Comparison, html
+from orchestrator.page.axes import spread
+from orchestrator.page.document import html
+from orchestrator.page.learning import BEHIND, COLOURED, RUNS, Drawn
 
-__all__ = ["Comparison", "html"]
+__all__ = ["BEHIND", "COLOURED", "RUNS", "Drawn", "html", "spread"]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.comparison import Group
 from orchestrator.spec import Point
 
 _LOGARITHMIC = 50.0
 """Positive numbers whose largest is so many times the smallest are drawn on a logarithmic scale."""
+
+COLOURS = [[0, "#4a6fd4"], [0.5, "#2a9d8f"], [1, "#e9a820"]]
+"""A scale from low to high that can be told apart on white and on black."""
 
 Figure = dict[str, Any]
 """A figure as Plotly's JSON: `data`, `layout`, and a `name`."""
@@ -42,9 +44,8 @@ class Axis:
         return title
 
 
-def axes(groups: Iterable[Group]) -> list[Axis]:
+def axes(points: Sequence[Point]) -> list[Axis]:
     """Return the axes of the keys in which points differ, those that every point has first."""
-    points = [group.point for group in groups]
     keys = dict.fromkeys(key for point in points for key in point)
     found = [_axis(key, [point[key] for point in points if key in point]) for key in keys]
     partial = {key for key in keys if any(key not in point for point in points)}

@@ -12,7 +12,7 @@ from orchestrator.spec import Objective, Point
 
 COLOURED = 10
 BEHIND = 90
-SEEDS = 10
+RUNS = 10
 """Of so many points curves are drawn, and of so many runs of each: a page stays a page, however many runs there are."""
 
 _METRICS = 20

@@ -7,9 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.comparison import Group, Spread
-from orchestrator.page.axes import Axis, Figure, axes, shown, spread, told
-from orchestrator.spec import Objective
+from orchestrator.comparison import Comparison, Estimate, Group
+from orchestrator.page.axes import COLOURS, Axis, Figure, axes, shown, spread, told
 
 _POINTS = 2_000
 _BEST_POINTS = 200
@@ -20,29 +19,35 @@ _TOLD_CELLS = 80
 _LINE_VALUES = 30
 
 
-def figures(groups: Sequence[Group], metric: str, objective: Objective | None) -> list[Figure]:
+Reached = tuple[Group, Estimate]
+"""A point and what it has reached."""
+
+
+def figures(made: Comparison, metric: str) -> list[Figure]:
     """Return the plots of one metric over the points that have reached a value of it, the best first."""
-    known = [group for group in groups if metric in group.values and math.isfinite(group.values[metric].mean)]
-    found = axes(known)[:_AXES]
+    values = [(group, made.estimate(group, metric)) for group in made.groups]
+    known = [(group, value) for group, value in values if value and value.finite]
+    found = axes([group.point for group, _ in known])[:_AXES]
     if len(known) < 2 or not found:
         return []
     kept = spread(known, _POINTS, first=_BEST_POINTS)
-    best = known[0] if objective and objective.metric == metric else None
+    ranks = made.objective is not None and made.objective.metric == metric
     pairs = itertools.islice(itertools.combinations(found, 2), 28)
-    maps = [one for pair in pairs if (one := _heatmap(known, pair, metric))]
-    scatters = [_against(known, kept, axis, metric, best) for axis in found]
+    maps = [one for pair in pairs if (one := _heatmap(known, pair))]
+    scatters = [_against(known, kept, axis, metric, known[0] if ranks else None) for axis in found]
     return [*([_parallel(kept, found, metric)] if len(found) > 1 else []), *scatters, *maps[:_HEATMAPS]]
 
 
 # --- parallel coordinates ---------------------------------------------------------------------------------
 
 
-def _parallel(groups: Sequence[Group], found: Sequence[Axis], metric: str) -> Figure:
-    reached = [_short(group.values[metric].mean) for group in groups]
+def _parallel(known: Sequence[Reached], found: Sequence[Axis], metric: str) -> Figure:
+    reached = [_short(value.mean) for _, value in known]
+    groups = [group for group, _ in known]
     dimensions = [*(_dimension(axis, groups) for axis in found), {"label": shown(metric), "values": reached}]
     trace = {
         "type": "parcoords", "dimensions": dimensions, "labelangle": -12 if len(dimensions) > 5 else 0,
-        "line": {"color": reached, "colorscale": "Viridis", "showscale": True, "colorbar": {"thickness": 12}},
+        "line": {"color": reached, "colorscale": COLOURS, "showscale": True, "colorbar": {"thickness": 12}},
     }  # fmt: skip
     layout = {"margin": {"l": 70, "r": 40, "t": 70, "b": 30}, "height": 420}
     return {"name": "parallel coordinates", "wide": True, "data": [trace], "layout": layout}
@@ -74,72 +79,71 @@ def _ticks(at: Sequence[float], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _against(
-    known: Sequence[Group], groups: Sequence[Group], axis: Axis, metric: str, best: Group | None
+    known: Sequence[Reached], kept: Sequence[Reached], axis: Axis, metric: str, best: Reached | None
 ) -> Figure:  # fmt: skip
-    having = [group for group in groups if axis.key in group.point]
-    reached = [group.values[metric] for group in having]
-    errors = [value.error for value in reached]
+    having = [(group, value) for group, value in kept if axis.key in group.point]
+    errors = [value.error for _, value in having]
     dots = {
-        "type": "scatter", "mode": "markers", "name": "points", "x": [axis.place(group.point) for group in having],
-        "y": [_short(value.mean) for value in reached], "text": [_hover(group, metric) for group in having],
+        "type": "scatter", "mode": "markers", "name": "points", "x": [axis.place(group.point) for group, _ in having],
+        "y": [_short(value.mean) for _, value in having], "text": [_hover(one, metric) for one in having],
         "hoverinfo": "text", "marker": {"size": 7, "opacity": 0.65, "color": "#4477aa"},
         **({"error_y": {"array": [error or 0 for error in errors], "thickness": 1, "width": 3}} if any(errors) else {}),
     }  # fmt: skip
     layout = {"xaxis": axis.layout(), "yaxis": {"title": {"text": shown(metric)}}, "hovermode": "closest",
               "showlegend": False, "height": 340}  # fmt: skip
-    return {"name": axis.key, "data": [*_middle(known, axis, metric), dots, *_star(axis, metric, best)],
-            "layout": layout}  # fmt: skip
+    return {"name": axis.key, "data": [*_middle(known, axis), dots, *_star(axis, metric, best)], "layout": layout}
 
 
-def _middle(groups: Sequence[Group], axis: Axis, metric: str) -> list[dict[str, Any]]:
+def _middle(known: Sequence[Reached], axis: Axis) -> list[dict[str, Any]]:
     """Return a line through the mean of all points with a value, where values repeat."""
-    if len(axis.values) > _LINE_VALUES or len(groups) < 2 * len(axis.values):
+    if len(axis.values) > _LINE_VALUES or len(known) < 2 * len(axis.values):
         return []
     cells: dict[Any, list[float]] = {}
-    for group in groups:
+    for group, value in known:
         if axis.key in group.point:
-            cells.setdefault(axis.place(group.point), []).append(group.values[metric].mean)
+            cells.setdefault(axis.place(group.point), []).append(value.mean)
     at = [shown(value) if axis.kind == "category" else value for value in axis.values]
-    line = [_short(Spread.of(cells[place]).mean) for place in at]
+    line = [_short(Estimate.of(cells[place]).mean) for place in at]
     return [{"type": "scatter", "mode": "lines", "name": "mean", "x": at, "y": line, "hoverinfo": "skip",
              "line": {"color": "rgba(128,128,128,0.7)", "width": 2, "dash": "dot"}}]  # fmt: skip
 
 
-def _star(axis: Axis, metric: str, best: Group | None) -> list[dict[str, Any]]:
-    if best is None or axis.key not in best.point:
+def _star(axis: Axis, metric: str, best: Reached | None) -> list[dict[str, Any]]:
+    if best is None or axis.key not in best[0].point:
         return []
     marker = {"symbol": "star", "size": 15, "color": "#ee8800", "line": {"width": 1, "color": "#fff"}}
-    return [{"type": "scatter", "mode": "markers", "name": "best", "x": [axis.place(best.point)], "marker": marker,
-             "y": [_short(best.values[metric].mean)], "text": [f"best: {_hover(best, metric)}"],
+    return [{"type": "scatter", "mode": "markers", "name": "best", "x": [axis.place(best[0].point)], "marker": marker,
+             "y": [_short(best[1].mean)], "text": [f"best: {_hover(best, metric)}"],
              "hoverinfo": "text"}]  # fmt: skip
 
 
-def _hover(group: Group, metric: str) -> str:
-    value = group.values[metric]
-    error = f" ± {value.error:.2g}" if value.error is not None else ""
-    runs = f" (n={value.count})" if len(group.runs) > 1 else ""
-    return f"{told(group.point)}<br>{shown(metric)} {value.mean:.5g}{error}{runs}"
+def _hover(one: Reached, metric: str) -> str:
+    group, value = one
+    runs = f" (n={value.runs})" if len(group.records) > 1 else ""
+    return f"{told(group.point)}<br>{shown(metric)} {value}{runs}"
 
 
 # --- two keys ---------------------------------------------------------------------------------------------
 
 
-def _heatmap(groups: Sequence[Group], pair: tuple[Axis, Axis], metric: str) -> Figure | None:
+def _heatmap(known: Sequence[Reached], pair: tuple[Axis, Axis]) -> Figure | None:
     """Return the mean over all points of each pair of values; None where most pairs have none."""
     across, up = pair
     if len(across.values) * len(up.values) > _CELLS:
         return None
     cells: dict[tuple[Any, Any], list[float]] = {}
-    for group in groups:
+    for group, value in known:
         if across.key in group.point and up.key in group.point:
             place = shown(group.point[across.key]), shown(group.point[up.key])
-            cells.setdefault(place, []).append(group.values[metric].mean)
+            cells.setdefault(place, []).append(value.mean)
     columns, lines = ([*dict.fromkeys(map(shown, axis.values))] for axis in pair)
     if 2 * len(cells) < len(columns) * len(lines):
         return None
-    means = [[_short(Spread.of(found).mean) if (found := cells.get((x, y))) else None for x in columns] for y in lines]
+    means = [
+        [_short(Estimate.of(found).mean) if (found := cells.get((x, y))) else None for x in columns] for y in lines
+    ]
     trace = {
-        "type": "heatmap", "x": columns, "y": lines, "z": means, "colorscale": "Viridis",
+        "type": "heatmap", "x": columns, "y": lines, "z": means, "colorscale": COLOURS,
         "colorbar": {"thickness": 12}, "hovertemplate": "%{x}, %{y}: %{z:.5g}<extra></extra>",
         **({"texttemplate": "%{z:.3g}"} if len(cells) <= _TOLD_CELLS else {}),
     }  # fmt: skip

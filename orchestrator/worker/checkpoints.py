@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,17 @@ LAST = "last.ckpt"
 BEST = "best.ckpt"
 
 
+_ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints by temporary file, fsync and rename, in the target's own folder."""
+    """Writes checkpoints by temporary file, fsync and rename, in the target's own folder.
+
+    Lightning keeps the arguments of a model in them: what may not be written is concealed there.
+    """
+
+    def __init__(self, conceal: Callable[[str], str] = str) -> None:
+        self._conceal = conceal
 
     def save_checkpoint(self, checkpoint: Mapping[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
@@ -30,12 +39,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
             with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+                torch.save({key: self._kept(key, value) for key, value in checkpoint.items()}, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _kept(self, key: str, value: Any) -> Any:
+        if key not in _ARGUMENTS or not isinstance(value, Mapping):
+            return value
+        return type(value)({name: self._conceal(one) if isinstance(one, str) else one for name, one in value.items()})
 
 
 def latest(attempts: Sequence[AttemptPaths]) -> Path | None:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,10 @@ _GRADIENTS = "orch_gradients"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained, on what, and where its files go. `folder` is the attempt's."""
+    """What is trained, on what, and where its files go. `folder` is the attempt's.
+
+    `conceal` takes out of a text what may not be written.
+    """
 
     config: Mapping[str, Any]
     resources: Resources
@@ -45,6 +48,7 @@ class Training:
     checkpoints: Path
     resume_from: Path | None
     place: Place
+    conceal: Callable[[str], str] = str
 
 
 class Progress(Callback):
@@ -355,7 +359,8 @@ def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callba
     node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
     users = [callback for callback in build(training.config["trainer"].get("callbacks") or {}).values() if callback]
     trainer: pl.Trainer = build(
-        node, callbacks=[*users, *callbacks], logger=logger, plugins=[AtomicCheckpointIO(), _environment(training)],
+        node, callbacks=[*users, *callbacks], logger=logger,
+        plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
         default_root_dir=str(training.folder), **_devices(training.resources),
     )  # fmt: skip
     return trainer

@@ -1,9 +1,7 @@
-"""`orch compare`: points over seeds, what is averaged, what is marked, and the page, in a real browser too."""
+"""`orch compare --html`: the curves and figures of its page, and the page in a real browser."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import math
@@ -20,7 +18,6 @@ from swept import swept
 from orchestrator import ledger
 from orchestrator.api import observers
 from orchestrator.cli import main
-from orchestrator.comparison import Spread
 from orchestrator.curves import Curve, curves, mean, thin
 from orchestrator.layout import ExperimentPaths
 from orchestrator.page.axes import axes, spread
@@ -48,87 +45,6 @@ def runs(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("a folder") / "runs"
     swept(root, GRID, reach=reached, state=how)
     return root
-
-
-def compare(capsys, runs: Path, *words: str, status: int = 0) -> str:
-    assert main(["compare", "sweep", "--runs", str(runs), *words]) == status
-    printed = capsys.readouterr()
-    return printed.out if status == 0 else printed.err
-
-
-# --- rows -------------------------------------------------------------------------------------------------
-
-
-def test_runs_that_differ_in_their_seed_are_one_line_with_mean_and_standard_error(runs, capsys):
-    rows = json.loads(compare(capsys, runs, "--json"))
-    assert len(rows) == 6
-    best = rows[0]
-    assert (best["model.lr"], best["model"], best["best"]) == (0.01, "convnet", "best")
-    assert "seed" not in best
-    assert best["val/acc"] == pytest.approx(0.91)
-    assert best["val/acc ±"] == pytest.approx(0.01 / math.sqrt(3))
-    assert [row["best"] for row in rows].count("best") == 1
-
-
-def test_runs_that_are_not_done_are_counted_and_left_out_of_the_mean(runs, capsys):
-    rows = {(row["model.lr"], row["model"]): row for row in json.loads(compare(capsys, runs, "--json"))}
-    waits = rows[1e-3, "mlp"]
-    assert (waits["done"], waits["runs"]) == (2, 3)
-    assert waits["val/acc"] == pytest.approx(0.605)
-    failed = rows[1e-1, "mlp"]
-    assert (failed["done"], failed["runs"], failed["val/acc"], failed["state"]) == (0, 3, None, "3 failed")
-
-
-def test_the_run_named_is_the_best_of_its_point(runs, capsys):
-    [best, *_] = json.loads(compare(capsys, runs, "--json"))
-    [run, *_] = json.loads(compare(capsys, runs, "--json", "--each"))
-    assert (run["run"], run["seed"]) == (best["best run"], 2)
-
-
-def test_every_run_by_itself_or_averaged_over_another_key(runs, capsys):
-    assert len(json.loads(compare(capsys, runs, "--json", "--each"))) == len(GRID)
-    over = json.loads(compare(capsys, runs, "--json", "--over", "model", "--over", "seed"))
-    assert [(row["model.lr"], row["runs"]) for row in over] == [(0.01, 6), (0.001, 6), (0.1, 6)]
-    refused = compare(capsys, runs, "--over", "modell", status=2)
-    assert "did you mean 'model'" in refused
-
-
-def test_chosen_metrics_are_shown_and_the_first_one_ranks(runs, capsys):
-    rows = json.loads(compare(capsys, runs, "--json", "--metric", "val/loss"))
-    assert "val/acc" not in rows[0]
-    assert rows[0]["val/loss"] == pytest.approx(0.09)  # of a loss the smallest is best
-    both = json.loads(compare(capsys, runs, "--json", "--metric", "val/acc", "--metric", "val/loss"))
-    assert [key for key in both[0] if key.startswith("val")] == ["val/acc", "val/acc ±", "val/loss", "val/loss ±"]
-
-
-def test_the_table_marks_the_best_and_csv_has_the_same_rows(runs, capsys):
-    table = compare(capsys, runs).splitlines()
-    assert table[1].endswith("best")
-    assert not any(line.endswith("best") for line in table[2:])
-    rows = list(csv.DictReader(io.StringIO(compare(capsys, runs, "--csv"))))
-    assert [row["best run"] for row in rows] == [row["best run"] for row in json.loads(compare(capsys, runs, "--json"))]
-
-
-def test_a_long_table_is_cut_unless_all_is_asked_for(tmp_path, capsys):
-    swept(tmp_path / "runs", [{"model.width": width} for width in range(60)], curves=False)
-    assert compare(capsys, tmp_path / "runs").splitlines()[-1] == "... and 10 more: --all"
-    assert len(compare(capsys, tmp_path / "runs", "--all").splitlines()) == 61
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
-def test_mean_and_standard_error_are_numpys(values):
-    found = Spread.of(values)
-    assert found.mean == pytest.approx(np.mean(values), abs=1e-6)
-    if len(values) > 1:
-        assert found.error == pytest.approx(np.std(values, ddof=1) / np.sqrt(len(values)), abs=1e-6)
-
-
-def test_what_is_no_number_has_no_mean_and_is_never_best(tmp_path, capsys):
-    points = [{"model.lr": 1.0}, {"model.lr": 2.0}]
-    swept(tmp_path / "runs", points, reach=lambda point: math.nan if point["model.lr"] == 1.0 else 0.1)
-    rows = json.loads(compare(capsys, tmp_path / "runs", "--json"))
-    assert [(row["model.lr"], row["best"]) for row in rows] == [(2.0, "best"), (1.0, "")]
-    assert Spread.of([1.0, math.nan]).error is None
 
 
 # --- curves -----------------------------------------------------------------------------------------------
@@ -231,7 +147,13 @@ def test_the_page_has_a_bound_however_many_runs(tmp_path):
 
 def test_items_are_spread_and_the_first_are_all_kept():
     assert spread(list(range(100)), 10, first=4) == [0, 1, 2, 3, 4, 20, 36, 52, 68, 84]
-    assert axes([]) == []
+
+
+def test_keys_that_differ_are_axes_with_the_scale_of_their_values():
+    points = [{"lr": 10.0**-i, "width": i, "on": i > 1, "name": f"n{i}", "same": 1} for i in range(4)]
+    assert [(axis.key, axis.kind) for axis in axes([*points, {"lr": 1.0, "late": 1}, {"late": 2}])] == [
+        ("lr", "log"), ("width", "linear"), ("on", "category"), ("name", "category"), ("late", "linear"),
+    ]  # fmt: skip
 
 
 # --- in a browser -----------------------------------------------------------------------------------------
