@@ -13,7 +13,7 @@ function colour(name) {
 function themed(figure, logarithmic) {
   const axis = { gridcolor: colour("line"), linecolor: colour("line"), zerolinecolor: colour("line"), automargin: true };
   const layout = {
-    margin: { l: 60, r: 20, t: 16, b: 50 },
+    margin: { l: 60, r: 20, t: 30, b: 50 },
     ...figure.layout,
     font: { color: colour("ink"), family: getComputedStyle(document.body).fontFamily, size: 12 },
     paper_bgcolor: "rgba(0,0,0,0)",

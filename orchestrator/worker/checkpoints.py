@@ -49,7 +49,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def _kept(self, key: str, value: Any) -> Any:
         if key not in _ARGUMENTS or not isinstance(value, Mapping):
             return value
-        return type(value)({name: self._conceal(one) if isinstance(one, str) else one for name, one in value.items()})
+        kind: Any = type(value)
+        return kind({name: self._conceal(one) if isinstance(one, str) else one for name, one in value.items()})
 
 
 def latest(attempts: Sequence[AttemptPaths]) -> Path | None:
