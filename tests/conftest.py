@@ -15,7 +15,7 @@ settings.load_profile("house")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: programs would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ("processes", "buckets", "repositories", "small_disk")
+pytest_plugins = ("processes", "buckets", "repositories", "small_disk", "browser")
 pytest.register_assert_rewrite("cluster_contract")
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import re
 import statistics
 import time
 
@@ -13,13 +11,11 @@ import pytest
 
 from orchestrator import ledger
 from orchestrator.cli import main
-from orchestrator.cli.comparison import Estimate
+from orchestrator.comparison import Estimate
 from orchestrator.layout import RunsRoot
 from orchestrator.process import ProcessId
 from orchestrator.record import Claim
 from orchestrator.tracking import SpoolWriter
-
-ODD = '</script><script>alert(1)</script> & "q"'
 
 
 @pytest.fixture
@@ -114,27 +110,21 @@ def test_an_estimate_has_as_many_digits_as_its_error(values, shown):
     assert str(Estimate.of(values)) == shown
 
 
-def test_the_page_is_complete_in_itself_and_escapes_what_users_name(runs, capsys, tmp_path):
-    points = [({"lr": lr, "text": ODD, "kind": k}, {"val/acc": lr}) for lr in (0.001, 0.1) for k in ("a", "b")]
-    ended(runs, points, curve=[0.1, 0.2, 0.3])
-    path = tmp_path / "a page.html"
-    assert compared(runs, capsys, "--html", str(path)).strip() == str(path)
-    text = path.read_text()
-    own = re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", text, count=1, flags=re.DOTALL)  # the library itself
-    assert len(text) - len(own) > 1_000_000
-    assert "alert(1)</script>" not in own
-    assert html.escape(ODD) in own
-    assert not re.search(r'(src|href)="', own)
-    assert not re.search(r"https?://(?!www\.w3\.org|plot\.ly)", own)
-    assert own.count('class="plotly-graph-div"') == 6  # two curves, all that was swept, two axes, their grid
+def test_averaged_over_other_keys_than_the_seed(runs, capsys):
+    points = [({"lr": lr, "fold": fold, "seed": 0}, {"val/acc": lr + fold}) for lr in (1, 2) for fold in (0, 1)]
+    ended(runs, points)
+    rows = json.loads(compared(runs, capsys, "--over", "fold", "--json"))
+    assert [(row["lr"], row["seed"], row["val/acc"]["mean"]) for row in rows] == [(2, 0, 2.5), (1, 0, 1.5)]
+    assert main(["compare", "e", "--over", "fould", "--runs", str(runs.path)]) == 2
+    assert "did you mean 'fold'" in capsys.readouterr().err
 
 
-def test_the_page_of_many_runs_stays_small(runs, capsys, tmp_path):
-    ended(runs, [({"lr": lr, "seed": seed}, {"val/acc": lr}) for lr in range(1_200) for seed in (0, 1)])
-    path = tmp_path / "page.html"
-    compared(runs, capsys, "--html", str(path))
-    assert path.read_text().count("<tr") == 1_001
-    assert "and 200 more" in path.read_text()
+def test_what_is_no_number_has_no_mean_and_is_never_the_best(runs, capsys):
+    values = {1: [math.nan, 0.5], 2: [0.1, 0.2], 3: [math.inf, -math.inf]}
+    ended(runs, [({"lr": lr, "seed": s}, {"val/acc": v}) for lr, vs in values.items() for s, v in enumerate(vs)])
+    best, *others = [line.split() for line in compared(runs, capsys).splitlines()[1:]]
+    assert (best[1], best[-1]) == ("2", "best")
+    assert [other[2] for other in others] == ["nan", "nan"]
 
 
 def test_a_page_that_cannot_be_written_is_an_error(runs, capsys, tmp_path):

@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from orchestrator.api import TOKEN, Plan, Prepared, told
-from orchestrator.cli.comparison import Comparison, Group
 from orchestrator.cli.points import points
 from orchestrator.cluster import Waiting
+from orchestrator.comparison import Comparison, Group
 from orchestrator.consumption import Consumption, consumption, most
 from orchestrator.credentials import masked
 from orchestrator.errors import size
@@ -394,20 +394,20 @@ def comparison_table(made: Comparison) -> tuple[list[str], list[list[Any]]]:
     for group in made.groups:
         values = [made.estimate(group, metric) for metric in made.metrics]
         rows.append([
-            _runs_of(group) if made.seeds else group.records[0].id[:8], *(group.point[key] for key in made.keys),
-            *(value if made.seeds else value and value.mean for value in values),
-            _states_of(group) if made.seeds else group.records[0].state.value,
-            "" if made.seeds else duration(group.records[0]), "",
+            _runs_of(group) if made.over else group.records[0].id[:8], *(group.point[key] for key in made.keys),
+            *(value if made.over else value and value.mean for value in values),
+            _states_of(group) if made.over else group.records[0].state.value,
+            "" if made.over else duration(group.records[0]), "",
         ])  # fmt: skip
-    if rows and made.objective and made.estimate(made.groups[0], made.objective.metric):
+    if made.best:
         rows[0][-1] = "best"
-    return ["runs" if made.seeds else "run", *made.keys, *made.metrics, "state", "time", ""], rows
+    return ["runs" if made.over else "run", *made.keys, *made.metrics, "state", "time", ""], rows
 
 
 def comparison_json(made: Comparison) -> list[dict[str, Any]]:
     """Return the same as JSON: of a group the mean, the standard error and the number of runs of each metric."""
     header, rows = comparison_table(made)
-    if not made.seeds:
+    if not made.over:
         return [dict(zip(header[:-1], row[:-1], strict=True)) for row in rows]
     return [
         {

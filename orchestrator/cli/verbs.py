@@ -17,6 +17,7 @@ from orchestrator.cli.confirm import confirming
 from orchestrator.cli.foreground import Tail, launch_and_follow
 from orchestrator.cli.watch import Watch, wait
 from orchestrator.cluster import Change
+from orchestrator.comparison import SEEDS, Comparison
 from orchestrator.credentials import masked, masked_override
 from orchestrator.errors import OrchError, RequestError, nearest
 from orchestrator.ledger import Ledger
@@ -377,7 +378,8 @@ def compare(arguments: Namespace) -> int:
     records = _shown(book, records, arguments)
     metrics = [name for text in arguments.metric for name in text.split(",")]
     objective = _objective(metrics[0] if metrics else None, book, records)
-    made = comparison.compare(book, records, objective, metrics, each=arguments.each)
+    over = () if arguments.each else arguments.over or SEEDS
+    made = comparison.compare(book, records, objective, metrics, over=over)
     if arguments.html:
         return _write_page(book, made, Path(arguments.html))
     header, rows = render.comparison_table(made)
@@ -396,10 +398,8 @@ def compare(arguments: Namespace) -> int:
     return 0
 
 
-def _write_page(book: Ledger, made: comparison.Comparison, path: Path) -> int:
-    from orchestrator.cli.page import page
-
-    text = page(book, made)
+def _write_page(book: Ledger, made: Comparison, path: Path) -> int:
+    text = comparison.page(book, made)
     try:
         ledger.replace_text(path, text)
     except OSError as error:
