@@ -94,8 +94,8 @@ class Source:
 class Carrier:
     """Sends, pauses, and backs off while the store fails."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source, self._clock = source, clock
         self._follower: Follower | None = None
         self._pause_seconds = _PERIOD_SECONDS
         self._shown = self._failing = False
@@ -148,10 +148,10 @@ class Carrier:
         if run is None:
             return 0.0
         first, self._follower = self._follower is None, self._follower or self._source.open()
-        began = time.monotonic()
+        began = self._clock()
         # The log grows all the time: it is sent when the run has ended, and its config at the beginning.
         self._follower.send(run if last or not self._shown else replace(run, artifacts=()))
-        took = 0.0 if first else time.monotonic() - began
+        took = 0.0 if first else self._clock() - began
         self._shown = True
         if last and run.state == "queued":  # whether its job goes on, only a later look can know
             self._source.paths.unsynced.touch(mode=0o600)

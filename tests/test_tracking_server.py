@@ -20,7 +20,7 @@ from processes import of_this_test, wait_for
 
 from orchestrator import api
 from orchestrator.config import schema
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.layout import ExperimentPaths, RunsRoot
 from orchestrator.local.workstation import Workstation
 from orchestrator.project import Project
@@ -28,6 +28,7 @@ from orchestrator.record import RunState
 from orchestrator.testing.launches import WORKER, Bench, scripted
 from orchestrator.tracking import Metrics, SpoolWriter, TrackedExperiment, TrackedRun, read
 from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.uploader import Carrier
 from orchestrator.worker.uploading import Uploader
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -283,6 +284,66 @@ def test_two_projects_with_an_experiment_of_the_same_name_keep_apart(server, tmp
     for name in (str(tmp_path), f"{tmp_path} two-pr"):
         found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
         assert len(found) == 2
+
+
+def test_an_uploaders_own_start_is_not_taken_for_a_slow_server(caplog):
+    """Loading MLflow takes seconds: a twentieth of the time would be a pause of a minute."""
+    clock, sent = [0.0], []
+
+    class Stub:
+        end_seconds = 0.0
+
+        def read(self):
+            return TrackedRun(
+                experiment="e", run_id="r", generation=1, history=1, name="r", params={}, tags={}, state="running"
+            )
+
+        def open(self):
+            clock[0] += 7.0
+            return self
+
+        def send(self, run):
+            sent.append(run)
+            clock[0] += 3.0 if len(sent) == 1 else 0.1
+
+    carrier = Carrier(Stub(), clock=lambda: clock[0])
+    assert carrier._send(last=False)
+    assert carrier._pause_seconds == 5.0
+    assert carrier._send(last=False)
+    assert carrier._pause_seconds == 5.0
+    assert "answers again" not in caplog.text
+
+
+def test_a_server_that_is_slow_is_asked_less_often_and_one_that_failed_is_greeted(caplog):
+    clock, fails = [0.0], [False]
+
+    class Stub:
+        end_seconds = 0.0
+
+        def read(self):
+            return TrackedRun(
+                experiment="e", run_id="r", generation=1, history=1, name="r", params={}, tags={}, state="running"
+            )
+
+        def open(self):
+            return self
+
+        def send(self, run):
+            clock[0] += 2.0
+            if fails[0]:
+                raise TrackingError("no")
+
+    carrier = Carrier(Stub(), clock=lambda: clock[0])
+    carrier._send(last=False)
+    carrier._send(last=False)
+    assert carrier._pause_seconds == 40.0
+    fails[0] = True
+    assert not carrier._send(last=False)
+    assert not carrier._send(last=False)
+    assert caplog.text.count("not sent yet") == 1
+    fails[0] = False
+    assert carrier._send(last=False)
+    assert caplog.text.count("answers again") == 1
 
 
 def test_the_uploader_is_told_to_end_though_a_forked_child_holds_its_input_open():
