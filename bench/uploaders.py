@@ -28,6 +28,7 @@ _POINTS_EACH = 2_000
 _ROUNDS = 3
 _MANY = """
 import sys, threading
+from pathlib import Path
 from orchestrator.uploader import Carrier, Source
 closed = threading.Event(); closed.set()
 done = []
@@ -121,6 +122,7 @@ def _cores() -> int:
 
 _FIT = """
 import itertools, sys
+from pathlib import Path
 import torch
 from orchestrator.tracking import SpoolWriter
 torch.set_num_threads(1)
