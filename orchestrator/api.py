@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import ledger
+from orchestrator import after, ledger
 from orchestrator.cluster import Capacity, Cluster, Scratch
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
@@ -26,11 +26,11 @@ from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Experiment, Objective, Resources, Run, RunId, SnapshotOptions
+from orchestrator.spec import STARTS, Experiment, Objective, Resources, Run, RunId, SnapshotOptions
 from orchestrator.waiting import hand_over
 
 if TYPE_CHECKING:
-    from orchestrator.config import Draft
+    from orchestrator.config import Draft, DraftPoint
     from orchestrator.data import Manifest
     from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
@@ -69,12 +69,14 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
         composed = composed if batches is None else debugging(composed, batches)
         composed = replace(composed, tracking=_addressed(project, composed))
         cluster_for(composed.cluster)  # checks its options
+        waits = after.check(project.runs, composed.name, composed.after, observers(), composed.cluster["kind"])
+        composed = _started(project, composed)
         check_targets(project, composed)
         manifests = _resolve_data(project, composed)
         experiment = _experiment(composed, manifests)
     with ExitStack() as stack:
         facts = _facts(project, experiment.snapshot, {m.digest: m for m in manifests.values()}, stack)
-        yield Prepared(experiment=experiment, facts=facts, notes=_notes(experiment, facts))
+        yield Prepared(experiment=experiment, facts=facts, notes=(*_notes(experiment, facts), *waits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +163,7 @@ def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], s
     return [
         (
             tuple(acting[index] for index in array.indices),
-            cluster.script_of(array, planned.launch, experiment=name, token=TOKEN),
+            cluster.script_of(array, planned.launch, experiment=name, token=TOKEN, after=prepared.experiment.after),
         )
         for array in planned.arrays or ()
     ]
@@ -214,7 +216,7 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
         name=name, runs=runs, objective=Objective(**header["objective"]) if header["objective"] else None,
         cluster=header["cluster"], tracking=header["tracking"], env=header["env"], choices=header["choices"],
         snapshot=SnapshotOptions(**{**header["snapshot"], "include": tuple(header["snapshot"]["include"])}),
-        sweep=header["sweep"], overrides=tuple(header["overrides"]),
+        sweep=header["sweep"], overrides=tuple(header["overrides"]), after=tuple(header.get("after", ())),
     )  # fmt: skip
     manifests = {run.data_digest: _manifest(paths, run.data_digest) for run in runs if run.data_digest}
     with ExitStack() as stack:
@@ -237,6 +239,27 @@ def _addressed(project: Project, composed: Draft) -> Mapping[str, Any]:
         )  # fmt: skip
     own = f"{getpass.getuser()}/{project.folder.name}/{composed.name}"
     return checked({**tracking, "uri": uri, "experiment": tracking["experiment"] or own})
+
+
+def _started(project: Project, composed: Draft) -> Draft:
+    """Return a draft whose points say for good where they start from. Raises ConfigError."""
+    from orchestrator import start
+
+    known: dict[tuple[str, str], start.Start] = {}
+
+    def frozen(point: DraftPoint) -> DraftPoint:
+        found: dict[str, Any] = {key: point.config[key] for key in STARTS if key in point.config}
+        for key, text in found.items():
+            if (key, text) not in known:
+                known[key, text] = start.resolve(
+                    key, text, runs=project.runs, project=project.folder, after=composed.after
+                )
+            found[key] = known[key, text]
+            if key == "resume_from":
+                start.check_more_to_train(found[key], point.config["trainer"], project.runs)
+        return replace(point, config={**point.config, **found}) if found else point
+
+    return replace(composed, points=tuple(map(frozen, composed.points)))
 
 
 def check_targets(project: Project, composed: Draft) -> None:
@@ -304,7 +327,7 @@ def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experimen
         name=composed.name, runs=tuple(runs.values()), objective=composed.objective, cluster=composed.cluster,
         tracking=composed.tracking, snapshot=composed.snapshot, env="refuse" if composed.env == "refuse" else "warn",
         choices=composed.choices, sweep=composed.sweep, overrides=composed.overrides, notes=composed.notes,
-        ask_above=composed.ask_above,
+        ask_above=composed.ask_above, after=composed.after,
     )  # fmt: skip
 
 
@@ -394,7 +417,7 @@ def cluster_for(options: Mapping[str, Any]) -> Cluster:
         return Workstation(cpus=options.get("cpus"), grace_seconds=grace, scratch=options.get("scratch"))
     from orchestrator.local.inline import Inline
 
-    return Inline(grace_seconds=grace, scratch=options.get("scratch"))
+    return Inline(grace_seconds=grace, scratch=options.get("scratch"), others=observers())
 
 
 class _Observers(Mapping[str, Cluster]):

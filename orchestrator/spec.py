@@ -24,8 +24,14 @@ VIEW = "<view>"
 PROJECT = "<project>"
 """Stands in a frozen config for the frozen project's folder; replaced on the node (`${project:}`)."""
 
-TASKS = ("fit", "fit_test")
-"""What a run does: train and validate, or also test the best checkpoint afterwards."""
+EVALUATIONS = ("validate", "test", "predict")
+"""The tasks that train nothing: they need weights to start from."""
+
+TASKS = ("fit", "fit_test", *EVALUATIONS)
+"""What a run does: train and validate, or also test the best checkpoint afterwards; or one of the evaluations."""
+
+STARTS = ("init_from", "resume_from")
+"""The keys that say where a run starts from: its weights, or its whole state. A config has at most one of them."""
 
 
 ASK_ABOVE = 1_000
@@ -68,7 +74,10 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One grid point, resolved. `config` holds model, data, trainer, seed and task, ready to be built."""
+    """One grid point, resolved. `config` holds model, data, trainer, seed and task, ready to be built.
+
+    Where it starts from another run's checkpoint, or a file, it also holds one of STARTS.
+    """
 
     id: RunId
     point: Point
@@ -92,7 +101,7 @@ class Experiment:
 
     `choices` are the config groups chosen (group -> option), `sweep` the sweep's definition as written,
     `overrides` the command line, and `notes` what a person should know before launching. A launch of more than
-    `ask_above` runs is one to confirm.
+    `ask_above` runs is one to confirm. It starts once the experiments named in `after` are done.
     """
 
     name: str
@@ -107,3 +116,4 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     ask_above: int = ASK_ABOVE
+    after: tuple[str, ...] = ()

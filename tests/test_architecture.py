@@ -28,6 +28,7 @@ LAYERS = (
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
+    {"after", "start"},
     {"local", "slurm", "waiting"},
     {"launch", "worker"},
     {"project", "selection", "estimate", "forecast", "consumption", "tracking_view"},

@@ -154,7 +154,9 @@ def _run_here(project: Project, prepared: api.Prepared, *, message: str, rerun: 
 
     name = prepared.experiment.name
     options = prepared.experiment.cluster
-    cluster = Inline(grace_seconds=float(options.get("grace_seconds") or 30), scratch=options.get("scratch"))
+    cluster = Inline(
+        grace_seconds=float(options.get("grace_seconds") or 30), scratch=options.get("scratch"), others=api.observers()
+    )
     launched = api.launch(project, prepared, cluster=cluster, message=message, rerun=rerun)
     _say(*(f"note: {note}" for note in launched.notes))
     only = launched.steps[0]

@@ -23,7 +23,9 @@ from orchestrator.config.space import distribution
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.spec import ASK_ABOVE, Config, Objective, Point, Resources, SnapshotOptions
 
-_ONE_PER_LAUNCH = frozenset({"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment"})
+_ONE_PER_LAUNCH = frozenset(
+    {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "after"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class Draft:
     overrides: tuple[str, ...]
     notes: tuple[str, ...]
     ask_above: int = ASK_ABOVE
+    after: tuple[str, ...] = ()
 
 
 def draft(project: Path, overrides: Sequence[str]) -> Draft:
@@ -99,7 +102,8 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     raw = OmegaConf.to_container(config, resolve=False)
     _check_package(raw)
     schema.check_top_level(cast("Mapping[str, Any]", raw))
-    head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment"})}
+    head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment", "after"})}
+    head["after"] = schema.after(_section(config, "after") if "after" in config else None)
     written = {} if line.drop_sweep else head["sweep"]
     axes = {axis.key: axis.values for axis in line.axes}
     head["ask_above"] = sweep.ask_above(head["sweep"])
@@ -182,6 +186,7 @@ def _assemble(
         cluster=schema.cluster(head["cluster"]), tracking=schema.tracking(head["tracking"]),
         snapshot=schema.snapshot(head["snapshot"]), env=schema.env(head["env"]), choices=resolved[0].choices,
         sweep=head["sweep"], overrides=overrides, notes=notes + more, ask_above=head["ask_above"],
+        after=head["after"],
     )  # fmt: skip
 
 
@@ -197,6 +202,7 @@ def _point(item: Resolved, definition: sweep.Sweep, used: set[int]) -> DraftPoin
         schema.component("data", config["data"], optional=True)
         config["trainer"] = schema.trainer(config["trainer"])
         config["seed"], config["task"] = schema.seed(config["seed"]), schema.task(config["task"])
+        config |= schema.starts(item.config, config["task"])
         return DraftPoint(point=item.point, config=config, resources=schema.resources(wanted))
     except ConfigError as error:
         if not item.point:

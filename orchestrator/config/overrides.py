@@ -175,8 +175,8 @@ def _axis(override: Override, options: Options) -> Axis:
             f"sweep {text!r} cannot be expanded", why="an interval has no points of its own, they must be drawn",
             fix=f"""'sweep.random={{n: 20, space: {{{key}: "uniform(0, 1)"}}}}', or range(), or list the values""",
         )  # fmt: skip
-    if isinstance(override.value(), Glob):
-        return Axis(key=key, values=_globbed(override, options), prefix=prefix)
+    if isinstance(glob := override.value(), Glob):
+        return Axis(key=key, values=_globbed(glob, override, options), prefix=prefix)
     try:
         values = tuple(_plain(v) for v in override.sweep_iterator(transformer=Transformer.identity))
     except (HydraException, ValueError, TypeError) as error:
@@ -188,8 +188,8 @@ def _axis(override: Override, options: Options) -> Axis:
     return Axis(key=key, values=values, prefix=prefix)
 
 
-def _globbed(override: Override, options: Options) -> tuple[str, ...]:
-    group, glob, found = override.key_or_group, override.value(), options(override.key_or_group)
+def _globbed(glob: Glob, override: Override, options: Options) -> tuple[str, ...]:
+    group, found = override.key_or_group, options(override.key_or_group)
     if found is None:
         raise ConfigError(
             f"sweep {override.input_line!r} cannot be expanded",

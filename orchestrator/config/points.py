@@ -21,7 +21,7 @@ from orchestrator.config.compose import Composer, plain, resolve
 from orchestrator.config.interpolation import Path, Pieces, Reads, leaves, overlap, pieces, reads
 from orchestrator.config.overrides import to_override
 from orchestrator.errors import ConfigError
-from orchestrator.spec import Point
+from orchestrator.spec import STARTS, Point
 
 _PURE = frozenset({"view", "project"})
 IDENTITY = ("model", "data", "trainer", "seed", "task")
@@ -202,7 +202,7 @@ def _select(config: DictConfig, at: Path) -> Any:
 def _refuse(all_reads: Mapping[Path, Reads]) -> None:
     """Refuse what would give another id at another time or place, also through other keys."""
     for at in all_reads:
-        if at[0] in IDENTITY:
+        if at[0] in IDENTITY or at[0] in STARTS:
             found = sorted(_reachable(all_reads, at, set()) & _REFUSED)
             if found:
                 raise ConfigError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from orchestrator import ledger
-from orchestrator.cluster import Capacity
+from orchestrator import after, ledger
+from orchestrator.cluster import Capacity, Cluster
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local import room
@@ -21,9 +22,16 @@ class Inline:
 
     background = False
 
-    def __init__(self, *, grace_seconds: float = 30.0, scratch: str | None = None) -> None:
+    def __init__(
+        self, *, grace_seconds: float = 30.0, scratch: str | None = None,
+        others: Mapping[str, Cluster] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """`others` are asked about the launches that ours start after."""
         self._sidecars, self._scratch = Sidecars(), scratch
-        self._supervisor = Supervisor(cpus=1, grace_seconds=grace_seconds, sync=self._sidecars.sync)
+        self._supervisor = Supervisor(
+            cpus=1, grace_seconds=grace_seconds, sync=self._sidecars.sync,
+            held=lambda launch: after.under_way(launch, others),
+        )  # fmt: skip
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         check_one_process(shapes, "inline")

@@ -24,6 +24,7 @@ from orchestrator.record import Attempt, RunState
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0  # at what a launch waits for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,21 +39,29 @@ class _Running:
 class Supervisor:
     """Starts, watches and stops the tasks of launches. `step` does what is due and says whether work is left."""
 
-    def __init__(self, *, cpus: int, grace_seconds: float = 30.0, sync: Callable[[str, Path, str], None]) -> None:
-        """`sync(python, runs, experiment)` is told each time something of an experiment has changed."""
+    def __init__(
+        self, *, cpus: int, grace_seconds: float = 30.0, sync: Callable[[str, Path, str], None],
+        held: Callable[[LaunchPaths], bool] = lambda _: False,
+    ) -> None:  # fmt: skip
+        """`sync(python, runs, experiment)` is told each time something of an experiment has changed.
+
+        `held(launch)` says whether a launch that starts after others has to wait for them.
+        """
         self._cpus, self._grace, self._sync = cpus, grace_seconds, sync
+        self._holds, self._held, self._looked = held, deque[Task](), 0.0
         self._queue: deque[Task] = deque()
         self._running: list[_Running] = []
         self._headers: dict[LaunchPaths, Mapping[str, Any]] = {}
 
     def add(self, launch: LaunchPaths) -> None:
         """Take over all tasks of a launch that have not ended; those already running are found."""
-        self._headers[launch] = ledger.read_launch(launch).header
+        header = self._headers[launch] = ledger.read_launch(launch).header
+        queue = self._held if header.get("after") else self._queue
         for task in tasks_of(launch):
             if task.folder.path.exists():
                 self._adopt(task)
             elif not _attempt(task).final:  # it may have failed before it could claim anything
-                self._queue.append(task)
+                queue.append(task)
 
     def _adopt(self, task: Task) -> None:
         """Watch a task that has begun; one whose attempt belongs to another launch is no business of ours."""
@@ -68,17 +77,29 @@ class Supervisor:
 
     def busy(self, launch: LaunchPaths) -> bool:
         """Return whether tasks of a launch wait or run."""
-        return any(t.launch == launch for t in self._queue) or any(r.task.launch == launch for r in self._running)
+        waiting = any(task.launch == launch for task in (*self._queue, *self._held))
+        return waiting or any(r.task.launch == launch for r in self._running)
 
     def step(self) -> bool:
         """Reap, stop and start what is due. Returns whether anything waits or runs."""
         for running in list(self._running):
             self._watch(running)
+        self._release()
         while self._queue and self._fits(self._queue[0]):
             task = self._queue.popleft()
             if not task.cancelled:
                 self._start(task)
-        return bool(self._queue or self._running)
+        return bool(self._queue or self._held or self._running)
+
+    def _release(self) -> None:
+        """Queue what has waited for another experiment, once that has ended; it then looks itself how that went."""
+        if not self._held or time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        waiting = [task for task in self._held if not task.cancelled]
+        held = {launch for launch in {task.launch for task in waiting} if self._holds(launch)}
+        self._queue.extend(task for task in waiting if task.launch not in held)
+        self._held = deque(task for task in waiting if task.launch in held)
 
     def run(self, *, until: Callable[[], bool] = lambda: False) -> None:
         """Step until nothing is left to do, or `until` says so."""
@@ -88,6 +109,7 @@ class Supervisor:
     def stop(self, reason: str) -> None:
         """Ask all running tasks to stop, wait for the grace time, and kill what is left."""
         self._queue.clear()
+        self._held.clear()
         for running in self._running:
             self._ask(running, reason)
         while self._running:

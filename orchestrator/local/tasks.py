@@ -116,7 +116,7 @@ def observe(
 ) -> dict[int, Observation]:
     """Return what is seen of tasks. `supervised`: whether somebody will start what has not begun; None: unknown."""
     state = {None: JobState.UNKNOWN, True: JobState.PENDING, False: JobState.ENDED}[supervised]
-    unclaimed = Observation(state=state, reason="waits for a free slot" if supervised else idle)
+    unclaimed = Observation(state=state, reason=_waits_for(launch) if supervised else idle)
     stopped = Observation(state=JobState.ENDED, reason="cancelled before it started")
     cancelled = set(ledger.names(launch.cancelled))
     begun = set(ledger.names(launch.experiment.runs))  # most may not have: one listing
@@ -128,6 +128,11 @@ def observe(
         else:
             found[index] = stopped if line["run"] in cancelled else unclaimed
     return found
+
+
+def _waits_for(launch: LaunchPaths) -> str:
+    others = ledger.read_launch(launch).header.get("after")
+    return f"waits for {', '.join(others)}, and a free slot" if others else "waits for a free slot"
 
 
 def _observe_claim(claim: Claim, *, supervised: bool | None) -> Observation:

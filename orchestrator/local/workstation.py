@@ -19,12 +19,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator import ledger
-from orchestrator.cluster import Capacity
+from orchestrator import after, ledger
+from orchestrator.cluster import Capacity, Cluster
 from orchestrator.errors import RequestError, StateError
 from orchestrator.layout import LaunchPaths, state_dir
 from orchestrator.local import room
-from orchestrator.local.inline import check_one_process
+from orchestrator.local.inline import Inline, check_one_process
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe, own_cpus
 from orchestrator.process import start_detached
@@ -168,8 +168,9 @@ def _work_off(queue: Queue) -> None:
         if supervisor is None:
             first = entries[0]
             supervisor = Supervisor(
-                cpus=int(str(first["cpus"])), grace_seconds=float(str(first["grace_seconds"])), sync=sidecars.sync
-            )
+                cpus=int(str(first["cpus"])), grace_seconds=float(str(first["grace_seconds"])), sync=sidecars.sync,
+                held=_held,
+            )  # fmt: skip
         for entry in entries:
             launch = LaunchPaths(Path(str(entry["launch"])))
             if launch not in taken:
@@ -180,6 +181,11 @@ def _work_off(queue: Queue) -> None:
             del taken[launch]
         time.sleep(_POLL_SECONDS)
     sidecars.close()
+
+
+def _held(launch: LaunchPaths) -> bool:
+    clusters: Mapping[str, Cluster] = {"workstation": Workstation(), "inline": Inline()}
+    return after.under_way(launch, clusters)
 
 
 def _take(supervisor: Supervisor, launch: LaunchPaths, queue: Queue, taken: dict[LaunchPaths, None]) -> None:
