@@ -12,7 +12,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from statistics import mean, stdev
 
@@ -51,13 +52,13 @@ def _row(box: Sandbox, proxy: Proxy, fault: str | None, step: Callable[[], None]
     paths = make_experiment(box.folder / "runs", f"steps-{fault}", 1, running=1, tracking=tracking(proxy.address, name))
     (run,) = paths.runs.iterdir()
     attempt = AttemptPaths(run / "a001")
-    uploader = _start(box, paths.launch(1))
     proxy.fault = fault
-    with SpoolWriter(attempt.metrics) as spool:
-        pairs = _pairs(step, SpoolLogger(spool, run / "artifacts"), uploader)
-    proxy.fault = None
-    uploader.send_signal(signal.SIGCONT)
-    _end(uploader)
+    with _uploader(box, paths.launch(1)) as uploader:
+        with SpoolWriter(attempt.metrics) as spool:
+            pairs = _pairs(step, SpoolLogger(spool, run / "artifacts"), uploader)
+        proxy.fault = None
+        uploader.send_signal(signal.SIGCONT)
+        _end(uploader)
     _check(address, name)
     shares = [with_it / without - 1 for with_it, without in pairs]
     half = 1.96 * stdev(shares) / math.sqrt(len(shares))
@@ -128,12 +129,18 @@ def _timed(act: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _start(box: Sandbox, launch: LaunchPaths) -> subprocess.Popen[bytes]:
-    env = {**os.environ, **box.environment}
-    return subprocess.Popen(
-        [PYTHON, "-m", "orchestrator.uploader", str(launch.path), "0"], stdin=subprocess.PIPE, env=env,
-        stderr=subprocess.DEVNULL,
+@contextmanager
+def _uploader(box: Sandbox, launch: LaunchPaths) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the uploader of a launch's first run; it is gone in the end, stopped or not."""
+    process = subprocess.Popen(
+        [PYTHON, "-m", "orchestrator.uploader", str(launch.path), "0"], stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **box.environment},
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _end(uploader: subprocess.Popen[bytes]) -> None:
