@@ -12,7 +12,7 @@ from bench.measure import Row, say
 from bench.sandbox import sandbox
 
 # What loads torch or MLflow into this process comes last.
-BENCHMARKS = ("startup", "status", "plan", "launch", "stage", "job_start", "metric")
+BENCHMARKS = ("startup", "status", "plan", "launch", "stage", "job_start", "pack", "metric")
 
 
 def main() -> int:

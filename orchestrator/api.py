@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from orchestrator.cluster import Capacity, Change, Cluster, Scratch
 from orchestrator.credentials import masked
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
+from orchestrator.packing import packs, sized
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from orchestrator.local.inline import Inline
     from orchestrator.slurm import script
     from orchestrator.tracking import Report
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 60.0
@@ -83,10 +86,12 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
 class Plan:
     """What a launch would do now: its steps, and what those to do would ask for.
 
-    `launch` is the folder that it would get, `arrays` what it would submit (None: the cluster knows no arrays).
+    `acting` are the steps to do, `launch` is the folder that it would get, `arrays` what it would submit (None: the
+    cluster knows no arrays).
     """
 
     steps: tuple[Step, ...]
+    acting: tuple[Step, ...]
     launch: LaunchPaths
     arrays: tuple[script.Array, ...] | None
     shapes: tuple[ShapeTotal, ...]
@@ -105,23 +110,24 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh:
     paths, cluster = project.runs.experiment(experiment.name), cluster_for(experiment.cluster)
     book = read(project, experiment.name)
     steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
-    acting = to_do(steps)
+    acting = sized(to_do(steps), book.records)
     needs = {step.run.resources for step in acting}
     notes = cluster.check(needs, paths.path, data_of(acting, facts.manifests)) if acting else ()
     capacity = cluster.capacity() if acting else Capacity(scratch=Scratch(where=""))  # then nobody is asked
-    arrays = _arrays(cluster, acting, facts, paths) if acting else None
+    arrays = _arrays(cluster, acting, facts, paths, canary=experiment.launch.canary) if acting else None
     counted = None if arrays is None else Counter(array.shape.resources for array in arrays)
+    jobs = None if arrays is None else _jobs(arrays)
     checkpoints = disk_forecast(acting, book.records, paths, _models(project, facts, ask=weigh))
     return Plan(
-        steps=steps, launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
-        shapes=shape_totals(acting, arrays=counted, default_hours=capacity.hours),
+        steps=steps, acting=tuple(acting), launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
+        shapes=shape_totals(acting, arrays=counted, jobs=jobs, default_hours=capacity.hours),
         data=data_totals(acting, facts.manifests), checkpoints=checkpoints,
         notes=(*notes, *([checkpoints.note] if checkpoints.note else [])),
     )  # fmt: skip
 
 
 def _arrays(
-    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths
+    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths, *, canary: int
 ) -> tuple[script.Array, ...] | None:
     """Return the arrays that a launch of these steps would submit."""
     from orchestrator.slurm.cluster import SlurmCluster
@@ -135,11 +141,18 @@ def _arrays(
     }
     codes = {step.code: tuple(paths.python_path(step.code, unwritten=unwritten)) for step in acting}
     sizes = {digest: manifest.bytes for digest, manifest in facts.manifests.items()}
+    later = {index for pack in packs(acting, canary=canary) for index in pack[1:]}  # a pack goes by its first
     shapes = {
         index: cluster.shape(step.run.resources, codes[step.code], data_bytes=sizes.get(step.run.data_digest or "", 0))
         for index, step in enumerate(acting)
+        if index not in later
     }
     return tuple(cluster.arrays_of(shapes))
+
+
+def _jobs(arrays: Iterable[script.Array]) -> Counter[Resources]:
+    """Return how many jobs there are of each shape."""
+    return sum((Counter({array.shape.resources: len(array.indices)}) for array in arrays), Counter())
 
 
 TOKEN = "TOKEN"  # noqa: S105 - stands for what is no secret
@@ -153,16 +166,17 @@ def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], s
     """
     from orchestrator.slurm.cluster import SlurmCluster
 
-    cluster, acting = cluster_for(prepared.experiment.cluster), to_do(planned.steps)
+    cluster, acting = cluster_for(prepared.experiment.cluster), planned.acting
     if not isinstance(cluster, SlurmCluster):
         raise RequestError(
             f"cluster={prepared.experiment.cluster['kind']} submits no scripts", why="only a Slurm cluster does",
             fix="orch plan --sbatch ... cluster=slurm, or a site's own profile",
         )  # fmt: skip
     name = prepared.experiment.name
+    runs = {pack[0]: pack for pack in packs(acting, canary=prepared.experiment.launch.canary)}
     return [
         (
-            tuple(acting[index] for index in array.indices),
+            tuple(acting[index] for first in array.indices for index in runs.get(first, [first])),
             cluster.script_of(array, planned.launch, experiment=name, token=TOKEN),
         )
         for array in planned.arrays or ()
@@ -367,7 +381,7 @@ def _run_again(launch: LaunchPaths, record: Record) -> Run:
     line = ledger.read_line(launch, record.planned.index)
     return Run(
         id=record.id, point=record.planned.point, config=ledger.read_config(launch, line),
-        resources=Resources(**line["resources"]), data_digest=line["data"],
+        resources=Resources.from_json(line["resources"]), data_digest=line["data"],
     )  # fmt: skip
 
 
@@ -615,15 +629,24 @@ def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool =
 
 def sync(project: Project, name: str) -> Report:
     """Bring an experiment's tracking store up to date with its runs' own records and spools."""
-    from orchestrator.tracking.mlflow_store import MlflowStore
     from orchestrator.tracking_view import tracked
+
+    return store_of(project, name).sync(tracked(read(project, name)))
+
+
+def store_of(project: Project, name: str) -> MlflowStore:
+    """Return the tracking store of an experiment. Raises TrackingError if it cannot be used."""
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
     if not (project.runs.experiment(name).path / "launches").is_dir():
         raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
     uri = server_of(project, name)
-    ids = project.runs.experiment(name).tracking(uri) if uri else None
-    store = MlflowStore.server(uri, ids) if uri and ids else MlflowStore.embedded(_private_store(project))
-    return store.sync(tracked(read(project, name)))
+    if uri:
+        return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
+    folder = _private_store(project)
+    # Where the database had to leave the runs, artifacts stay with them, by the machine: checkpoints are links there.
+    beside = None if folder == project.runs.mlflow else project.runs.mlflow / socket.gethostname() / "artifacts"
+    return MlflowStore.embedded(folder, beside)
 
 
 def _private_store(project: Project) -> Path:
@@ -637,6 +660,32 @@ def _private_store(project: Project) -> Path:
 
 def server_of(project: Project, name: str) -> str | None:
     """Return the address of the tracking server that an experiment's latest launch sends to, if it does."""
-    launches = project.runs.experiment(name).launches()
-    tracking = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    tracking = _tracking(project.runs.experiment(name))
     return str(tracking["uri"]) if tracking.get("kind") == "server" else None
+
+
+def _tracking(paths: ExperimentPaths) -> Mapping[str, Any]:
+    launches = paths.launches()
+    found: Mapping[str, Any] = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    return found
+
+
+def open_in_store(project: Project, name: str) -> bool:
+    """Return whether runs were cancelled that still seem to wait: what the store says of them is not the last word."""
+    book = read(project, name)
+    cancelled = {launch.number: launch.paths.cancelled for launch in book.launches}
+    waiting = [r for r in book.records.values() if r.last is not None and r.state is RunState.QUEUED]
+    return any((cancelled[record.task[0]] / record.id).exists() for record in waiting)
+
+
+def register(project: Project, name: str) -> str | None:
+    """Register the best run's model if the experiment wants it, all runs have ended, and it is not registered yet.
+
+    Returns what was done, in words. The model is built and loaded in a process of its own, with the run's own code.
+    Raises TrackingError where that fails.
+    """
+    from orchestrator.registering import register as act
+    from orchestrator.registering import wanted
+
+    wish = wanted(read(project, name)) if _tracking(project.runs.experiment(name)).get("register") else None
+    return act(wish, store_of(project, name)) if wish else None

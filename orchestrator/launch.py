@@ -19,6 +19,7 @@ from orchestrator.data import Manifest
 from orchestrator.environment import Environment
 from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
+from orchestrator.packing import packs, sized
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.record import Record
 from orchestrator.snapshot import Pending, write
@@ -82,16 +83,17 @@ def launch(
         if hand_over(book, cluster_of):
             book = ledger.read(paths, cluster_of)
         steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
-        acting = [step for step in to_do(steps) if only(step)]
+        acting = sized((step for step in to_do(steps) if only(step)), book.records)
         if not acting:
             return Launched(steps=steps, paths=None, records=book.records)
-        confirm(steps)
         notes = cluster.check({step.run.resources for step in acting}, paths.path, data_of(acting, facts.manifests))
+        confirm(steps)
         with ledger.writing(paths.path):
             _freeze(facts, paths)
         bases, lines = _write_plan(acting)
         header = _header(experiment, facts, message, worker, tasks=len(acting))
-        published = ledger.publish(paths, book.next_number, header, bases, lines)
+        shared = packs(acting, canary=header["launch"]["canary"])
+        published = ledger.publish(paths, book.next_number, header, bases, lines, packs=shared)
         if published is not None:
             try:
                 with ledger.writing(published.path):

@@ -5,8 +5,9 @@ Plain data, no behaviour beyond derived numbers. Everything here is JSON-seriali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NewType, Self
 
 RunId = NewType("RunId", str)
@@ -33,6 +34,19 @@ ASK_ABOVE = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """How many runs share one job, and how many of them run at the same time. `runs`: None is still to be chosen."""
+
+    runs: int | None = None
+    at_once: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """How many runs are worked off one after another."""
+        return math.ceil((self.runs or 1) / self.at_once)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What one run needs. Units are in the names; `hours` is the time limit of one attempt."""
 
@@ -41,6 +55,7 @@ class Resources:
     cpus_per_node: int = 1
     mem_gb_per_node: float | None = None
     hours: float | None = None
+    pack: Pack | None = None
 
     @property
     def processes_per_node(self) -> int:
@@ -51,8 +66,28 @@ class Resources:
     def world_size(self) -> int:
         return self.nodes * self.processes_per_node
 
+    @property
+    def job(self) -> Resources:
+        """What the job asks for that the run is in: runs of a pack share its GPU, and have each CPUs of their own."""
+        if self.pack is None:
+            return self
+        at_once = self.pack.at_once
+        return replace(
+            self, pack=None, cpus_per_node=self.cpus_per_node * at_once,
+            mem_gb_per_node=self.mem_gb_per_node and self.mem_gb_per_node * at_once,
+            hours=self.hours and self.hours * self.pack.rounds,
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        pack = value.get("pack")
+        return cls(**{**value, "pack": Pack(**pack) if pack else None})
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if self.pack is None:
+            del found["pack"]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

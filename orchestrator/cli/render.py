@@ -22,7 +22,7 @@ from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Action, Step
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Objective, Resources
+from orchestrator.spec import Objective, Pack, Resources
 
 if TYPE_CHECKING:
     from orchestrator.estimate import DiskForecast, ShapeTotal
@@ -177,7 +177,13 @@ def need(resources: Resources) -> str:
     node += [f"{resources.mem_gb_per_node:g} GB"] if resources.mem_gb_per_node else []
     per_node = ", ".join(node)
     nodes = f"{resources.nodes} nodes x ({per_node})" if resources.nodes > 1 else per_node
+    nodes += f", {_pack(resources.pack)}" if resources.pack else ""
     return f"{nodes}, {resources.hours:g} h" if resources.hours else nodes
+
+
+def _pack(pack: Pack) -> str:
+    told = f"packed by {pack.runs or 'auto'}"
+    return f"{told}, {pack.at_once} at once" if pack.at_once > 1 else told
 
 
 def step_json(step: Step) -> dict[str, Any]:

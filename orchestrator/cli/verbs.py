@@ -447,10 +447,12 @@ def _sync(project: Project, name: str) -> int:
     """Sync one experiment and say so. A server that is down holds up no other."""
     try:
         report = api.sync(project, name)
+        _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
+        if done := api.register(project, name):
+            _say(f"{name}: {done}")
     except OrchError as error:
         _say(f"error: {error}")
         return 1
-    _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
     return 0
 
 

@@ -30,7 +30,7 @@ def debugging(draft: Draft, batches: int) -> Draft:
 
 def _point(point: DraftPoint, batches: int) -> DraftPoint:
     config = {**point.config, "trainer": _trainer(point.config["trainer"], batches)}
-    return replace(point, config=config, resources=replace(point.resources, nodes=1))
+    return replace(point, config=config, resources=replace(point.resources, nodes=1, pack=None))
 
 
 def _trainer(trainer: Mapping[str, Any], batches: int) -> dict[str, Any]:

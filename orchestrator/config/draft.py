@@ -194,9 +194,11 @@ def _assemble(
     more += tuple(
         f"{key} looks like a credential, and is written to disk: name it by ${{secret:NAME}}" for key in shown
     )
+    objective, tracking = schema.objective(head["objective"]), schema.tracking(head["tracking"])
+    schema.check_register(tracking, objective)
     return Draft(
-        name=schema.name(head["name"]), points=points, objective=schema.objective(head["objective"]),
-        cluster=schema.cluster(head["cluster"]), tracking=schema.tracking(head["tracking"]),
+        name=schema.name(head["name"]), points=points, objective=objective,
+        cluster=schema.cluster(head["cluster"]), tracking=tracking,
         snapshot=schema.snapshot(head["snapshot"]), launch=schema.launch(head["launch"]),
         tags=schema.tags(head["tags"]), env=schema.env(head["env"]), choices=resolved[0].choices,
         sweep=head["sweep"], overrides=overrides, notes=notes + more, ask_above=head["ask_above"],

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.identity import TRAINER_NOT_IDENTITY
 from orchestrator.layout import EXPERIMENT_NAME
-from orchestrator.spec import TASKS, LaunchOptions, Objective, Resources, SnapshotOptions
+from orchestrator.spec import TASKS, LaunchOptions, Objective, Pack, Resources, SnapshotOptions
 
 TOP_LEVEL = (
     "name", "data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "seed", "vars", "task",
@@ -30,13 +30,16 @@ _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
 _MOST_URGENT = 10**6
 _DEVICE = re.compile(r"[^\s,]+")
 _SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
+_MODEL_NAME = re.compile(r"[^/.:%\"'\s][^/.:%\"'\n]{0,249}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _END_SECONDS = 60.0
+_CHECKPOINTS = ("best", "last", "all", "none")
+_TRACKING_DEFAULTS: Mapping[str, Any] = {"checkpoints": "best", "system_metrics": True, "register": None}
 _SERVER_DEFAULTS: Mapping[str, Any] = {"uri": None, "experiment": None, "upload": "jobs", "end_seconds": None}
 _TRACKING_KEYS: Mapping[str, frozenset[str]] = {
-    "embedded": frozenset({"kind"}),
-    "none": frozenset({"kind"}),
-    "server": frozenset({"kind", "uri", "experiment", "upload", "end_seconds"}),
+    "embedded": frozenset({"kind", *_TRACKING_DEFAULTS}),
+    "none": frozenset({"kind", *_TRACKING_DEFAULTS}),  # so that tracking=none needs no other experiment
+    "server": frozenset({"kind", *_TRACKING_DEFAULTS, *_SERVER_DEFAULTS}),
 }
 
 
@@ -63,13 +66,40 @@ def name(value: Any) -> str:
 def resources(value: Mapping[str, Any]) -> Resources:
     """Return checked resources; nodes and CPUs at least 1, GPUs at least 0, memory and hours positive."""
     _known("resources", value, Resources.__dataclass_fields__)
-    return Resources(
+    need = Resources(
         nodes=_integer("resources.nodes", value.get("nodes", 1), least=1),
         gpus_per_node=_integer("resources.gpus_per_node", value.get("gpus_per_node", 0), least=0),
         cpus_per_node=_integer("resources.cpus_per_node", value.get("cpus_per_node", 1), least=1),
         mem_gb_per_node=_positive("resources.mem_gb_per_node", value.get("mem_gb_per_node")),
         hours=_positive("resources.hours", value.get("hours")),
+        pack=_pack(value.get("pack")),
     )
+    if need.pack and need.world_size > 1:
+        raise ConfigError(
+            f"resources.pack is given for runs of {need.world_size} processes", why="only runs of one are packed",
+            fix="resources.pack=null, or resources.nodes=1 and at most one GPU",
+        )  # fmt: skip
+    return need
+
+
+def _pack(value: Any) -> Pack | None:
+    """Return how runs are packed; `auto` leaves their number open."""
+    if value is None:
+        return None
+    if value == "auto":
+        return Pack()
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"resources.pack is {value!r}",
+            why="it is null, auto, or says how many runs",
+            fix="resources.pack={runs: 8}",
+        )
+    _known("resources.pack", value, Pack.__dataclass_fields__)
+    runs = value.get("runs", "auto")
+    at_once = _integer("resources.pack.at_once", value.get("at_once", 1), least=1)
+    if runs == "auto":
+        return Pack(at_once=at_once)
+    return Pack(runs=_integer("resources.pack.runs", runs, least=at_once), at_once=at_once)
 
 
 def objective(value: Any) -> Objective | None:
@@ -173,7 +203,29 @@ def _is_device(value: Any) -> bool:
 def tracking(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tracking's checked options."""
     entries = _kind("tracking", value, _TRACKING_KEYS)
+    if entries["kind"] == "none":
+        return {"kind": "none"}
+    entries = {**_TRACKING_DEFAULTS, **entries}
+    _choice("tracking.checkpoints", entries["checkpoints"], _CHECKPOINTS)
+    if not isinstance(entries["system_metrics"], bool):
+        _positive("tracking.system_metrics", entries["system_metrics"])
+    name = entries["register"]
+    if name is not None and not (isinstance(name, str) and _MODEL_NAME.fullmatch(name)):
+        raise ConfigError(
+            f"tracking.register is {name!r}", why="it is the name of a registered model, without / . : and quotes",
+            fix="tracking.register=digits",
+        )  # fmt: skip
     return _server({**_SERVER_DEFAULTS, **entries}) if entries["kind"] == "server" else entries
+
+
+def check_register(entries: Mapping[str, Any], objective: Objective | None) -> None:
+    """Refuse to register a best run where nothing says which one that is."""
+    if entries.get("register") and objective is None:
+        raise ConfigError(
+            f"tracking.register is {entries['register']!r}, but there is no objective",
+            why="the run that is registered is the best one by it",
+            fix="objective.metric=val/acc objective.mode=max, or leave out tracking.register",
+        )  # fmt: skip
 
 
 def _server(entries: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from orchestrator.cluster import Capacity, Change
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local import machine, room
+from orchestrator.local.forking import Forking
 from orchestrator.local.holds import Holds
 from orchestrator.local.nvml import Users
 from orchestrator.local.schedule import Terms
@@ -33,7 +34,8 @@ class Inline:
     def __init__(self, *, scratch: str | None = None, **options: Unpack[machine.Options]) -> None:
         self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
         self._told = ""
-        self._supervisor = Supervisor(sync=self._sidecars.sync, holds=Holds(), users=Users())
+        self._forking = Forking()
+        self._supervisor = Supervisor(sync=self._sidecars.sync, start=self._forking, holds=Holds(), users=Users())
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         machine.check(shapes, self._terms, cluster="inline")
@@ -64,6 +66,7 @@ class Inline:
             self._supervisor.run(until=due)
         finally:
             self._supervisor.stop("its launch was stopped")
+            self._forking.close()
 
     def _tell(self) -> None:
         """Say once what is waited for, where it is not our own runs' end."""

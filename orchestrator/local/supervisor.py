@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from bisect import insort
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -70,14 +70,16 @@ class Supervisor:
     def __init__(
         self, *, sync: Callable[[str, Path, str], None], start: Starter = Children, holds: Holds | None = None,
         users: Callable[[Sequence[Device]], Mapping[str, str]] = lambda _: {},
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, restarts: bool = False,
     ) -> None:  # fmt: skip
         """`sync(python, runs, experiment)` is told each time something of an experiment has changed.
 
         `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `users` tells by
-        address who else computes on devices. `head` is afterwards what is next, and what it waits for.
+        address who else computes on devices. `head` is afterwards what is next, and what it waits for. `restarts`: the
+        tasks are some of a launch's, and of those stopped before they began nothing is written: they are started again.
         """
         self._sync, self._make, self._holds, self._users, self._clock = sync, start, holds, users, clock
+        self._restarts = restarts
         self.head: Head | None = None
         self._arrivals = itertools.count()
         self._queue: list[_Waiting] = []
@@ -86,23 +88,28 @@ class Supervisor:
         self._gates: dict[LaunchPaths, guard.Gate] = {}
         self._stopping = False
 
-    def add(self, launch: LaunchPaths, terms: Terms, *, only: Collection[int] | None = None) -> None:
-        """Take over the tasks of a launch that have not ended (`only` those); those already running are found."""
+    def add(self, launch: LaunchPaths, terms: Terms) -> None:
+        """Take over all tasks of a launch that have not ended; those already running are found."""
         self._headers[launch] = ledger.read_launch(launch).header
+        new = []
         for task in tasks_of(launch):
-            if only is not None and task.index not in only:
-                continue
-            wanted = Wanted(resources=task.resources, terms=terms)
             if task.folder.path.exists():
-                self._adopt(task, wanted)
+                self._adopt(task, Wanted(resources=task.resources, terms=terms))
             elif not _attempt(task).final:  # it may have failed before it could claim anything
-                rank = (-terms.priority, next(self._arrivals))
-                insort(self._queue, _Waiting(rank=rank, task=task, wanted=wanted))
+                new.append(task)
+        self.queue(launch, new, terms)
+
+    def queue(self, launch: LaunchPaths, tasks: Iterable[Task], terms: Terms) -> None:
+        """Take over these tasks of a launch, none of which has begun."""
+        self._headers[launch] = ledger.read_launch(launch).header
+        for task in tasks:
+            rank = (-terms.priority, next(self._arrivals))
+            insort(self._queue, _Waiting(rank=rank, task=task, wanted=Wanted(resources=task.resources, terms=terms)))
 
     def _adopt(self, task: Task, wanted: Wanted) -> None:
         """Watch a task that has begun; one whose attempt belongs to another launch is no business of ours."""
         claim = ledger.read_claim(task.folder)
-        if claim is None or claim.launch != task.launch.number:
+        if claim is None or claim.launch != task.launch.number or claim.process.alive() is None:  # on another node
             return
         process = Found(claim.process, ranks=task.resources.processes_per_node)
         if process.ended() is None:
@@ -133,12 +140,14 @@ class Supervisor:
         while self.step() and not until():
             time.sleep(_POLL_SECONDS)
 
-    def stop(self, reason: str) -> None:
-        """Ask all running tasks to stop, wait for the grace time, and kill what is left."""
+    def stop(self, reason: str, *, number: int = signal.SIGTERM, grace_seconds: float | None = None) -> None:
+        """Ask all running tasks to stop, wait for the grace time (None: their own), and kill what is left."""
         self._queue.clear()
         self._stopping = True
         for running in self._running:
-            self._ask(running, reason)
+            self._ask(running, reason, number)
+            if grace_seconds is not None:
+                running.kill_at = self._clock() + grace_seconds
         while self._running:
             self.step()
             time.sleep(_POLL_SECONDS)
@@ -218,26 +227,30 @@ class Supervisor:
         elif self._clock() > running.deadline:
             self._ask(running, "time limit")
 
-    def _ask(self, running: _Running, reason: str) -> None:
+    def _ask(self, running: _Running, reason: str, number: int = signal.SIGTERM) -> None:
         running.reason = running.reason or reason
         running.kill_at = running.kill_at or self._clock() + running.wanted.terms.grace_seconds
-        running.handle.signal(signal.SIGTERM)
+        running.handle.signal(number)
 
     def _reap(self, running: _Running, status: int) -> None:
         self._running.remove(running)
         running.handle.signal(signal.SIGKILL)  # what the task left behind in its process group
         output, claim = running.handle.close(), ledger.read_claim(running.task.folder)
-        if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive()):
+        if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive() is not False):
             self._adopt(running.task, running.wanted)  # somebody else has taken the attempt
         else:
             self._settle(running.task, status, running.reason, output)
-        if not self._stopping and not self.busy(running.task.launch):
+        if self._restarts:
+            guard.tell_if_ended(running.task.launch)
+        elif not self._stopping and not self.busy(running.task.launch):
             guard.tell(running.task.launch, guard.Event.ENDED)
 
     def _settle(self, task: Task, status: int, reason: str, output: str) -> None:
         """Write down how an attempt ended that could not say so itself."""
         run, attempt = task.experiment.run(task.run_id), _attempt(task)
         if attempt.final:
+            return
+        if self._restarts and attempt.claim is None and (status <= 0 or reason):
             return
         state = RunState.INTERRUPTED
         if status > 0 and not reason:

@@ -27,7 +27,7 @@ class Task:
     def of(cls, launch: LaunchPaths, line: Mapping[str, Any]) -> Task:
         return cls(
             launch=launch, index=line["index"], run_id=line["run"], attempt=line["attempt"],
-            code=line["code"], resources=Resources(**line["resources"]),
+            code=line["code"], resources=Resources.from_json(line["resources"]),
         )  # fmt: skip
 
     @property

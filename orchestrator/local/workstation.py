@@ -27,6 +27,7 @@ from orchestrator.cluster import Capacity, Change
 from orchestrator.errors import StateError
 from orchestrator.layout import LaunchPaths, state_dir
 from orchestrator.local import machine, room, session
+from orchestrator.local.forking import Forking
 from orchestrator.local.holds import Holds
 from orchestrator.local.inline import no_change
 from orchestrator.local.nvml import Users
@@ -203,8 +204,8 @@ def supervise(folder: Path) -> None:
 
 
 def _work_off(queue: Queue) -> None:
-    sidecars = Sidecars()
-    supervisor = Supervisor(sync=sidecars.sync, holds=Holds(), users=Users())
+    sidecars, forking = Sidecars(), Forking()
+    supervisor = Supervisor(sync=sidecars.sync, start=forking, holds=Holds(), users=Users())
     taken: set[LaunchPaths] = set()
     told: Head | None = None
     while entries := queue.entries():
@@ -220,6 +221,7 @@ def _work_off(queue: Queue) -> None:
             queue.remove(launch)
             taken.discard(launch)
         time.sleep(_POLL_SECONDS)
+    forking.close()
     sidecars.close()
 
 

@@ -22,6 +22,7 @@ from orchestrator.spec import PROJECT, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
 from orchestrator.worker import aftermath, data, requeue
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.node_metrics import measured
 from orchestrator.worker.secrets import Secrets
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 from orchestrator.worker.uploading import Uploader
@@ -59,7 +60,7 @@ def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop:
     try:
         requeue.check(assignment)
         _check_environment(assignment)
-        with data.staged(assignment, events, stop) as view:
+        with measured(assignment), data.staged(assignment, events, stop) as view:
             config = _place(assignment, view)
             secrets = Secrets.of(config)
             events.conceal = secrets.conceal
@@ -116,6 +117,7 @@ def _train(
         config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
         folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
         resume_from=checkpoints.latest(earlier), place=assignment.place, conceal=events.conceal,
+        example=assignment.attempt.example if assignment.header["tracking"].get("register") else None,
     )  # fmt: skip
     path = assignment.attempt.metrics if assignment.leads else Path(os.devnull)
     with SpoolWriter(path, conceal=events.conceal) as spool:

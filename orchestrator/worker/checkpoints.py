@@ -6,9 +6,10 @@ synced (FACTS 19): here a checkpoint is written beside its target, synced and re
 
 from __future__ import annotations
 
+import copy
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
 
     def _kept(self, key: str, value: Any) -> Any:
-        if key not in _ARGUMENTS or not isinstance(value, Mapping):
+        if key not in _ARGUMENTS or not isinstance(value, MutableMapping):
             return value
-        kind: Any = type(value)
-        return kind({name: self._conceal(one) if isinstance(one, str) else one for name, one in value.items()})
+        kept = copy.copy(value)  # of its own type: Lightning's is no plain dict
+        kept.update({name: self._conceal(one) for name, one in value.items() if isinstance(one, str)})
+        return kept
 
 
 def latest(attempts: Sequence[AttemptPaths]) -> Path | None:

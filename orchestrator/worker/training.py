@@ -24,6 +24,7 @@ from orchestrator.spec import Objective, Resources
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.build import build
 from orchestrator.worker.checkpoints import BEST, LAST, AtomicCheckpointIO
+from orchestrator.worker.example import KeepExample
 from orchestrator.worker.place import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
@@ -38,7 +39,8 @@ _GRADIENTS = "orch_gradients"
 class Training:
     """What is trained, on what, and where its files go. `folder` is the attempt's.
 
-    `conceal` takes out of a text what may not be written.
+    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
+    what may not be written.
     """
 
     config: Mapping[str, Any]
@@ -48,6 +50,7 @@ class Training:
     checkpoints: Path
     resume_from: Path | None
     place: Place
+    example: Path | None = None
     conceal: Callable[[str], str] = str
 
 
@@ -336,7 +339,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     relative = f"{training.folder.name}/{training.checkpoints.name}/{BEST}"
     progress = Progress(events, training.objective, relative)
     stopping = StopOnSignal(stop, training.checkpoints, tests=config["task"] == "fit_test")
-    trainer = _trainer(training, logger, [progress, _checkpoints(training), stopping])
+    examples = [KeepExample(training.example)] if training.example else []
+    trainer = _trainer(training, logger, [progress, *examples, _checkpoints(training), stopping])
     events.write("training", resumed=training.resume_from is not None)
     trainer.fit(model, datamodule=datamodule, ckpt_path=_text(training.resume_from), **_trusted(trainer.fit))
     metrics = numbers(trainer.callback_metrics)
@@ -373,7 +377,8 @@ def _devices(resources: Resources) -> dict[str, Any]:
 
 def _environment(training: Training) -> ClusterEnvironment:
     """Return who starts the processes: srun, or nobody. Never Lightning's own guess, which may requeue (FACTS 16)."""
-    return SLURMEnvironment(auto_requeue=False) if training.place.job else LightningEnvironment()
+    place = training.place
+    return SLURMEnvironment(auto_requeue=False) if place.job and not place.packed else LightningEnvironment()
 
 
 def _checkpoints(training: Training) -> ModelCheckpoint:
