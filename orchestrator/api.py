@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import guard, ledger
 from orchestrator.cluster import Capacity, Change, Cluster, Scratch
+from orchestrator.credentials import masked
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
 from orchestrator.packing import packs, sized
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from orchestrator.local.inline import Inline
     from orchestrator.slurm import script
     from orchestrator.tracking import Report
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 60.0
@@ -547,7 +550,7 @@ def _sync_in_background(project: Project, experiment: ExperimentPaths) -> None:
 
 def told(point: Mapping[str, Any]) -> str:
     """Return a point as it is written on the command line."""
-    return " ".join(f"{key}={value}" for key, value in point.items()) or "(no sweep)"
+    return " ".join(f"{key}={value}" for key, value in masked(point).items()) or "(no sweep)"
 
 
 # --- act on runs ------------------------------------------------------------------------------------------
@@ -626,15 +629,24 @@ def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool =
 
 def sync(project: Project, name: str) -> Report:
     """Bring an experiment's tracking store up to date with its runs' own records and spools."""
-    from orchestrator.tracking.mlflow_store import MlflowStore
     from orchestrator.tracking_view import tracked
+
+    return store_of(project, name).sync(tracked(read(project, name)))
+
+
+def store_of(project: Project, name: str) -> MlflowStore:
+    """Return the tracking store of an experiment. Raises TrackingError if it cannot be used."""
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
     if not (project.runs.experiment(name).path / "launches").is_dir():
         raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
     uri = server_of(project, name)
-    ids = project.runs.experiment(name).tracking(uri) if uri else None
-    store = MlflowStore.server(uri, ids) if uri and ids else MlflowStore.embedded(_private_store(project))
-    return store.sync(tracked(read(project, name)))
+    if uri:
+        return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
+    folder = _private_store(project)
+    # Where the database had to leave the runs, artifacts stay with them, by the machine: checkpoints are links there.
+    beside = None if folder == project.runs.mlflow else project.runs.mlflow / socket.gethostname() / "artifacts"
+    return MlflowStore.embedded(folder, beside)
 
 
 def _private_store(project: Project) -> Path:
@@ -648,6 +660,32 @@ def _private_store(project: Project) -> Path:
 
 def server_of(project: Project, name: str) -> str | None:
     """Return the address of the tracking server that an experiment's latest launch sends to, if it does."""
-    launches = project.runs.experiment(name).launches()
-    tracking = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    tracking = _tracking(project.runs.experiment(name))
     return str(tracking["uri"]) if tracking.get("kind") == "server" else None
+
+
+def _tracking(paths: ExperimentPaths) -> Mapping[str, Any]:
+    launches = paths.launches()
+    found: Mapping[str, Any] = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    return found
+
+
+def open_in_store(project: Project, name: str) -> bool:
+    """Return whether runs were cancelled that still seem to wait: what the store says of them is not the last word."""
+    book = read(project, name)
+    cancelled = {launch.number: launch.paths.cancelled for launch in book.launches}
+    waiting = [r for r in book.records.values() if r.last is not None and r.state is RunState.QUEUED]
+    return any((cancelled[record.task[0]] / record.id).exists() for record in waiting)
+
+
+def register(project: Project, name: str) -> str | None:
+    """Register the best run's model if the experiment wants it, all runs have ended, and it is not registered yet.
+
+    Returns what was done, in words. The model is built and loaded in a process of its own, with the run's own code.
+    Raises TrackingError where that fails.
+    """
+    from orchestrator.registering import register as act
+    from orchestrator.registering import wanted
+
+    wish = wanted(read(project, name)) if _tracking(project.runs.experiment(name)).get("register") else None
+    return act(wish, store_of(project, name)) if wish else None

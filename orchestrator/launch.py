@@ -86,8 +86,8 @@ def launch(
         acting = sized((step for step in to_do(steps) if only(step)), book.records)
         if not acting:
             return Launched(steps=steps, paths=None, records=book.records)
-        confirm(steps)
         notes = cluster.check({step.run.resources for step in acting}, paths.path, data_of(acting, facts.manifests))
+        confirm(steps)
         with ledger.writing(paths.path):
             _freeze(facts, paths)
         bases, lines = _write_plan(acting)

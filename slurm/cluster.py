@@ -19,7 +19,7 @@ from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
 from orchestrator.slurm import control, handover, limits, packed, preflight, queue, script, submission, turns
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
+from orchestrator.slurm.states import Seen, printed
 from orchestrator.slurm.turns import Job
 from orchestrator.spec import Resources
 
@@ -181,8 +181,8 @@ def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Obser
     if not status:
         return task.observation
     output = ledger.job_output(launch, name, processes=_OUTPUTS)
-    if killed_for_memory(output):
-        return replace(task.observation, reason=OUT_OF_MEMORY, forgotten=False)
+    if reason := printed(output):
+        return replace(task.observation, reason=reason, forgotten=False)
     told = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
     return replace(task.observation, reason=told, status=status, output=output, forgotten=False)
 

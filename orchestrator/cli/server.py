@@ -82,6 +82,8 @@ def _sync(project: Project, names: Sequence[str]) -> None:
     for name in names:
         try:
             api.sync(project, name)
+            if done := api.register(project, name):
+                _say(f"{name}: {done}")
         except OrchError as error:
             _say(f"not synced yet: {error}")
 

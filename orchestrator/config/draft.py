@@ -19,6 +19,7 @@ from orchestrator.config import schema, sweep
 from orchestrator.config.compose import Composer, resolve
 from orchestrator.config.points import IDENTITY, Resolved, resolve_points
 from orchestrator.config.space import distribution
+from orchestrator.credentials import literal, referred
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.spec import ASK_ABOVE, Config, LaunchOptions, Objective, Point, Resources, SnapshotOptions
 
@@ -102,6 +103,8 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     _check_package(raw)
     schema.check_top_level(cast("Mapping[str, Any]", raw))
     head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment"})}
+    for key in head.keys() - {"sweep"}:
+        _refuse_secrets(key, head[key])
     written = {} if line.drop_sweep else head["sweep"]
     axes = {axis.key: axis.values for axis in line.axes}
     head["ask_above"] = sweep.ask_above(head["sweep"])
@@ -117,6 +120,16 @@ def _check_package(raw: Any) -> None:
             why="nothing reads them there; without a package directive Hydra puts a file's keys under its group's name",
             fix="make `# @package _global_` the first line of the experiment's file",
         )
+
+
+def _refuse_secrets(key: str, value: Any) -> None:
+    """Refuse a secret where no node would put it in place."""
+    if name := next(referred(value), None):
+        raise ConfigError(
+            f"{key} refers to ${{secret:{name}}}",
+            why="secrets are put in place on the node, in model, data and trainer",
+            fix="use the environment variables of whoever reads it: MLFLOW_TRACKING_TOKEN, AWS_PROFILE",
+        )  # fmt: skip
 
 
 def _section(config: Any, key: str) -> Any:
@@ -177,9 +190,15 @@ def _assemble(
     points = tuple(_point(item, definition, used) for item in resolved)
     unused = [rule for i, rule in enumerate(definition.resources) if i not in used]
     more = tuple(f"sweep.resources: when {dict(when)} matches no point" for when, _ in unused)
+    shown = dict.fromkeys(key for point in points for key in literal(point.config))
+    more += tuple(
+        f"{key} looks like a credential, and is written to disk: name it by ${{secret:NAME}}" for key in shown
+    )
+    objective, tracking = schema.objective(head["objective"]), schema.tracking(head["tracking"])
+    schema.check_register(tracking, objective)
     return Draft(
-        name=schema.name(head["name"]), points=points, objective=schema.objective(head["objective"]),
-        cluster=schema.cluster(head["cluster"]), tracking=schema.tracking(head["tracking"]),
+        name=schema.name(head["name"]), points=points, objective=objective,
+        cluster=schema.cluster(head["cluster"]), tracking=tracking,
         snapshot=schema.snapshot(head["snapshot"]), launch=schema.launch(head["launch"]),
         tags=schema.tags(head["tags"]), env=schema.env(head["env"]), choices=resolved[0].choices,
         sweep=head["sweep"], overrides=overrides, notes=notes + more, ask_above=head["ask_above"],
@@ -196,6 +215,7 @@ def _point(item: Resolved, definition: sweep.Sweep, used: set[int]) -> DraftPoin
         config = {key: item.config[key] for key in IDENTITY}
         schema.component("model", config["model"], optional=False)
         schema.component("data", config["data"], optional=True)
+        _refuse_secrets("data.version", config["data"].get("version"))
         config["trainer"] = schema.trainer(config["trainer"])
         config["seed"], config["task"] = schema.seed(config["seed"]), schema.task(config["task"])
         return DraftPoint(point=item.point, config=config, resources=schema.resources(wanted))

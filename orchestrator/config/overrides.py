@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra._internal.grammar.utils import escape_special_characters
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, Transformer
+from hydra.core.override_parser.types import Glob, Override, QuotedString, Transformer
 from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError
+from orchestrator.override import as_override
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 
@@ -77,7 +77,7 @@ def _no_distribution(key: str, text: str, why: str) -> ConfigError:
 
 def to_override(axis_prefix: str, key: str, value: Any, *, group: bool) -> str:
     """Return the override that sets `key` to `value`, quoted so that Hydra reads back just that."""
-    return f"{axis_prefix}{key}={_quote(str(value) if group else value)}"
+    return as_override(key, str(value) if group else value, prefix=axis_prefix)
 
 
 def _parse_one(text: str) -> Override:
@@ -128,18 +128,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
     return value
-
-
-def _quote(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return str(QuotedString(text=value, quote=Quote.single).with_quotes())
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_quote(item) for item in value) + "]"
-    if isinstance(value, dict):
-        # The grammar knows no quotes around keys; what it cannot read in one, it refuses.
-        return "{" + ",".join(f"{escape_special_characters(str(k))}:{_quote(v)}" for k, v in value.items()) + "}"
-    return repr(value)

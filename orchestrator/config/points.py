@@ -22,7 +22,7 @@ from orchestrator.config.overrides import to_override
 from orchestrator.errors import ConfigError
 from orchestrator.spec import Point
 
-_PURE = frozenset({"view", "project"})
+_PURE = frozenset({"view", "project", "secret"})
 IDENTITY = ("model", "data", "trainer", "seed", "task")
 _PUNCTUATION = frozenset(".[]")  # in a key: a dotted path would not find it
 _REFUSED = frozenset({"now", "oc.env", "hydra", "oc.deprecated"})

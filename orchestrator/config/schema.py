@@ -30,13 +30,16 @@ _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
 _MOST_URGENT = 10**6
 _DEVICE = re.compile(r"[^\s,]+")
 _SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
+_MODEL_NAME = re.compile(r"[^/.:%\"'\s][^/.:%\"'\n]{0,249}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _END_SECONDS = 60.0
+_CHECKPOINTS = ("best", "last", "all", "none")
+_TRACKING_DEFAULTS: Mapping[str, Any] = {"checkpoints": "best", "system_metrics": True, "register": None}
 _SERVER_DEFAULTS: Mapping[str, Any] = {"uri": None, "experiment": None, "upload": "jobs", "end_seconds": None}
 _TRACKING_KEYS: Mapping[str, frozenset[str]] = {
-    "embedded": frozenset({"kind"}),
-    "none": frozenset({"kind"}),
-    "server": frozenset({"kind", "uri", "experiment", "upload", "end_seconds"}),
+    "embedded": frozenset({"kind", *_TRACKING_DEFAULTS}),
+    "none": frozenset({"kind", *_TRACKING_DEFAULTS}),  # so that tracking=none needs no other experiment
+    "server": frozenset({"kind", *_TRACKING_DEFAULTS, *_SERVER_DEFAULTS}),
 }
 
 
@@ -200,7 +203,29 @@ def _is_device(value: Any) -> bool:
 def tracking(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tracking's checked options."""
     entries = _kind("tracking", value, _TRACKING_KEYS)
+    if entries["kind"] == "none":
+        return {"kind": "none"}
+    entries = {**_TRACKING_DEFAULTS, **entries}
+    _choice("tracking.checkpoints", entries["checkpoints"], _CHECKPOINTS)
+    if not isinstance(entries["system_metrics"], bool):
+        _positive("tracking.system_metrics", entries["system_metrics"])
+    name = entries["register"]
+    if name is not None and not (isinstance(name, str) and _MODEL_NAME.fullmatch(name)):
+        raise ConfigError(
+            f"tracking.register is {name!r}", why="it is the name of a registered model, without / . : and quotes",
+            fix="tracking.register=digits",
+        )  # fmt: skip
     return _server({**_SERVER_DEFAULTS, **entries}) if entries["kind"] == "server" else entries
+
+
+def check_register(entries: Mapping[str, Any], objective: Objective | None) -> None:
+    """Refuse to register a best run where nothing says which one that is."""
+    if entries.get("register") and objective is None:
+        raise ConfigError(
+            f"tracking.register is {entries['register']!r}, but there is no objective",
+            why="the run that is registered is the best one by it",
+            fix="objective.metric=val/acc objective.mode=max, or leave out tracking.register",
+        )  # fmt: skip
 
 
 def _server(entries: dict[str, Any]) -> dict[str, Any]:

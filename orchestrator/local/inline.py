@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +23,8 @@ from orchestrator.local.tasks import observe
 from orchestrator.record import Observation
 from orchestrator.spec import Resources
 
+_log = logging.getLogger(__name__)
+
 
 class Inline:
     """One slot, in this process. `submit` queues; `run` works the queue off."""
@@ -30,6 +33,7 @@ class Inline:
 
     def __init__(self, *, scratch: str | None = None, **options: Unpack[machine.Options]) -> None:
         self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
+        self._told = ""
         self._forking = Forking()
         self._supervisor = Supervisor(sync=self._sidecars.sync, start=self._forking, holds=Holds(), users=Users())
 
@@ -53,11 +57,22 @@ class Inline:
 
     def run(self, *, until: Callable[[], bool] = lambda: False) -> None:
         """Run what was submitted to its end, or until told to stop; what then still runs is asked to stop."""
+
+        def due() -> bool:
+            self._tell()
+            return until()
+
         try:
-            self._supervisor.run(until=until)
+            self._supervisor.run(until=due)
         finally:
             self._supervisor.stop("its launch was stopped")
             self._forking.close()
+
+    def _tell(self) -> None:
+        """Say once what is waited for, where it is not our own runs' end."""
+        if self._supervisor.held_up not in ("", self._told):
+            self._told = self._supervisor.held_up
+            _log.warning("the next run %s", self._told)
 
     def close(self) -> None:
         """Wait until everything logged has reached the tracking store."""

@@ -123,6 +123,11 @@ class Supervisor:
         """Return whether tasks of a launch wait or run."""
         return any(w.task.launch == launch for w in self._queue) or any(r.task.launch == launch for r in self._running)
 
+    @property
+    def held_up(self) -> str:
+        """What the next task waits for although none of ours runs: others have it."""
+        return self.head.reason if self.head and not self._running else ""
+
     def step(self) -> bool:
         """Reap, stop and start what is due. Returns whether anything waits or runs."""
         for running in list(self._running):
@@ -148,6 +153,7 @@ class Supervisor:
             time.sleep(_POLL_SECONDS)
 
     def _start_what_fits(self) -> None:
+        self.head = None
         if self._let_go():
             return  # whoever else waits for one of these devices has the time until the next look
         closed: dict[str, str] = {}
@@ -169,7 +175,6 @@ class Supervisor:
             self._queue.remove(chosen)
             if not chosen.task.cancelled:
                 self._start(chosen, choice.devices)
-        self.head = None
 
     def _may_start(self, waiting: _Waiting) -> bool:
         """Return whether a task is neither held nor behind a canary; its launch is asked once in a step."""

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from orchestrator.spec import Objective, Resources
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.build import build
 from orchestrator.worker.checkpoints import BEST, LAST, AtomicCheckpointIO
+from orchestrator.worker.example import KeepExample
 from orchestrator.worker.place import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
@@ -36,7 +37,11 @@ _GRADIENTS = "orch_gradients"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained, on what, and where its files go. `folder` is the attempt's."""
+    """What is trained, on what, and where its files go. `folder` is the attempt's.
+
+    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
+    what may not be written.
+    """
 
     config: Mapping[str, Any]
     resources: Resources
@@ -45,6 +50,8 @@ class Training:
     checkpoints: Path
     resume_from: Path | None
     place: Place
+    example: Path | None = None
+    conceal: Callable[[str], str] = str
 
 
 class Progress(Callback):
@@ -332,7 +339,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     relative = f"{training.folder.name}/{training.checkpoints.name}/{BEST}"
     progress = Progress(events, training.objective, relative)
     stopping = StopOnSignal(stop, training.checkpoints, tests=config["task"] == "fit_test")
-    trainer = _trainer(training, logger, [progress, _checkpoints(training), stopping])
+    examples = [KeepExample(training.example)] if training.example else []
+    trainer = _trainer(training, logger, [progress, *examples, _checkpoints(training), stopping])
     events.write("training", resumed=training.resume_from is not None)
     trainer.fit(model, datamodule=datamodule, ckpt_path=_text(training.resume_from), **_trusted(trainer.fit))
     metrics = numbers(trainer.callback_metrics)
@@ -355,7 +363,8 @@ def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callba
     node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
     users = [callback for callback in build(training.config["trainer"].get("callbacks") or {}).values() if callback]
     trainer: pl.Trainer = build(
-        node, callbacks=[*users, *callbacks], logger=logger, plugins=[AtomicCheckpointIO(), _environment(training)],
+        node, callbacks=[*users, *callbacks], logger=logger,
+        plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
         default_root_dir=str(training.folder), **_devices(training.resources),
     )  # fmt: skip
     return trainer
