@@ -217,6 +217,8 @@ class Supervisor:
 
     def _watch(self, running: _Running) -> None:
         status = running.handle.ended()
+        if running.handle.pending:
+            running.deadline = self._deadline(running.task)
         if status is not None:
             self._reap(running, status)
         elif running.kill_at is not None:
