@@ -13,7 +13,8 @@ from bench.measure import Row, Seconds, in_turns, say, timed
 from bench.sandbox import PYTHON, Sandbox
 from orchestrator import ledger
 from orchestrator.layout import RunsRoot
-from orchestrator.local.tasks import Child, Task, tasks_of
+from orchestrator.local.starting import Children, start_of
+from orchestrator.local.tasks import Task, tasks_of
 
 _ROUNDS = 5
 _EXPERIMENT = """\
@@ -72,10 +73,10 @@ def _tasks(box: Sandbox) -> list[Task]:
 def _worker(task: Task) -> Seconds:
     """Start a run as the workstation's supervisor does, and wait for its end."""
     header = ledger.read_launch(task.launch).header
-    return timed(lambda: _wait(Child(task, header)))
+    return timed(lambda: _wait(Children(start_of(task, header, devices=()))))
 
 
-def _wait(child: Child) -> None:
+def _wait(child: Children) -> None:
     while (status := child.ended()) is None:
         time.sleep(0.002)
     output = child.close()

@@ -9,24 +9,27 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import after, ledger
-from orchestrator.cluster import Capacity, Cluster, Scratch
+from orchestrator import after, guard, ledger
+from orchestrator.cluster import Capacity, Change, Cluster, Scratch
+from orchestrator.credentials import masked
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
+from orchestrator.packing import packs, sized
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
-from orchestrator.spec import STARTS, Experiment, Objective, Resources, Run, RunId, SnapshotOptions
+from orchestrator.spec import STARTS, Experiment, LaunchOptions, Objective, Resources, Run, RunId, SnapshotOptions
 from orchestrator.waiting import hand_over
 
 if TYPE_CHECKING:
@@ -34,8 +37,10 @@ if TYPE_CHECKING:
     from orchestrator.data import Manifest
     from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
+    from orchestrator.local.inline import Inline
     from orchestrator.slurm import script
     from orchestrator.tracking import Report
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 60.0
@@ -83,10 +88,12 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
 class Plan:
     """What a launch would do now: its steps, and what those to do would ask for.
 
-    `launch` is the folder that it would get, `arrays` what it would submit (None: the cluster knows no arrays).
+    `acting` are the steps to do, `launch` is the folder that it would get, `arrays` what it would submit (None: the
+    cluster knows no arrays).
     """
 
     steps: tuple[Step, ...]
+    acting: tuple[Step, ...]
     launch: LaunchPaths
     arrays: tuple[script.Array, ...] | None
     shapes: tuple[ShapeTotal, ...]
@@ -105,23 +112,24 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh:
     paths, cluster = project.runs.experiment(experiment.name), cluster_for(experiment.cluster)
     book = read(project, experiment.name)
     steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
-    acting = to_do(steps)
+    acting = sized(to_do(steps), book.records)
     needs = {step.run.resources for step in acting}
     notes = cluster.check(needs, paths.path, data_of(acting, facts.manifests)) if acting else ()
     capacity = cluster.capacity() if acting else Capacity(scratch=Scratch(where=""))  # then nobody is asked
-    arrays = _arrays(cluster, acting, facts, paths) if acting else None
+    arrays = _arrays(cluster, acting, facts, paths, canary=experiment.launch.canary) if acting else None
     counted = None if arrays is None else Counter(array.shape.resources for array in arrays)
+    jobs = None if arrays is None else _jobs(arrays)
     checkpoints = disk_forecast(acting, book.records, paths, _models(project, facts, ask=weigh))
     return Plan(
-        steps=steps, launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
-        shapes=shape_totals(acting, arrays=counted, default_hours=capacity.hours),
+        steps=steps, acting=tuple(acting), launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
+        shapes=shape_totals(acting, arrays=counted, jobs=jobs, default_hours=capacity.hours),
         data=data_totals(acting, facts.manifests), checkpoints=checkpoints,
         notes=(*notes, *([checkpoints.note] if checkpoints.note else [])),
     )  # fmt: skip
 
 
 def _arrays(
-    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths
+    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths, *, canary: int
 ) -> tuple[script.Array, ...] | None:
     """Return the arrays that a launch of these steps would submit."""
     from orchestrator.slurm.cluster import SlurmCluster
@@ -135,11 +143,18 @@ def _arrays(
     }
     codes = {step.code: tuple(paths.python_path(step.code, unwritten=unwritten)) for step in acting}
     sizes = {digest: manifest.bytes for digest, manifest in facts.manifests.items()}
+    later = {index for pack in packs(acting, canary=canary) for index in pack[1:]}  # a pack goes by its first
     shapes = {
         index: cluster.shape(step.run.resources, codes[step.code], data_bytes=sizes.get(step.run.data_digest or "", 0))
         for index, step in enumerate(acting)
+        if index not in later
     }
     return tuple(cluster.arrays_of(shapes))
+
+
+def _jobs(arrays: Iterable[script.Array]) -> Counter[Resources]:
+    """Return how many jobs there are of each shape."""
+    return sum((Counter({array.shape.resources: len(array.indices)}) for array in arrays), Counter())
 
 
 TOKEN = "TOKEN"  # noqa: S105 - stands for what is no secret
@@ -153,16 +168,17 @@ def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], s
     """
     from orchestrator.slurm.cluster import SlurmCluster
 
-    cluster, acting = cluster_for(prepared.experiment.cluster), to_do(planned.steps)
+    cluster, acting = cluster_for(prepared.experiment.cluster), planned.acting
     if not isinstance(cluster, SlurmCluster):
         raise RequestError(
             f"cluster={prepared.experiment.cluster['kind']} submits no scripts", why="only a Slurm cluster does",
             fix="orch plan --sbatch ... cluster=slurm, or a site's own profile",
         )  # fmt: skip
     name = prepared.experiment.name
+    runs = {pack[0]: pack for pack in packs(acting, canary=prepared.experiment.launch.canary)}
     return [
         (
-            tuple(acting[index] for index in array.indices),
+            tuple(acting[index] for first in array.indices for index in runs.get(first, [first])),
             cluster.script_of(array, planned.launch, experiment=name, token=TOKEN, after=prepared.experiment.after),
         )
         for array in planned.arrays or ()
@@ -205,6 +221,14 @@ def launch(
     return replace(launched, notes=(*launched.notes, room.note)) if room.note else launched
 
 
+def tagged(prepared: Prepared, tags: Sequence[str]) -> Prepared:
+    """Return the same, with further words to find its launch by. Raises ConfigError for what is none."""
+    from orchestrator.config import schema
+
+    experiment = prepared.experiment
+    return replace(prepared, experiment=replace(experiment, tags=schema.tags([*experiment.tags, *tags])))
+
+
 @contextmanager
 def prepare_again(project: Project, records: Sequence[Record], name: str) -> Iterator[Prepared]:
     """Prepare known runs of one experiment as they were launched, to be retried with today's code."""
@@ -216,7 +240,8 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
         name=name, runs=runs, objective=Objective(**header["objective"]) if header["objective"] else None,
         cluster=header["cluster"], tracking=header["tracking"], env=header["env"], choices=header["choices"],
         snapshot=SnapshotOptions(**{**header["snapshot"], "include": tuple(header["snapshot"]["include"])}),
-        sweep=header["sweep"], overrides=tuple(header["overrides"]), after=tuple(header.get("after", ())),
+        sweep=header["sweep"], overrides=tuple(header["overrides"]), tags=tuple(header.get("tags", ())),
+        launch=LaunchOptions.from_json(header.get("launch", {})), after=tuple(header.get("after", ())),
     )  # fmt: skip
     manifests = {run.data_digest: _manifest(paths, run.data_digest) for run in runs if run.data_digest}
     with ExitStack() as stack:
@@ -325,7 +350,8 @@ def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experimen
         runs[run.id] = run
     return Experiment(
         name=composed.name, runs=tuple(runs.values()), objective=composed.objective, cluster=composed.cluster,
-        tracking=composed.tracking, snapshot=composed.snapshot, env="refuse" if composed.env == "refuse" else "warn",
+        tracking=composed.tracking, snapshot=composed.snapshot, launch=composed.launch, tags=composed.tags,
+        env="refuse" if composed.env == "refuse" else "warn",
         choices=composed.choices, sweep=composed.sweep, overrides=composed.overrides, notes=composed.notes,
         ask_above=composed.ask_above, after=composed.after,
     )  # fmt: skip
@@ -378,7 +404,7 @@ def _run_again(launch: LaunchPaths, record: Record) -> Run:
     line = ledger.read_line(launch, record.planned.index)
     return Run(
         id=record.id, point=record.planned.point, config=ledger.read_config(launch, line),
-        resources=Resources(**line["resources"]), data_digest=line["data"],
+        resources=Resources.from_json(line["resources"]), data_digest=line["data"],
     )  # fmt: skip
 
 
@@ -401,7 +427,6 @@ def ignore_in_git(project: Project) -> None:
 
 def cluster_for(options: Mapping[str, Any]) -> Cluster:
     """Return the cluster that a `cluster:` section describes."""
-    grace = float(options.get("grace_seconds") or 30)
     if options["kind"] == "slurm":
         from orchestrator.slurm.cluster import SlurmCluster
         from orchestrator.slurm.options import SlurmOptions
@@ -412,12 +437,19 @@ def cluster_for(options: Mapping[str, Any]) -> Cluster:
 
         Staging.parse(options["staging"])
     if options["kind"] == "workstation":
+        from orchestrator.local.machine import given
         from orchestrator.local.workstation import Workstation
 
-        return Workstation(cpus=options.get("cpus"), grace_seconds=grace, scratch=options.get("scratch"))
-    from orchestrator.local.inline import Inline
+        return Workstation(scratch=options.get("scratch"), **given(options))
+    return in_foreground(options)
 
-    return Inline(grace_seconds=grace, scratch=options.get("scratch"), others=observers())
+
+def in_foreground(options: Mapping[str, Any]) -> Inline:
+    """Return the cluster that runs in this process, with what a `cluster:` section of any kind says of this machine."""
+    from orchestrator.local.inline import Inline
+    from orchestrator.local.machine import given
+
+    return Inline(scratch=options.get("scratch"), others=observers(), **given(options))
 
 
 class _Observers(Mapping[str, Cluster]):
@@ -498,9 +530,26 @@ def overview(project: Project, experiment: ExperimentPaths) -> dict[str, int]:
 
 def _put_right(project: Project, book: ledger.Ledger) -> None:
     news = ledger.settle(book)
+    if book.launches and book.experiment.path.stat().st_uid == os.getuid():  # nobody runs a command of another's
+        _guard(book, news)
     tracked = bool(book.launches) and book.launches[-1].header["tracking"]["kind"] != "none"
     if tracked and _due(book.experiment.unsynced, news=bool(news)):
         _sync_in_background(project, book.experiment)
+
+
+def _guard(book: ledger.Ledger, news: Iterable[Record]) -> None:
+    """See to what runs that died without a word mean for their launches."""
+    for record in news:
+        if failure := record.failure:
+            launch = book.launch(record.task[0])
+            if stopped := guard.brake_after(launch.paths, record.id, failure.signature):
+                observers()[launch.header["cluster"]["kind"]].cancel(launch.paths, stopped)
+            guard.tell(launch.paths, guard.Event.FAILED, run_id=record.id, reason=failure.signature)
+    for launch in book.launches:
+        if launch.header.get("launch", {}).get("notify"):
+            mine = (record for record in book.records.values() if record.planned.launch == launch.number)
+            if not any(record.state.active for record in mine):
+                guard.tell(launch.paths, guard.Event.ENDED)
 
 
 def _due(unsynced: Path, *, news: bool) -> bool:
@@ -524,14 +573,7 @@ def _sync_in_background(project: Project, experiment: ExperimentPaths) -> None:
 
 def told(point: Mapping[str, Any]) -> str:
     """Return a point as it is written on the command line."""
-    return " ".join(f"{key}={value}" for key, value in point.items()) or "(no sweep)"
-
-
-def best_value(record: Record, metric: str) -> float | None:
-    """Return the best value of a metric where the run kept one, else its last."""
-    best = record.last.best if record.last else {}
-    value = best.get("value") if best.get("metric") == metric else record.metrics.get(metric)
-    return float(value) if value is not None else None
+    return " ".join(f"{key}={value}" for key, value in masked(point).items()) or "(no sweep)"
 
 
 # --- act on runs ------------------------------------------------------------------------------------------
@@ -541,17 +583,68 @@ def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Recor
     """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
     paths = project.runs.experiment(name)
     chosen = [r for r in records if r.state.active and not (paths.launch(r.task[0]).cancelled / r.id).exists()]
-    by_launch: dict[int, list[Record]] = {}
-    for record in chosen:
-        by_launch.setdefault(record.task[0], []).append(record)
-    for number, found in by_launch.items():
+    for number, found in _by_launch(chosen).items():
         folder = paths.launch(number)
         ledger.make_private(folder.cancelled)
         for record in found:
             (folder.cancelled / record.id).touch(mode=0o600)
-        kind = ledger.read_launch(folder).header["cluster"]["kind"]
-        observers()[kind].cancel(folder, [record.task[1] for record in found])
+        header = ledger.read_launch(folder).header
+        observers()[header["cluster"]["kind"]].cancel(folder, [record.task[1] for record in found])
+        if header["tracking"]["kind"] != "none" and any(record.last and record.last.final for record in found):
+            _sync_in_background(project, paths)  # MLflow has it as SCHEDULED, and nobody will report it again
     return chosen
+
+
+def hold(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
+    """Keep runs that wait from starting, and return those."""
+    return _said_to_queued(project, name, records, guard.hold, lambda cluster: cluster.hold)
+
+
+def release(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
+    """Let go what holds runs back, a hold or the canary before them, and return the runs."""
+    return _said_to_queued(project, name, records, guard.release, lambda cluster: cluster.release)
+
+
+def change(project: Project, name: str, records: Iterable[Record], wanted: Change) -> list[Record]:
+    """Give runs that wait other limits, and return those."""
+    return _said_to_queued(
+        project, name, records, lambda *_: None,
+        lambda cluster: lambda launch, tasks: cluster.change(launch, tasks, wanted),
+    )  # fmt: skip
+
+
+def _said_to_queued(
+    project: Project, name: str, records: Iterable[Record],
+    mark: Callable[[LaunchPaths, Collection[int]], None],
+    say: Callable[[Cluster], Callable[[LaunchPaths, Collection[int]], None]],
+) -> list[Record]:  # fmt: skip
+    """Mark runs that wait, then tell their cluster, a launch at a time."""
+    paths = project.runs.experiment(name)
+    chosen = [record for record in records if record.state in {RunState.QUEUED, RunState.WAITING}]
+    for number, found in _by_launch(chosen).items():
+        launch = paths.launch(number)
+        tasks = [record.task[1] for record in found]
+        mark(launch, tasks)
+        say(observers()[ledger.read_launch(launch).header["cluster"]["kind"]])(launch, tasks)
+    return chosen
+
+
+def _by_launch(records: Iterable[Record]) -> dict[int, list[Record]]:
+    found: dict[int, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.task[0], []).append(record)
+    return found
+
+
+def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool = False) -> None:
+    """Leave runs out of what is shown, or show them again. Nothing of them is deleted, and a launch knows them."""
+    folder = project.runs.experiment(name).hidden
+    ledger.make_private(folder)
+    for record in records:
+        if undo:
+            (folder / record.id).unlink(missing_ok=True)
+        else:
+            (folder / record.id).touch(mode=0o600)
 
 
 # --- tracking ---------------------------------------------------------------------------------------------
@@ -559,19 +652,63 @@ def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Recor
 
 def sync(project: Project, name: str) -> Report:
     """Bring an experiment's tracking store up to date with its runs' own records and spools."""
-    from orchestrator.tracking.mlflow_store import MlflowStore
     from orchestrator.tracking_view import tracked
+
+    return store_of(project, name).sync(tracked(read(project, name)))
+
+
+def store_of(project: Project, name: str) -> MlflowStore:
+    """Return the tracking store of an experiment. Raises TrackingError if it cannot be used."""
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
     if not (project.runs.experiment(name).path / "launches").is_dir():
         raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
     uri = server_of(project, name)
-    ids = project.runs.experiment(name).tracking(uri) if uri else None
-    store = MlflowStore.server(uri, ids) if uri and ids else MlflowStore.embedded(project.runs.mlflow)
-    return store.sync(tracked(read(project, name)))
+    if uri:
+        return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
+    folder = _private_store(project)
+    # Where the database had to leave the runs, artifacts stay with them, by the machine: checkpoints are links there.
+    beside = None if folder == project.runs.mlflow else project.runs.mlflow / socket.gethostname() / "artifacts"
+    return MlflowStore.embedded(folder, beside)
+
+
+def _private_store(project: Project) -> Path:
+    """Return the folder of the embedded store; one that does not lie with the runs is for this user alone."""
+    store = project.tracking_store
+    if store != project.runs.mlflow:
+        ledger.make_private(store)
+        ledger.check_private(store.parent)
+    return store
 
 
 def server_of(project: Project, name: str) -> str | None:
     """Return the address of the tracking server that an experiment's latest launch sends to, if it does."""
-    launches = project.runs.experiment(name).launches()
-    tracking = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    tracking = _tracking(project.runs.experiment(name))
     return str(tracking["uri"]) if tracking.get("kind") == "server" else None
+
+
+def _tracking(paths: ExperimentPaths) -> Mapping[str, Any]:
+    launches = paths.launches()
+    found: Mapping[str, Any] = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    return found
+
+
+def open_in_store(project: Project, name: str) -> bool:
+    """Return whether runs were cancelled that still seem to wait: what the store says of them is not the last word."""
+    book = read(project, name)
+    cancelled = {launch.number: launch.paths.cancelled for launch in book.launches}
+    waiting = [r for r in book.records.values() if r.last is not None and r.state is RunState.QUEUED]
+    return any((cancelled[record.task[0]] / record.id).exists() for record in waiting)
+
+
+def register(project: Project, name: str) -> str | None:
+    """Register the best run's model if the experiment wants it, all runs have ended, and it is not registered yet.
+
+    Returns what was done, in words. The model is built and loaded in a process of its own, with the run's own code.
+    Raises TrackingError where that fails.
+    """
+    from orchestrator.registering import register as act
+    from orchestrator.registering import wanted
+
+    wish = wanted(read(project, name)) if _tracking(project.runs.experiment(name)).get("register") else None
+    return act(wish, store_of(project, name)) if wish else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from orchestrator.errors import RequestError, size
 from orchestrator.layout import LaunchPaths
@@ -46,6 +46,33 @@ class Capacity:
     hours: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What queued tasks are given instead of what they were launched with; None, or no entry: as it was.
+
+    `options` are a cluster's own: partition, account, qos. `throttle`: at most so many at once; 0: no limit.
+    """
+
+    hours: float | None = None
+    throttle: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(hours=value["hours"], throttle=value["throttle"], options=value["options"])
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def then(self, later: Change) -> Change:
+        """Return both, where the later one overrules."""
+        return Change(
+            hours=self.hours if later.hours is None else later.hours,
+            throttle=self.throttle if later.throttle is None else later.throttle,
+            options={**self.options, **later.options},
+        )
+
+
 class Cluster(Protocol):
     """Runs the tasks of launches. A task is named by its launch and its index in the launch's plan.
 
@@ -79,6 +106,15 @@ class Cluster(Protocol):
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Stop these tasks, whether they have started or not. Their `cancelled` marks are set already."""
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Keep these tasks, which wait, from starting. Their `held` marks are set already."""
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Let these tasks start. Their `held` marks are gone already."""
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
+        """Give these tasks, which wait, other limits. Raises RequestError where this cluster has none to give."""
 
 
 def check_data(data: Mapping[str, int], scratch: Scratch, *, fix: str) -> None:

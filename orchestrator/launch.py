@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator import ledger
 from orchestrator.cluster import Cluster, Waiting
 from orchestrator.data import Manifest
 from orchestrator.environment import Environment
-from orchestrator.errors import ClusterError, StateError
+from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
+from orchestrator.packing import packs, sized
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.record import Record
 from orchestrator.snapshot import Pending, write
@@ -81,26 +83,34 @@ def launch(
         if hand_over(book, cluster_of):
             book = ledger.read(paths, cluster_of)
         steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
-        acting = [step for step in to_do(steps) if only(step)]
+        acting = sized((step for step in to_do(steps) if only(step)), book.records)
         if not acting:
             return Launched(steps=steps, paths=None, records=book.records)
-        confirm(steps)
         notes = cluster.check({step.run.resources for step in acting}, paths.path, data_of(acting, facts.manifests))
-        _freeze(facts, paths)
+        confirm(steps)
+        with ledger.writing(paths.path):
+            _freeze(facts, paths)
         bases, lines = _write_plan(acting)
-        published = ledger.publish(paths, book.next_number, _header(experiment, facts, message, worker), bases, lines)
+        header = _header(experiment, facts, message, worker, tasks=len(acting))
+        shared = packs(acting, canary=header["launch"]["canary"])
+        published = ledger.publish(paths, book.next_number, header, bases, lines, packs=shared)
         if published is not None:
             try:
-                waiting = cluster.submit(published)
-            except ClusterError:
-                published.complete.touch(mode=0o600)  # what it took is its own to know; the rest is free again
-                raise
-            published.complete.touch(mode=0o600)
+                with ledger.writing(published.path):
+                    waiting = cluster.submit(published)
+            finally:
+                _complete(published)  # where it was refused, what it took is its own to know; the rest is free again
             return Launched(steps=steps, paths=published, records=book.records, notes=notes, waiting=waiting)
     raise StateError(
         f"{experiment.name} could not be launched", why=f"others launched it {_TRIES} times meanwhile",
         fix="look at `orch status`, then try again",
     )  # fmt: skip
+
+
+def _complete(published: LaunchPaths) -> None:
+    """Say that this process is through; without that the launch counts as through once this process has ended."""
+    with suppress(OSError):
+        published.complete.touch(mode=0o600)
 
 
 def data_of(steps: Iterable[Step], manifests: Mapping[str, Manifest]) -> dict[str, int]:
@@ -122,13 +132,15 @@ def _freeze(facts: Facts, paths: ExperimentPaths) -> None:
             manifest.write(paths.manifest(digest))
 
 
-def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence[str]) -> dict[str, Any]:
+def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence[str], *, tasks: int) -> dict[str, Any]:
+    options = experiment.launch if experiment.launch.canary < tasks else replace(experiment.launch, canary=0)
     return {
         "experiment": experiment.name, "message": message, "argv": sys.argv[1:],
         "overrides": list(experiment.overrides), "choices": dict(experiment.choices), "sweep": experiment.sweep,
         "objective": asdict(experiment.objective) if experiment.objective else None,
         "cluster": dict(experiment.cluster), "tracking": dict(experiment.tracking), "env": experiment.env,
-        "snapshot": asdict(experiment.snapshot), "after": list(experiment.after),
+        "snapshot": asdict(experiment.snapshot), "launch": options.to_json(), "tags": list(experiment.tags),
+        "after": list(experiment.after),
         "environment": facts.environment.to_json(), "python": sys.executable, "worker": list(worker),
         "code": [pending.snapshot.to_json() for pending in facts.code],
         "data": {digest: manifest.summary for digest, manifest in facts.manifests.items()},

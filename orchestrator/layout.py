@@ -5,8 +5,9 @@
 <runs>/<experiment>/data/<digest>.json     manifests, shared by launches
 <runs>/<experiment>/runs/<run id>/a001/    one attempt, one writer
 <runs>/<experiment>/tracking/<server>/     which of a tracking server's runs are ours
+<runs>/<experiment>/hidden/                empty files named by run: left out of what is shown
 <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
-<runs>/.mlflow/                            the embedded tracking store
+<runs>/.mlflow/                            the embedded tracking store (without its database on a network filesystem)
 <runs>/.waiting/                           empty files `<experiment>.<launch>`: not all of it was submitted; a hint
 """
 
@@ -20,6 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 _LAUNCH = re.compile(r"\d{4,}")
+_LOG = re.compile(r"log(\.rank\d+)?")
+_SYSTEM = re.compile(r"system\..+\.jsonl")
 ATTEMPT_NAME = re.compile(r"a(\d{3,})")
 LAST = "last.ckpt"
 """In an attempt's checkpoints: what its run goes on from."""
@@ -74,9 +77,21 @@ class AttemptPaths:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def system(self, node: str) -> Path:
+        """What a node itself does while the attempt runs there; one writer each, in the format of `metrics`."""
+        return self.path / f"system.{node}.jsonl"
+
+    def system_metrics(self) -> list[Path]:
+        return [self.path / name for name in _names(self.path) if _SYSTEM.fullmatch(name)]
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def example(self) -> Path:
+        """A few samples of the first validation batch; only if the best run is to be registered."""
+        return self.path / "example.pt"
 
     @property
     def log(self) -> Path:
@@ -84,6 +99,10 @@ class AttemptPaths:
 
     def rank_log(self, rank: int) -> Path:
         return self.path / f"log.rank{rank}" if rank else self.log
+
+    def logs(self) -> list[Path]:
+        """Return the logs of all ranks."""
+        return [self.path / name for name in _names(self.path) if _LOG.fullmatch(name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,11 @@ class LaunchPaths:
         return self.path / f"base-{number}.json"
 
     @property
+    def packs(self) -> Path:
+        """Which tasks share a job; absent where none do."""
+        return self.path / "packs.json"
+
+    @property
     def experiment(self) -> ExperimentPaths:
         return ExperimentPaths(self.path.parent.parent)
 
@@ -190,6 +214,10 @@ class LaunchPaths:
         """Return the files that a job's script and its processes print to until they have a log, or have died."""
         return [self.submitit / f"{job}{end}.out" for end in ("", *(f"_{i}" for i in range(processes)))]
 
+    def script(self, job: str) -> Path:
+        """Return the script that a job was submitted with."""
+        return self.submitit / f"{job}_submission.sh"
+
     def exit_status(self, job: str) -> Path:
         """Return the file with the exit status of a job that failed by itself."""
         return self.submitit / f"{job}.exit"
@@ -198,6 +226,36 @@ class LaunchPaths:
     def cancelled(self) -> Path:
         """Empty files named by run id: these runs shall not start, and stop if they have."""
         return self.path / "cancelled"
+
+    @property
+    def held(self) -> Path:
+        """Empty files named by index: these tasks shall not start until somebody releases them."""
+        return self.path / "held"
+
+    @property
+    def released(self) -> Path:
+        """An empty file: the others need no longer wait for the canary."""
+        return self.path / "released"
+
+    def failures(self, signature: str) -> Path:
+        """Return the folder of empty files, named by run id, of the runs that failed with a signature."""
+        return self.path / "failures" / short_digest(signature)
+
+    @property
+    def brake(self) -> Path:
+        """Which runs the brake has cancelled, and why."""
+        return self.path / "brake.json"
+
+    def change(self, number: int) -> Path:
+        """Return the file of a change to what has not been submitted yet; later ones overrule earlier ones."""
+        return self.path / "changes" / f"{number:04d}.json"
+
+    def changes(self) -> list[Path]:
+        return [self.path / "changes" / name for name in _names(self.path / "changes") if name.endswith(".json")]
+
+    def notified(self, event: str) -> Path:
+        """Return the folder that whoever tells of an event makes: it is told once."""
+        return self.path / "notified" / event
 
     @property
     def complete(self) -> Path:
@@ -271,9 +329,12 @@ class ExperimentPaths:
 
     def tracking(self, uri: str) -> Path:
         """Return the folder that says which runs of a tracking server are ours."""
-        import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
+        return self.path / "tracking" / short_digest(uri)
 
-        return self.path / "tracking" / hashlib.sha256(uri.encode()).hexdigest()[:12]
+    @property
+    def hidden(self) -> Path:
+        """Empty files named by run id: these runs are left out of what is shown."""
+        return self.path / "hidden"
 
     @property
     def runs(self) -> Path:
@@ -309,6 +370,13 @@ class RunsRoot:
         for name in _names(self.path):
             if EXPERIMENT_NAME.fullmatch(name) and _is_folder(self.path / name / "launches"):
                 yield self.experiment(name)
+
+
+def short_digest(text: str) -> str:
+    """Return a file name for a text that may hold anything."""
+    import hashlib  # noqa: PLC0415 - it costs milliseconds, and looking at runs does not need it
+
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def cache_dir() -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.errors import RequestError
-from orchestrator.layout import RunsRoot
+from orchestrator.filesystem import is_network
+from orchestrator.layout import RunsRoot, cache_dir, short_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,20 @@ class Project:
     def around(cls, runs: RunsRoot) -> Self:
         """Return what a process beside the runs knows of the project: its runs, and the folder that they lie in."""
         return cls(folder=runs.path.parent, runs=runs)
+
+    @property
+    def tracking_store(self) -> Path:
+        """Where the embedded tracking store lies: beside the runs, unless other machines share that filesystem.
+
+        A database there would be damaged sooner or later. Then it is the user's own, on this machine's disk, and filled
+        by `orch ui` here: whatever it lacks is in the runs.
+        """
+        if not is_network(self.runs.path):
+            return self.runs.mlflow
+        name = f"{self.folder.name}-{short_digest(str(self.runs.path.resolve()))}"
+        cache = cache_dir() / "mlflow"
+        own = Path("/var/tmp") / f"orchestrator-{os.getuid()}" / "mlflow"  # noqa: S108 - made private, and checked
+        return (own if is_network(cache) else cache) / name
 
     @property
     def import_path(self) -> list[str]:

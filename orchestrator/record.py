@@ -97,6 +97,7 @@ class Claim:
 
     `history` is the attempt that began from scratch: resumed attempts carry on its metrics. `job` is the
     scheduler's name of the job, `restart` how often that has been requeued, `address` where rank 0 listens.
+    `devices` are the numbers of the GPUs that a supervisor of ours has given it.
     """
 
     launch: int
@@ -109,6 +110,7 @@ class Claim:
     job: str = ""
     restart: int = 0
     address: str = ""
+    devices: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Claim:
@@ -117,13 +119,14 @@ class Claim:
             generation=int(value["generation"]), history=int(value["history"]),
             process=ProcessId.from_json(value["process"]), time=float(value["time"]),
             job=str(value.get("job", "")), restart=int(value.get("restart", 0)), address=str(value.get("address", "")),
+            devices=tuple(map(str, value.get("devices", ()))),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return {
             "launch": self.launch, "index": self.index, "code": self.code, "generation": self.generation,
             "history": self.history, "process": self.process.to_json(), "time": self.time,
-            "job": self.job, "restart": self.restart, "address": self.address,
+            "job": self.job, "restart": self.restart, "address": self.address, "devices": list(self.devices),
         }  # fmt: skip
 
 
@@ -144,6 +147,7 @@ class Attempt:
     best value with its step and checkpoint; `usage` the most memory it has taken. `first_progress` is
     the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
     `settled`: its own process has said that it is done, or has failed, so that nothing said later counts.
+    `together`: all of its ranks were alive when they stopped, so that one that dies later is not the cause.
     """
 
     number: int
@@ -163,6 +167,7 @@ class Attempt:
     progressed: float | None = None
     heard: float | None = None
     settled: bool = False
+    together: bool = False
 
     @property
     def final(self) -> bool:
@@ -185,7 +190,7 @@ def fold(
             seen["heard"] = event.time
     seen["settled"] = seen.get("state") in {RunState.DONE, RunState.FAILED}
     for event in ranks:
-        if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED:
+        if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED and not seen.get("together"):
             _take(seen, event)
     for event in observed:
         if "state" not in seen:
@@ -222,6 +227,7 @@ def _take(seen: dict[str, Any], event: Event) -> None:
             seen |= {"state": RunState.FAILED, "ended": _end(event), "failure": failure, "reason": failure.signature}
         case "interrupted":
             seen |= {"state": RunState.INTERRUPTED, "ended": _end(event), "reason": str(data.get("reason", ""))}
+            seen["together"] = data.get("together") is True
 
 
 def _end(event: Event) -> float:
@@ -326,6 +332,12 @@ class Record:
         end = attempt.ended or (now if alive else attempt.heard)
         return max(0.0, end - attempt.claim.time) if attempt.claim and end is not None else 0.0
 
+    def best_value(self, metric: str) -> float | None:
+        """Return the best value of a metric where the run kept one, else its last."""
+        best = self.last.best if self.last else {}
+        value = best.get("value") if best.get("metric") == metric else self.metrics.get(metric)
+        return float(value) if value is not None else None
+
     @property
     def metrics(self) -> Mapping[str, float]:
         return {name: value for attempt in self.history for name, value in attempt.metrics.items()}
@@ -335,18 +347,19 @@ _CANCELLABLE = frozenset({RunState.INTERRUPTED, RunState.WAITING})
 
 
 def reconcile(
-    planned: Planned, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: bool
+    planned: Planned, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: str
 ) -> Record:
     """Return the record that attempts, the latest plan and the scheduler's word make together.
 
-    `observation` is None where nobody was asked, or the answer says nothing of the run.
+    `observation` is None where nobody was asked, or the answer says nothing of the run. `cancelled`: why somebody has
+    cancelled the run in that launch; empty where nobody has.
     """
     ordered = _with_exit(planned, tuple(sorted(attempts, key=lambda attempt: attempt.number)), observation)
     last = ordered[-1] if ordered else None
     begun = last is not None and last.number >= planned.attempt
     state, reason = _begun(last, observation) if last is not None and begun else _not_begun(observation)
     if cancelled and (state in _CANCELLABLE or (state is RunState.QUEUED and not begun)):
-        state, reason = RunState.CANCELLED, "cancelled"
+        state, reason = RunState.CANCELLED, cancelled
     seen = observation or Observation(state=JobState.UNKNOWN)
     node = seen.node or (last.claim.process.host if last and last.claim and not last.final else "")
     return Record(
@@ -358,7 +371,8 @@ def reconcile(
 def _with_exit(planned: Planned, attempts: tuple[Attempt, ...], observation: Observation | None) -> tuple[Attempt, ...]:
     """Return the attempts with the failure of a job that ended without a word, or before it could claim one.
 
-    A run of one process that was killed is interrupted; where there are several, one that is killed fails the run.
+    A run of one process that was killed is interrupted; where there are several, one that is killed fails the run,
+    unless all of them had stopped before.
     """
     status = observation.status if observation else None
     begun = bool(attempts) and attempts[-1].number >= planned.attempt
@@ -366,7 +380,7 @@ def _with_exit(planned: Planned, attempts: tuple[Attempt, ...], observation: Obs
     killed = status is not None and status > _SIGNALLED and planned.resources.world_size == 1
     if not observation or not status or status == _ASKED_TO_STOP or killed:
         return attempts
-    if last.state not in {RunState.RUNNING, RunState.INTERRUPTED}:
+    if last.state not in {RunState.RUNNING, RunState.INTERRUPTED} or last.together:
         return attempts
     told = f"killed by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"exit status {status}"
     lines = observation.output.splitlines()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,22 +20,25 @@ class Selection:
     ids: tuple[str, ...] = ()
     states: tuple[RunState, ...] = ()
     launches: tuple[int, ...] = ()
+    tags: tuple[str, ...] = ()
     point: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def matches(self, record: Record) -> bool:
-        """Return whether a run is chosen."""
+    def matches(self, record: Record, tags: Collection[str] = ()) -> bool:
+        """Return whether a run is chosen; `tags` are its launch's."""
         return (
             (not self.ids or any(record.id.startswith(prefix) for prefix in self.ids))
             and (not self.states or record.state in self.states)
             and (not self.launches or record.planned.launch in self.launches)
+            and (not self.tags or not set(self.tags).isdisjoint(tags))
             and all(
                 key in record.planned.point and any(_same(record.planned.point[key], value) for value in values)
                 for key, values in self.point.items()
             )
         )
 
-    def choose(self, records: Iterable[Record]) -> list[Record]:
-        return [record for record in records if self.matches(record)]
+    def choose(self, records: Iterable[Record], tags: Mapping[int, Collection[str]]) -> list[Record]:
+        """Return the chosen runs; `tags` are those of each launch."""
+        return [record for record in records if self.matches(record, tags.get(record.planned.launch, ()))]
 
 
 def parse(words: Sequence[str], *, experiments: Sequence[str] = ()) -> Selection:
@@ -43,7 +46,7 @@ def parse(words: Sequence[str], *, experiments: Sequence[str] = ()) -> Selection
 
     `experiments` are the names that a word may have been meant for.
     """
-    ids, states, launches = [], [], []
+    ids, states, launches, tags = [], [], [], []
     point: dict[str, tuple[str, ...]] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -51,6 +54,8 @@ def parse(words: Sequence[str], *, experiments: Sequence[str] = ()) -> Selection
             states += [_state(part) for part in (value if equals else word).split(",")]
         elif key == "launch" and equals:
             launches.append(_number(value))
+        elif key == "tag" and equals:
+            tags += value.split(",")
         elif equals:
             point[key] = (*point.get(key, ()), *value.split(","))
         elif _ID.fullmatch(word):
@@ -58,10 +63,10 @@ def parse(words: Sequence[str], *, experiments: Sequence[str] = ()) -> Selection
         else:
             raise RequestError(
                 f"{word!r} chooses no runs{nearest(word, [*experiments, *(state.value for state in RunState)])}",
-                why="runs are chosen by experiment, id prefix, state, launch=N or a point such as model.lr=1e-3",
+                why="runs are chosen by experiment, id prefix, state, launch=N, tag=WORD or point (model.lr=1e-3)",
                 fix="orch status lists the experiments; orch status NAME their runs",
             )
-    return Selection(ids=tuple(ids), states=tuple(states), launches=tuple(launches), point=point)
+    return Selection(ids=tuple(ids), states=tuple(states), launches=tuple(launches), tags=tuple(tags), point=point)
 
 
 def _state(text: str) -> RunState:

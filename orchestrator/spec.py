@@ -5,9 +5,10 @@ Plain data, no behaviour beyond derived numbers. Everything here is JSON-seriali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NewType
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NewType, Self
 
 RunId = NewType("RunId", str)
 """The first 12 hexadecimal digits of the SHA-256 of a run's identity document."""
@@ -39,6 +40,19 @@ ASK_ABOVE = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """How many runs share one job, and how many of them run at the same time. `runs`: None is still to be chosen."""
+
+    runs: int | None = None
+    at_once: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """How many runs are worked off one after another."""
+        return math.ceil((self.runs or 1) / self.at_once)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What one run needs. Units are in the names; `hours` is the time limit of one attempt."""
 
@@ -47,6 +61,7 @@ class Resources:
     cpus_per_node: int = 1
     mem_gb_per_node: float | None = None
     hours: float | None = None
+    pack: Pack | None = None
 
     @property
     def processes_per_node(self) -> int:
@@ -57,8 +72,28 @@ class Resources:
     def world_size(self) -> int:
         return self.nodes * self.processes_per_node
 
+    @property
+    def job(self) -> Resources:
+        """What the job asks for that the run is in: runs of a pack share its GPU, and have each CPUs of their own."""
+        if self.pack is None:
+            return self
+        at_once = self.pack.at_once
+        return replace(
+            self, pack=None, cpus_per_node=self.cpus_per_node * at_once,
+            mem_gb_per_node=self.mem_gb_per_node and self.mem_gb_per_node * at_once,
+            hours=self.hours and self.hours * self.pack.rounds,
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        pack = value.get("pack")
+        return cls(**{**value, "pack": Pack(**pack) if pack else None})
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if self.pack is None:
+            del found["pack"]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +131,33 @@ class SnapshotOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOptions:
+    """How the runs of a launch are let loose.
+
+    `canary`: so many runs first, the others once these are done. `brake`: after so many failures with one signature
+    nothing more begins; None: never. `notify`: a program and its arguments, told of the first failure and of the end.
+    """
+
+    canary: int = 0
+    brake: int | None = None
+    notify: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return the options that a launch's header holds; a launch of an older version has none."""
+        return cls(**{**value, "notify": tuple(value.get("notify", ()))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
     """What the YAML and the overrides compose to: a named set of runs and how to run them.
 
     `choices` are the config groups chosen (group -> option), `sweep` the sweep's definition as written,
-    `overrides` the command line, and `notes` what a person should know before launching. A launch of more than
-    `ask_above` runs is one to confirm. It starts once the experiments named in `after` are done.
+    `overrides` the command line, `tags` words to find its launches by, and `notes` what a person should know before.
+    A launch of more than `ask_above` runs is one to confirm. It starts once the experiments named in `after` are done.
     """
 
     name: str
@@ -110,6 +166,8 @@ class Experiment:
     cluster: Mapping[str, Any]
     tracking: Mapping[str, Any]
     snapshot: SnapshotOptions = field(default_factory=SnapshotOptions)
+    launch: LaunchOptions = field(default_factory=LaunchOptions)
+    tags: tuple[str, ...] = ()
     env: Literal["refuse", "warn"] = "warn"
     choices: Mapping[str, str] = field(default_factory=dict)
     sweep: Mapping[str, Any] = field(default_factory=dict)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from orchestrator import after as others
 from orchestrator import ledger
-from orchestrator.cluster import Capacity, Waiting, check_data
+from orchestrator.cluster import Capacity, Change, Waiting, check_data
 from orchestrator.errors import ClusterError, OrchError, RequestError
 from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import handover, limits, preflight, queue, script, submission, turns
+from orchestrator.slurm import control, handover, limits, packed, preflight, queue, script, submission, turns
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
+from orchestrator.slurm.states import Seen, printed
 from orchestrator.slurm.turns import Job
 from orchestrator.spec import Resources
 
@@ -56,7 +56,7 @@ class SlurmCluster:
         for resources in sorted(shapes, key=str):
             (array,) = self.arrays_of({0: script.Shape(resources=resources, python_path=())})
             text = self.script_of(array, launch, experiment="orch-check", token="check")  # noqa: S106 - no password
-            notes[preflight.check(self._site, resources, text)] = None
+            notes[preflight.check(self._site, resources.job, text)] = None
         return tuple(note for note in notes if note)
 
     def capacity(self) -> Capacity:
@@ -108,28 +108,59 @@ class SlurmCluster:
     # --- observe and cancel -------------------------------------------------------------------------------
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
+        packs = ledger.read_packs(launch)
+        asked = {packs.first(index) for index in tasks}
         try:
             turn = turns.last(launch)
             jobs = list(turn.jobs) if turn else []
             names = _names(jobs)
-            wanted = [name for index in tasks for name in names.get(index, ())]
+            wanted = [name for index in asked for name in names.get(index, ())]
             seen = dict(queue.tasks(_owner(launch), wanted)) if wanted else {}
-            if not names.keys() >= set(tasks):  # Slurm may have taken what its lost answer did not tell us of
+            if not names.keys() >= asked:  # Slurm may have taken what its lost answer did not tell us of
                 seen |= queue.queue(_owner(launch))
             names = _names([*jobs, *handover.strays(launch, seen.values(), known=[job.id for job in jobs])])
             rest = handover.outlook(launch, turn)
         except ClusterError as error:
             told = Observation(state=JobState.UNKNOWN, reason=f"Slurm does not answer: {error.why or error.what}")
             return dict.fromkeys(tasks, told)
-        return {index: _best(launch, names[index], seen) if index in names else rest for index in tasks}
+        jobs_told = {first: _best(launch, names[first], seen) if first in names else rest(first) for first in asked}
+        found = {index: jobs_told[packs.first(index)] for index in tasks}
+        return found | packed.observe(launch, {index: found[index] for index in tasks if index in packs})
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        chosen, jobs = set(tasks), jobs_of(launch)
+        """Stop these tasks; a pack's own supervisor stops its runs one by one, so its job is ended for all of them."""
+        jobs = jobs_of(launch)
+        chosen = set(packed.cancelled(launch, tasks))
         seen = queue.queue(_owner(launch)).values()
         for job in [*handover.strays(launch, seen, known=[job.id for job in jobs]), *jobs]:
             indices = sorted(index - job.offset for index in job.indices if index in chosen)
             if indices:
                 _scancel(f"{job.id}_[{script.ranges(indices)}]")
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        control.hold(jobs_of(launch), ledger.read_packs(launch).whole(tasks))
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        control.release(jobs_of(launch), ledger.read_packs(launch).firsts(tasks))
+        handover.go_on(launch, lambda: self.allowed, at_once=True, after=lambda: self.jobs_before(launch))
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
+        packs, waiting = ledger.read_packs(launch), handover.left(launch)
+        if change.hours is not None and any(task in packs for task in tasks):
+            raise RequestError(
+                "the hours of packed runs cannot be changed", why="their job's time limit is made of those of its runs",
+                fix="cancel them, and launch them again with other resources",
+            )  # fmt: skip
+        tasks = packs.firsts(tasks)
+        if not waiting.isdisjoint(tasks) and (missing := waiting - set(tasks)):
+            raise RequestError(
+                f"{len(missing)} more runs of launch {launch.number:04d} wait to be submitted",
+                why="what a launch has not submitted yet is changed as a whole",
+                fix=f"choose them all: launch={launch.number} state=waiting",
+            )  # fmt: skip
+        control.change(jobs_of(launch), tasks, change)
+        if not waiting.isdisjoint(tasks):
+            control.keep(launch, change)
 
 
 def jobs_of(launch: LaunchPaths) -> list[Job]:
@@ -165,8 +196,8 @@ def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Obser
     if not status:
         return task.observation
     output = ledger.job_output(launch, name, processes=_OUTPUTS)
-    if killed_for_memory(output):
-        return replace(task.observation, reason=OUT_OF_MEMORY, forgotten=False)
+    if reason := printed(output):
+        return replace(task.observation, reason=reason, forgotten=False)
     told = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
     return replace(task.observation, reason=told, status=status, output=output, forgotten=False)
 

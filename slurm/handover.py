@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 from orchestrator import ledger
 from orchestrator.cluster import Waiting
 from orchestrator.errors import ClusterError, OrchError
+from orchestrator.guard import Gate, gate
 from orchestrator.layout import LaunchPaths
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import queue, script, submission, turns
+from orchestrator.slurm import control, queue, script, submission, turns
 from orchestrator.slurm.limits import Limits
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import Seen
@@ -30,6 +31,8 @@ from orchestrator.spec import Resources
 
 _QUIET_SECONDS = 10.0  # after a try in vain only an ending job tries again at once: ten watchers are one try
 _NEVER = "it was never submitted"
+PACK = ("-m", "orchestrator.worker.pack")
+"""What Python is given where a task is a pack: it starts the launch's own worker for each of its runs."""
 
 
 class Outcome(Enum):
@@ -39,6 +42,7 @@ class Outcome(Enum):
     SUBMITTED = auto()
     NO_ROOM = auto()
     BUSY = auto()  # somebody else is at it
+    KEPT = auto()  # what is left may not start yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,42 +66,51 @@ def start(launch: LaunchPaths, limits: Callable[[], Limits], *, after: Sequence[
     turn = turns.take(launch, after=0, jobs=(), job=own_job())
     if turn is None:
         raise turns.lost()
-    wanted = _wanted(launch, known=())
+    shapes = _left(launch, known=())
+    wanted, kept = _admitted(launch, shapes, gate(launch))
     try:
-        reason = _submit(launch, turn, wanted, limits, after)
+        reason = _submit(launch, turn, wanted, limits, after) or kept
     except ClusterError as error:
         turn.finish(reason=error.why or error.what, refused=True)
-        told = f"{turn.tasks} of {len(wanted)} runs were submitted"
+        told = f"{_runs_in(launch, turn.tasks)} of {_runs_in(launch, shapes)} runs were submitted"
         raise ClusterError(told, why=f"{error.what} ({error.why})", fix=error.fix) from error
     turn.finish(reason=reason)
-    left = len(wanted) - turn.tasks
+    left = _runs_in(launch, set(shapes) - set(turn.tasks))
     return Waiting(tasks=left, reason=reason, later=_later(ledger.read_launch(launch).header)) if left else None
 
 
 def go_on(
-    launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = "", after: Callable[[], Sequence[str]] = tuple
-) -> Tried:
-    """Submit what waits. `ending`: the job at whose end we do so. Raises ClusterError where Slurm does not answer."""
+    launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = "", at_once: bool = False,
+    after: Callable[[], Sequence[str]] = tuple,
+) -> Tried:  # fmt: skip
+    """Submit what waits. `ending`: the job at whose end we do so; `at_once`: however lately somebody has tried.
+
+    `after` gives the jobs that it is to start after.
+
+    Raises ClusterError where Slurm does not answer.
+    """
     last = turns.last(launch)
     if launch.path.stat().st_uid != os.getuid() or _settled(launch, last):
         return Tried(outcome=Outcome.NOTHING_LEFT)
     if not _free(launch, last):
         return Tried(outcome=Outcome.BUSY)
-    if not ending and last and last.end and 0 <= time.time() - last.end.time < _QUIET_SECONDS:
+    if not (ending or at_once) and last and last.end and 0 <= time.time() - last.end.time < _QUIET_SECONDS:
         return Tried(outcome=Outcome.NO_ROOM, turn=last.number)
     jobs = [*(last.jobs if last else ()), *(_lost(launch, last) if cut_off(launch, last) else ())]
-    wanted = _wanted(launch, known=jobs)
+    wanted, kept = _admitted(launch, _left(launch, known=jobs), gate(launch))
+    if kept and not wanted and last and last.end:
+        return Tried(outcome=Outcome.KEPT, turn=last.number)
     turn = turns.take(launch, after=last.number if last else 0, jobs=jobs, job=ending or own_job())
     if turn is None:
         return Tried(outcome=Outcome.BUSY)
     try:
-        reason = _submit(launch, turn, wanted, limits, after() if wanted else ())
+        reason = _submit(launch, turn, wanted, limits, after() if wanted else ()) or kept
     except (OrchError, OSError) as error:  # a turn that is left open would keep everybody else waiting
         reason = (error.why or error.what) if isinstance(error, OrchError) else str(error)
     turn.finish(reason=reason)
     none = Outcome.NO_ROOM if reason else Outcome.NOTHING_LEFT
     outcome = Outcome.SUBMITTED if turn.tasks else none
-    return Tried(outcome=outcome, tasks=turn.tasks, turn=turn.number, before=last)
+    return Tried(outcome=outcome, tasks=len(turn.tasks), turn=turn.number, before=last)
 
 
 def own_job() -> str:
@@ -147,18 +160,19 @@ def _submit(
 def _submit_array(
     array: script.Array, launch: LaunchPaths, header: Mapping[str, Any], turn: OwnTurn, after: Sequence[str]
 ) -> Job:
-    options, folder = SlurmOptions.parse(header["cluster"]), launch.submitit
+    options, folder = control.options(launch), launch.submitit
     ledger.make_private(folder)
     names = {"experiment": header["experiment"], "token": header["token"]}
     given = parameters(array, options, launch, **names, after=after)
-    begin = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
+    worker = PACK if array.shape.resources.pack else tuple(header["worker"])
+    begin = StartWorker(worker, str(launch.path), array.offset)
 
     def find() -> str | None:
         known = [job.id for job in turn.jobs]
         found = strays(launch, queue.queue(_owner(launch)).values(), known=known)
         return next((job.id for job in found if job.indices == array.indices), None)
 
-    job = submission.submit(given, begin, folder, find=find, renew=turn.renew)
+    job = submission.submit(given, begin, folder / script.pickle_name(array), find=find, renew=turn.renew)
     return Job(id=job, offset=array.offset, indices=array.indices)
 
 
@@ -171,20 +185,46 @@ def _check_room(array: script.Array, max_job_count: int) -> None:
         raise kind("Slurm's queue is full", why="submit limit (MaxJobCount)")
 
 
-def _wanted(launch: LaunchPaths, known: Iterable[Job]) -> dict[int, script.Shape]:
-    """Return the shapes of the tasks that are in no known array, and have not been cancelled."""
-    there = {index for job in known for index in job.indices}
-    lines = [line for line in ledger.read_lines(launch) if line["index"] not in there]
+def left(launch: LaunchPaths) -> set[int]:
+    """Return the tasks that are still to be submitted, as far as that has been written down."""
+    last = turns.last(launch)
+    return set(_left(launch, known=last.jobs if last else ()))
+
+
+def _admitted(
+    launch: LaunchPaths, shapes: Mapping[int, script.Shape], gate: Gate
+) -> tuple[dict[int, script.Shape], str]:
+    """Return those of some tasks that may start now, and why the others may not; of a pack one run is enough."""
+    packs = ledger.read_packs(launch)
+    admitted = {first: shape for first, shape in shapes.items() if any(map(gate.admits, packs.tasks(first)))}
+    return admitted, next((gate.why(first) for first in shapes if first not in admitted), "")
+
+
+def _left(launch: LaunchPaths, known: Iterable[Job]) -> dict[int, script.Shape]:
+    """Return the shapes of the tasks that are in no known array, and have not been cancelled.
+
+    A pack is one task, and cancelled where all its runs are.
+    """
+    there, packs = {index for job in known for index in job.indices}, ledger.read_packs(launch)
     shapes = _Shapes(launch)
-    return {line["index"]: shapes.of(line) for line in lines if not shapes.is_cancelled(line)}
+    wanted: dict[int, script.Shape] = {}
+    for line in ledger.read_lines(launch):
+        first = packs.first(line["index"])
+        if first not in there and first not in wanted and not shapes.is_cancelled(line):
+            wanted[first] = shapes.of(line)
+    return wanted
+
+
+def _runs_in(launch: LaunchPaths, tasks: Iterable[int]) -> int:
+    return len(ledger.read_packs(launch).all_tasks(tasks))
 
 
 class _Shapes:
     """What the tasks of a launch are submitted as. Folders are looked at once, not once per task."""
 
     def __init__(self, launch: LaunchPaths) -> None:
-        header = ledger.read_launch(launch).header
-        self._options, self._versions = SlurmOptions.parse(header["cluster"]), header["data"]
+        self._options, self._versions = control.options(launch), ledger.read_launch(launch).header["data"]
+        self._hours = control.kept(launch).hours
         self._cancelled = {path.name for path in launch.cancelled.glob("*")}
         self._python_path = lru_cache(lambda code: tuple(launch.experiment.python_path(code)))
 
@@ -193,15 +233,26 @@ class _Shapes:
 
     def of(self, line: Mapping[str, Any]) -> script.Shape:
         data_bytes = self._versions.get(line["data"], {}).get("bytes", 0)
-        resources = Resources(**line["resources"])
+        resources = Resources.from_json(line["resources"])
+        resources = replace(resources, hours=self._hours or resources.hours)
         return shape(self._options, resources, self._python_path(line["code"]), data_bytes=data_bytes)
 
 
 # --- what is known of it ----------------------------------------------------------------------------------
 
 
-def outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
+def outlook(launch: LaunchPaths, turn: Turn | None) -> Callable[[int], Observation]:
     """Return what is to be said of the tasks that are in no array."""
+    told, now = _outlook(launch, turn), gate(launch)
+
+    def of(index: int) -> Observation:
+        kept = now.why(index) if told.state is JobState.WAITING else ""
+        return replace(told, reason=kept) if kept else told
+
+    return of
+
+
+def _outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
     if turn is None and launch.complete.exists():
         return Observation(state=JobState.ENDED, reason=_NEVER)
     if turn is not None and turn.end is not None:
@@ -244,14 +295,16 @@ def _lost(launch: LaunchPaths, last: Turn | None) -> list[Job]:
 def _begun(launch: LaunchPaths) -> list[Job]:
     """Return the jobs that have claimed an attempt of this launch; Slurm may have forgotten them."""
     started = {path.name for path in (launch.experiment.path / "runs").glob("*")}
-    found = []
+    packs = ledger.read_packs(launch)
+    found: dict[str, Job] = {}
     for line in ledger.read_lines(launch):
         attempt = launch.experiment.run(line["run"]).attempt(line["attempt"])
         claim = ledger.read_claim(attempt) if line["run"] in started else None
         job, _, task = (claim.job if claim else "").partition("_")
         if claim is not None and claim.launch == launch.number and task:
-            found.append(Job(id=job, offset=line["index"] - int(task), indices=(line["index"],)))
-    return found
+            first = packs.first(line["index"])
+            found.setdefault(claim.job, Job(id=job, offset=first - int(task), indices=(first,)))
+    return list(found.values())
 
 
 def _settled(launch: LaunchPaths, turn: Turn | None) -> bool:

@@ -25,8 +25,9 @@ class SlurmOptions:
     """How jobs are submitted. `extra` goes to sbatch as it is; `setup` are shell lines before the job's program.
 
     `throttle`: at most so many runs of an array at once. `signal_seconds`: how long before the time limit a run is
-    told to save itself. `max_requeues`: how often one run may start again by itself. `nodes_may_submit`: whether a
-    job, at its end, may call sbatch for what waits for room. `staging`: how data versions come to a node.
+    told to save itself. `max_requeues`: how often in a row one run may start again by itself without getting further.
+    `nodes_may_submit`: whether a job, at its end, may call sbatch for what waits for room. `staging`: how data versions
+    come to a node.
     """
 
     partition: str | None = None

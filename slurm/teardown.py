@@ -40,7 +40,7 @@ def _hand_over(launch: LaunchPaths, job: str) -> None:
         if mine and _other_later(launch, mine, job):
             return
         tried = handover.go_on(launch, lambda: cluster.allowed, ending=job, after=lambda: cluster.jobs_before(launch))
-        if tried.outcome in {Outcome.SUBMITTED, Outcome.NOTHING_LEFT} or pause is None:
+        if tried.outcome in {Outcome.SUBMITTED, Outcome.NOTHING_LEFT, Outcome.KEPT} or pause is None:
             return
         if tried.outcome is Outcome.NO_ROOM:
             if not mine and not _just_ended(tried.before, job):

@@ -30,7 +30,7 @@ _TRIES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One submitted array: Slurm's id of it, and the tasks of the plan that it holds."""
+    """One submitted array: Slurm's id of it, and the tasks of the plan that it holds; of a pack only the first."""
 
     id: str
     offset: int
@@ -113,10 +113,14 @@ def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str) -> O
     """Take the turn after number `after`; None if somebody else has it. `jobs` are all arrays known by now."""
     folder = launch.turn(1).path.parent
     draft = TurnPaths(folder / f".tmp-{uuid.uuid4().hex}")
-    ledger.make_private(draft.path)
     claim = json.dumps({"process": ProcessId.current().to_json(), "job": job, "token": uuid.uuid4().hex})
-    draft.claim.write_text(claim)
-    _write_jobs(draft, jobs)
+    try:
+        ledger.make_private(draft.path)
+        draft.claim.write_text(claim)
+        _write_jobs(draft, jobs)
+    except OSError:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        raise
     paths = launch.turn(after + 1)
     try:
         draft.path.rename(paths.path)
@@ -148,9 +152,9 @@ class OwnTurn:
         return tuple(self._jobs)
 
     @property
-    def tasks(self) -> int:
-        """How many tasks were submitted in this turn."""
-        return sum(len(job.indices) for job in self._jobs[self._before :])
+    def tasks(self) -> tuple[int, ...]:
+        """The tasks that were submitted in this turn."""
+        return tuple(index for job in self._jobs[self._before :] for index in job.indices)
 
     def renew(self) -> None:
         """Give a sign of life. Raises TurnLostError if somebody else goes on in our place."""

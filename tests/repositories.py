@@ -74,7 +74,7 @@ def probe_here(request):
     return json.loads(json.dumps(dvc_probe.probe(**request)))
 
 
-def ask_here(remotes, objects, folder):
+def ask_here(remotes, objects, folder, stop):
     """Answer as the program `dvc_remote` does, in this process."""
     request = json.loads(json.dumps({"remotes": remotes, "objects": objects, "folder": str(folder or "")}))
     for answer in dvc_remote.answers(**request):

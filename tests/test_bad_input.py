@@ -101,7 +101,8 @@ def refused(project, capsys):
         except SystemExit as ended:  # argparse ends so
             found = ended.code
         out, said = capsys.readouterr()
-        said = "\n".join(line for line in said.splitlines() if not line.startswith("note: "))
+        talk = ("note: ", "base: 1 run, 1 to submit")
+        said = "\n".join(line for line in said.splitlines() if not line.startswith(talk))
         assert found == status
         assert out == ""
         assert "Traceback" not in said
@@ -245,6 +246,10 @@ VALUES = [
 ]
 VALUES += [
     words("workstation cpus", "cluster=workstation", "cluster.cpus=0", ["cluster.cpus is 0", "at least 1"]),
+    words("no GPU", "cluster=workstation", "cluster.devices=[]", ["cluster.devices is []", "list of GPUs"]),
+    words("a GPU twice", "cluster=workstation", "cluster.devices=[0,0]", ["cluster.devices is [0, 0]", "each once"]),
+    words("half a GPU", "cluster=workstation", "cluster.runs_per_gpu=0.5", ["cluster.runs_per_gpu is 0.5"]),
+    words("priority as text", "cluster=workstation", "cluster.priority=high", ["cluster.priority is 'high'"]),
     words("workstation cpus as text", "cluster=workstation", "cluster.cpus=many", ["cluster.cpus is 'many'"]),
 ]
 
@@ -513,9 +518,21 @@ RESOURCES = [
         "resources.cpus_per_node=2",
         ["resources.cpus_per_node"],
     ),
-    words("two nodes inline", "resources.nodes=2", ["2 x 1", "one process"]),
-    words("two GPUs inline", "resources.gpus_per_node=2", ["1 x 2"]),
-    words("at one point", "seed=0,1", "sweep.resources=[{when: {seed: 1}, set: {nodes: 3}}]", ["3 x 1"]),
+    words("two nodes inline", "resources.nodes=2", ["resources.nodes is 2", "cluster=inline is one machine"]),
+    words(
+        "more GPUs than named",
+        "cluster.devices=[0,1]",
+        "resources.gpus_per_node=3",
+        ["resources.gpus_per_node is 3", "the GPUs to give are 0, 1"],
+    ),
+    words(
+        "more memory than there is",
+        "cluster=workstation",
+        "cluster.mem_gb=8",
+        "resources.mem_gb_per_node=9",
+        ["resources.mem_gb_per_node is 9", "8.0 GB"],
+    ),
+    words("at one point", "seed=0,1", "sweep.resources=[{when: {seed: 1}, set: {nodes: 3}}]", ["resources.nodes is 3"]),
 ]
 
 

@@ -20,6 +20,7 @@ from processes import ROOT, supervisors, wait_for
 
 from orchestrator.layout import ExperimentPaths, LaunchPaths, state_dir
 from orchestrator.local.inline import Inline
+from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Supervisor
 from orchestrator.local.workstation import Queue, Workstation
 from orchestrator.record import RunState
@@ -189,8 +190,8 @@ class TestSupervisorOfALateLaunch:
         wait_for(bench.played, "the other launch's run to begin")
         patience = time.monotonic() + 60
         late.run(until=lambda: time.monotonic() > patience)  # launch 0001, late: its attempt is taken
-        successor = Supervisor(cpus=1, sync=lambda *_: None)
-        successor.add(first)
+        successor = Supervisor(sync=lambda *_: None)
+        successor.add(first, Terms(cpus=1))
         assert not successor.busy(first)
         assert holder.poll() is None, "it was neither waited for nor stopped"
         assert not bench.paths.run(run.id).observed.exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data import directory_source, resolve
+from orchestrator.data.checksum import checksum_of
 from orchestrator.data.directory_source import DirectoryVersion
 from orchestrator.errors import ConfigError, RequestError
 
@@ -132,6 +133,31 @@ def test_what_cannot_be_data_is_refused_by_its_path(project, make, message):
         resolved(project)
     assert "the data/odd one" in refusal.value.what
     assert refusal.value.fix
+
+
+@pytest.mark.parametrize("content", [b"x" * 3_000_000, b"longer" * 10**6])
+def test_a_file_that_changes_while_it_is_hashed_is_refused(project, monkeypatch, content):
+    """Also where its size stays: half of the hash would be of bytes that are no more."""
+
+    def changes_meanwhile(path, algorithm):
+        checksum = checksum_of(path, algorithm)
+        if path.name == "still":
+            path.write_bytes(content)
+        return checksum
+
+    monkeypatch.setattr(directory_source, "checksum_of", changes_meanwhile)
+    with pytest.raises(RequestError, match=r"deep/er/still changed while it was read"):
+        resolved(project)
+
+
+def test_folders_within_folders_end_somewhere(project):
+    deep = project / "the data"
+    for _ in range(600):
+        deep = deep / "d"
+        deep.mkdir()
+    (deep / "file").touch()
+    with pytest.raises(RequestError, match="deeper than 256"):
+        resolved(project)
 
 
 def test_an_empty_folder_is_refused(project):

@@ -319,6 +319,24 @@ def test_a_bad_object_in_the_cache_is_taken_from_the_remote(full, spoil):
     assert staged(full) == expected
 
 
+def test_of_a_cache_half_gone_and_half_damaged_all_comes_from_the_remote(full, caplog):
+    expected = tree(full / "data/digits")
+    objects = sorted(
+        path for path in (full / ".dvc/cache").rglob("*") if path.is_file() and path.stat().st_size < 10**6
+    )
+    objects = [path for path in objects if path.suffix != ".dir"]
+    for number, path in enumerate(objects):
+        path.unlink() if number % 2 else rewrite(path, path.read_bytes()[:-1] if number % 4 else b"corrupt")
+    manifest = resolved(full)
+    view = Store(full.parent / "scratch").stage(manifest).view
+    assert tree(view) == expected
+    damaged = [path for path in objects[::2] if str(path) in {entry.sources[0] for entry in manifest.entries}]
+    assert damaged
+    for path in damaged:
+        (line,) = {line for line in caplog.text.splitlines() if f"{path} has md5:" in line}
+        assert manifest.repair in line
+
+
 def test_a_bad_listing_in_the_cache_is_taken_from_the_remote(full):
     expected = tree(full / "data/digits")
     (listing,) = (p for p in (full / ".dvc/cache").rglob("*.dir") if len(json.loads(p.read_bytes())) == 10)

@@ -70,6 +70,22 @@ def test_a_path_that_is_not_plainly_inside_is_refused(path):
         manifest(entry(path))
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("a/" + "n" * 256, "more than 255 bytes"),
+        ("日" * 86, "more than 255 bytes"),
+        ("\ud800", "surrogates not allowed"),
+        ("/".join("d" * 257), "deeper than 256 folders"),
+    ],
+    ids=["long", "long in bytes", "no text", "deep"],
+)
+def test_a_name_that_no_filesystem_takes_is_refused(path, why):
+    with pytest.raises(DataError, match=why):
+        manifest(entry(path))
+    manifest(entry("n" * 255), entry("日" * 85), entry("/".join("d" * 256)), entry("/".join(["m" * 255] * 9)))
+
+
 def test_paths_that_contradict_each_other_are_refused():
     with pytest.raises(DataError, match="listed twice"):
         manifest(entry("a"), entry("a", TWO))

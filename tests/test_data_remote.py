@@ -105,7 +105,7 @@ def fetched(manifest, folder, *, ask=ask_here):
     }
     missing = [entry for entry in manifest.entries if entry.path not in come]
     problems = {}
-    for arrival in remotes_of(manifest, ask).fetch(missing, folder) if missing else ():
+    for arrival in remotes_of(manifest, ask).fetch(missing, folder, threading.Event()) if missing else ():
         if arrival.path:
             come[arrival.entry.path] = arrival.path.read_bytes()
         else:
@@ -146,7 +146,7 @@ def test_the_programs_of_their_own_say_what_their_functions_say(version, clone, 
     shutil.rmtree(tmp_path / "cache")
     assert version(clone, rev="v1") == manifest
     (tmp_path / "node").mkdir()
-    arrivals = list(origin_of(manifest).fetch(manifest.entries, tmp_path / "node"))
+    arrivals = list(origin_of(manifest).fetch(manifest.entries, tmp_path / "node", threading.Event()))
     assert {arrival.entry.path: arrival.path.read_bytes() for arrival in arrivals} == FILES
 
 
@@ -437,14 +437,14 @@ def test_outputs_that_the_bucket_keeps_the_versions_of_come_at_their_versions(ve
 def test_a_program_that_breaks_is_the_problem_of_what_it_did_not_answer(tmp_path):
     entry = Entry(path="x", hash="md5:" + "0" * 32, size=1, sources=(), remote=("far",))
     remote = {"name": "far", "url": str(tmp_path), "folder": None, "kind": "files", "config": {}, "dvc_root": ""}
-    (arrival,) = DvcOrigin(remotes=[remote]).fetch([entry], tmp_path)
+    (arrival,) = DvcOrigin(remotes=[remote]).fetch([entry], tmp_path, threading.Event())
     assert (arrival.path, arrival.problem) == (None, "IndexError: list index out of range")
 
 
 def test_who_stops_listening_ends_the_transfers(version, clone, tmp_path):
     (tmp_path / "node").mkdir()
     manifest = version(clone)
-    arrivals = origin_of(manifest).fetch(manifest.entries, tmp_path / "node")
+    arrivals = origin_of(manifest).fetch(manifest.entries, tmp_path / "node", threading.Event())
     next(arrivals)
     arrivals.close()
     before = sorted(os.listdir(tmp_path / "node"))

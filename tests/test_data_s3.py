@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from dataclasses import replace
 
 import pytest
@@ -61,7 +62,7 @@ def fetched(manifest, folder):
     """Return what the origin brings, by path, and what it says of the rest."""
     folder.mkdir(exist_ok=True)
     come, problems = {}, {}
-    for arrival in origin_of(manifest).fetch(manifest.entries, folder):
+    for arrival in origin_of(manifest).fetch(manifest.entries, folder, threading.Event()):
         if arrival.path:
             assert checksum_of(arrival.path, arrival.entry.algorithm) == arrival.entry.hash
             come[arrival.entry.path] = arrival.path.read_bytes()

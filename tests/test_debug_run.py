@@ -14,7 +14,7 @@ from orchestrator import ledger
 from orchestrator.config import Draft, DraftPoint, debugging
 from orchestrator.plan import Action, make_plan
 from orchestrator.record import Attempt, Claim, JobState, Observation, Planned, RunState, reconcile
-from orchestrator.spec import Resources, Run, RunId, SnapshotOptions
+from orchestrator.spec import LaunchOptions, Resources, Run, RunId, SnapshotOptions
 from orchestrator.tracking import Metrics, read
 
 
@@ -32,6 +32,7 @@ def draft(name="mine", **trainer):
     return Draft(
         name=name, points=(point,), objective=None, cluster={"kind": "slurm"}, tracking={"kind": "embedded"},
         snapshot=SnapshotOptions(), env="warn", choices={}, sweep={}, overrides=(), notes=(),
+        launch=LaunchOptions(), tags=(),
     )  # fmt: skip
 
 
@@ -62,7 +63,9 @@ def test_a_debug_run_begins_anew_with_todays_code_whatever_became_of_the_last(st
     claim = Claim(launch=1, index=0, code="old", generation=1, history=1, process=None, time=0.0)
     attempt = Attempt(number=1, claim=claim, state=state)
     seen = Observation(state=JobState.ENDED)
-    record = reconcile(planned, [attempt], observation=seen, cancelled=state is RunState.CANCELLED)
+    record = reconcile(
+        planned, [attempt], observation=seen, cancelled="cancelled" if state is RunState.CANCELLED else ""
+    )
     (step,) = make_plan([run], {run.id: record}, code="new", rerun="anew")
     assert step.action is not Action.SKIP
     assert (step.attempt, step.history, step.code) == (2, 2, "new")
@@ -122,7 +125,7 @@ def ledger_record(desk):
         (("--on", "slrum"), "did you mean 'slurm'"),
         (("--on", "inline,slurm"), "cluster is swept"),
         (("--on", "inline", "seed=1,2"), "`orch run` runs one"),
-        (("--on", "inline", "resources.gpus_per_node=2"), "cluster=inline starts one process per run"),
+        (("--on", "inline", "cluster.devices=[7]", "resources.gpus_per_node=2"), "resources.gpus_per_node is 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -170,6 +170,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "ends within an epoch": {"max_steps": 10},
     "ends within an epoch and never validates": {"max_steps": 10, "limit_val_batches": 0},
     "accumulates gradients": {"accumulate_grad_batches": 2},
+    "validates within an accumulation": {"accumulate_grad_batches": 4, "val_check_interval": 2},
+    "validates within the last, shorter accumulation": {"accumulate_grad_batches": 3, "val_check_interval": 1},
 }
 
 
@@ -208,4 +210,4 @@ def test_a_run_that_died_goes_on_from_its_last_regular_checkpoint(plan, tmp_path
         with pytest.raises(MemoryError):
             story.attempt("step", time, dies=True)
         assert story.attempt() is None
-        assert sorted(set(story.logged())) == expected, f"step {time}"  # what is done again gives the same again
+        assert set(story.logged()) == set(expected), f"step {time}"  # what is done again gives the same again

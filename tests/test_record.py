@@ -198,7 +198,9 @@ def test_every_combination_has_one_answer(state, job, begun, cancelled, expected
         expected = R.CANCELLED
     attempt = Attempt(number=1, claim=replace(claim(), job="77_0"), state=state, reason="why")
     seen = Observation(state=job, reason="said so", job="77_0", node="n3") if job else None
-    record = reconcile(planned(attempt=1 if begun else 2), [attempt], observation=seen, cancelled=cancelled)
+    record = reconcile(
+        planned(attempt=1 if begun else 2), [attempt], observation=seen, cancelled="cancelled" if cancelled else ""
+    )
     assert record.state is expected
     assert record.begun is begun
     assert (record.job, record.failure) == ("77_0" if job else "", None)
@@ -210,13 +212,13 @@ def test_every_combination_has_one_answer(state, job, begun, cancelled, expected
 def test_an_interrupted_run_without_a_scheduler_goes_on_only_by_a_launch(job):
     attempt = Attempt(number=1, claim=claim(), state=R.INTERRUPTED, reason="why")
     seen = Observation(state=job) if job else None
-    assert reconcile(planned(attempt=1), [attempt], observation=seen, cancelled=False).state is R.INTERRUPTED
+    assert reconcile(planned(attempt=1), [attempt], observation=seen, cancelled="").state is R.INTERRUPTED
 
 
 def test_an_interrupted_job_that_slurm_ended_says_both_why():
     attempt = Attempt(number=1, claim=replace(claim(), job="77_0"), state=R.INTERRUPTED, reason="stopped by SIGTERM")
     seen = Observation(state=JobState.ENDED, reason="preempted")
-    assert reconcile(planned(attempt=1), [attempt], observation=seen, cancelled=False).reason == (
+    assert reconcile(planned(attempt=1), [attempt], observation=seen, cancelled="").reason == (
         "stopped by SIGTERM (preempted)"
     )
 
@@ -228,7 +230,7 @@ def test_a_run_without_any_attempt(job, cancelled):
     expected = NOT_BEGUN[job]
     if cancelled and expected in {R.INTERRUPTED, R.WAITING, R.QUEUED}:
         expected = R.CANCELLED
-    record = reconcile(planned(), [], observation=seen, cancelled=cancelled)
+    record = reconcile(planned(), [], observation=seen, cancelled="cancelled" if cancelled else "")
     assert (record.state, record.last, record.started, record.ended) == (expected, None, None, None)
     assert record.code == "c0de"
 
@@ -239,7 +241,7 @@ def test_unknown_is_active_so_that_nobody_starts_it_twice():
 
 def test_attempts_are_ordered_by_number_and_the_last_counts():
     attempts = [Attempt(number=10, claim=claim(), state=R.DONE), Attempt(number=9, claim=claim(), state=R.FAILED)]
-    record = reconcile(planned(attempt=10), attempts, observation=None, cancelled=False)
+    record = reconcile(planned(attempt=10), attempts, observation=None, cancelled="")
     assert [attempt.number for attempt in record.attempts] == [9, 10]
     assert record.state is R.DONE
 
@@ -250,14 +252,14 @@ def test_the_metrics_are_those_since_the_last_start_from_scratch():
         Attempt(number=2, claim=claim(history=2, time=2.0), state=R.INTERRUPTED, metrics={"loss": 5.0, "acc": 0.1}),
         Attempt(number=3, claim=claim(history=2, time=3.0), state=R.DONE, metrics={"loss": 4.0}, ended=8.0),
     ]
-    record = reconcile(planned(attempt=3, history=2), attempts, observation=None, cancelled=False)
+    record = reconcile(planned(attempt=3, history=2), attempts, observation=None, cancelled="")
     assert record.metrics == {"loss": 4.0, "acc": 0.1}
     assert (record.started, record.ended) == (2.0, 8.0)
 
 
 def test_a_retry_that_has_not_begun_will_run_the_planned_code():
     failed = Attempt(number=1, claim=claim(code="old"), state=R.FAILED)
-    record = reconcile(planned(attempt=2, history=2, code="new"), [failed], observation=None, cancelled=False)
+    record = reconcile(planned(attempt=2, history=2, code="new"), [failed], observation=None, cancelled="")
     assert (record.code, record.history) == ("new", (failed,))
 
 
@@ -277,18 +279,26 @@ def ended(status, output=""):
     (2, "running", 137, RunState.FAILED),         # one rank died, and the others with it
     (2, "interrupted", 137, RunState.FAILED),
     (2, "interrupted", 143, RunState.INTERRUPTED),
+    (2, "together", 137, RunState.INTERRUPTED),   # all had stopped before: on some node processes are killed sooner
     (2, "done", 137, RunState.DONE),
     (2, "failed", 3, RunState.FAILED),
 ])  # fmt: skip
 def test_a_job_that_ended_by_itself_tells_what_its_run_could_not(ranks, state, status, expected):
     wish = planned(resources=Resources(nodes=ranks))
-    events = [] if state == "running" else [event(0, state)]
-    record = reconcile(wish, [fold(1, claim(job="5_0"), events)], observation=ended(status), cancelled=False)
+    words = {"running": [], "together": [event(0, "interrupted", together=True)]}
+    events = words.get(state, [event(0, state)])
+    record = reconcile(wish, [fold(1, claim(job="5_0"), events)], observation=ended(status), cancelled="")
     assert record.state is expected
 
 
+@pytest.mark.parametrize(("together", "expected"), [(False, RunState.FAILED), (True, RunState.INTERRUPTED)])
+def test_a_rank_that_fails_after_all_have_stopped_together_is_no_failure(together, expected):
+    own = [event(0, "interrupted", reason="preempted", together=together)]
+    assert fold(1, claim(), own, ranks=[event(0, "failed", signature="RuntimeError")]).state is expected
+
+
 def test_a_job_that_failed_before_its_claim_is_an_attempt_with_what_it_printed():
-    record = reconcile(planned(), [], observation=ended(7, "loading\nno such module\n"), cancelled=False)
+    record = reconcile(planned(), [], observation=ended(7, "loading\nno such module\n"), cancelled="")
     assert (record.state, record.reason) == (RunState.FAILED, "exit status 7 before training")
     assert (record.failure.message, record.failure.traceback) == ("no such module", "loading\nno such module\n")
     assert [attempt.number for attempt in record.attempts] == [planned().attempt]
@@ -297,15 +307,15 @@ def test_a_job_that_failed_before_its_claim_is_an_attempt_with_what_it_printed()
 def test_a_requeued_run_says_what_it_waits_for_and_what_stopped_it():
     first = fold(1, claim(job="5_0"), [event(0, "interrupted", reason="preempted, stopped by SIGTERM")])
     waits = Observation(state=JobState.PENDING, reason="BeginTime", job="5_0")
-    record = reconcile(planned(), [first], observation=waits, cancelled=False)
+    record = reconcile(planned(), [first], observation=waits, cancelled="")
     assert (record.state, record.reason) == (RunState.QUEUED, "requeued (BeginTime): preempted, stopped by SIGTERM")
 
 
 def test_a_run_is_asked_for_where_its_attempt_was_claimed():
     by_another = fold(1, claim(launch=1, index=4), [])
-    record = reconcile(planned(launch=2, index=0), [by_another], observation=None, cancelled=False)
+    record = reconcile(planned(launch=2, index=0), [by_another], observation=None, cancelled="")
     assert record.task == (1, 4)
-    assert reconcile(planned(launch=2, index=0), [], observation=None, cancelled=False).task == (2, 0)
+    assert reconcile(planned(launch=2, index=0), [], observation=None, cancelled="").task == (2, 0)
 
 
 @pytest.mark.parametrize("usage", [None, 7, "much", []])
@@ -326,7 +336,7 @@ def test_the_latest_usage_counts_and_the_first_progress_is_kept():
 def test_a_run_that_its_scheduler_has_suspended_runs_and_says_so():
     suspended = Observation(state=JobState.RUNNING, reason="suspended")
     record = reconcile(
-        planned(), [Attempt(number=1, claim=claim(), stage="training")], observation=suspended, cancelled=False
+        planned(), [Attempt(number=1, claim=claim(), stage="training")], observation=suspended, cancelled=""
     )
     assert (record.state, record.reason) == (RunState.RUNNING, "suspended")
 
@@ -341,4 +351,4 @@ def test_a_run_that_its_scheduler_has_suspended_runs_and_says_so():
 )
 def test_slurms_word_is_added_where_it_is_news(word, reason):
     stopped = Attempt(number=1, claim=replace(claim(), job="7_0"), state=R.INTERRUPTED, reason="stopped by SIGTERM")
-    assert reconcile(planned(), [stopped], observation=word, cancelled=False).reason == reason
+    assert reconcile(planned(), [stopped], observation=word, cancelled="").reason == reason

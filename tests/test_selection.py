@@ -57,9 +57,11 @@ def test_kinds_are_combined_with_and_and_values_of_one_kind_with_or():
     ]
 
     def chosen(*words):
-        return [r.id[:3] for r in parse(words).choose(records)]
+        return [r.id[:3] for r in parse(words).choose(records, {1: ["paper"], 2: ["paper", "ablation"]})]
 
     assert chosen() == ["aaa", "aab", "bbb"]
+    assert chosen("tag=ablation") == ["bbb"]
+    assert chosen("tag=paper,none", "failed") == ["aab", "bbb"]
     assert chosen("aa") == ["aaa", "aab"]
     assert chosen("aa", "b") == ["aaa", "aab", "bbb"]
     assert chosen("aa", "failed") == ["aab"]

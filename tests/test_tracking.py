@@ -48,7 +48,7 @@ from orchestrator.tracking.upload import batches
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 WRITES = {
-    "create_experiment", "create_run", "delete_run", "log_artifact", "log_batch", "log_text",
+    "create_experiment", "create_run", "delete_run", "log_artifact", "log_batch", "log_inputs", "log_text",
     "set_terminated", "update_run",
 }  # fmt: skip
 

@@ -74,7 +74,7 @@ def _overrides(parser: _Parser) -> None:
 def _selection(parser: _Parser, what: str = "") -> None:
     parser.add_argument(
         "words", nargs="*", metavar="RUNS",
-        help=what or "an experiment, and/or runs of it by id prefix, state=..., launch=N, key=value",
+        help=what or "an experiment, and/or runs of it by id prefix, state=..., launch=N, tag=WORD, key=value",
     )  # fmt: skip
 
 
@@ -94,6 +94,13 @@ def _launch(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser = _verb(subparsers, "launch", "launch what is missing of an experiment", verbs.launch)
     _overrides(parser)
     parser.add_argument("-m", "--message", default="", metavar="WHY", help="kept with the launch")
+    parser.add_argument("--tag", action="append", default=[], metavar="WORD", help="a word to find the launch by")
+    parser.add_argument(
+        "--canary", type=int, metavar="N", help="N runs first; the others once these are done, and never if one fails"
+    )
+    parser.add_argument(
+        "--brake", type=int, metavar="K", help="after K failures with the same signature nothing more begins"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask, however many runs (sweep.ask_above)")
     parser.add_argument("--wait", action="store_true", help="return when the runs have ended")
     parser.add_argument("--watch", action="store_true", help="show progress until the runs have ended")
@@ -116,6 +123,7 @@ def _status(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser = _verb(subparsers, "status", "show experiments, or the runs of one", verbs.status)
     _selection(parser)
     parser.add_argument("-w", "--watch", action="store_true", help="live, until all runs have ended")
+    parser.add_argument("--hidden", action="store_true", help="also what `orch hide` has hidden")
     parser.add_argument("--all", action="store_true", help="every run, however many")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
@@ -142,6 +150,29 @@ def _cancel(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     _selection(_verb(subparsers, "cancel", "cancel runs that wait or run", verbs.cancel))
 
 
+def _hold(subparsers: argparse._SubParsersAction[_Parser]) -> None:
+    _selection(_verb(subparsers, "hold", "keep runs that wait from starting", verbs.hold))
+
+
+def _release(subparsers: argparse._SubParsersAction[_Parser]) -> None:
+    _selection(_verb(subparsers, "release", "let held runs go, and those that wait for a canary", verbs.release))
+
+
+def _change(subparsers: argparse._SubParsersAction[_Parser]) -> None:
+    parser = _verb(subparsers, "change", "give runs that wait in Slurm's queue other limits", verbs.change)
+    _selection(parser)
+    parser.add_argument("--hours", type=float, metavar="H", help="the time limit of an attempt")
+    parser.add_argument("--throttle", type=int, metavar="N", help="at most so many of an array at once; 0: no limit")
+    for name in ("partition", "account", "qos"):
+        parser.add_argument(f"--{name}", metavar="NAME", help="another one")
+
+
+def _hide(subparsers: argparse._SubParsersAction[_Parser]) -> None:
+    parser = _verb(subparsers, "hide", "leave runs out of status and compare; nothing is deleted", verbs.hide)
+    _selection(parser)
+    parser.add_argument("--undo", action="store_true", help="show them again")
+
+
 def _retry(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser = _verb(
         subparsers, "retry", "start failed runs again from scratch, with today's code; go on with interrupted ones",
@@ -157,7 +188,18 @@ def _retry(subparsers: argparse._SubParsersAction[_Parser]) -> None:
 def _compare(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser = _verb(subparsers, "compare", "rank the runs of an experiment", verbs.compare)
     _selection(parser)
-    parser.add_argument("--metric", metavar="NAME", help="rank by this metric (default: the objective)")
+    parser.add_argument(
+        "--metric", action="append", default=[], metavar="NAME",
+        help="rank by this metric (default: the objective), and show no others; may be given again",
+    )  # fmt: skip
+    each = parser.add_mutually_exclusive_group()
+    each.add_argument("--each", action="store_true", help="every run by itself, also where only seeds differ")
+    each.add_argument(
+        "--over", action="append", metavar="KEY", help="average over this swept key (default: seed); may be given again"
+    )
+    parser.add_argument("--all", action="store_true", help="every row, however many")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the curves and plots, complete in itself")
+    parser.add_argument("--hidden", action="store_true", help="also what `orch hide` has hidden")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--csv", action="store_true", help="as CSV")
 
@@ -183,4 +225,21 @@ def _data(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
-_VERBS = (_plan, _launch, _run, _status, _show, _diff, _logs, _cancel, _retry, _compare, _ui, _data)
+_VERBS = (
+    _plan,
+    _launch,
+    _run,
+    _status,
+    _show,
+    _diff,
+    _logs,
+    _cancel,
+    _hold,
+    _release,
+    _change,
+    _retry,
+    _compare,
+    _hide,
+    _ui,
+    _data,
+)

@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import IO, TYPE_CHECKING, Any
 
-from orchestrator.api import TOKEN, Plan, Prepared, best_value, told
-from orchestrator.cli.points import complete, points
+from orchestrator.api import TOKEN, Plan, Prepared, told
+from orchestrator.cli.points import points
 from orchestrator.cluster import Waiting
+from orchestrator.comparison import Comparison, Group
 from orchestrator.consumption import Consumption, consumption, most
+from orchestrator.credentials import masked
 from orchestrator.errors import size
 from orchestrator.forecast import Forecast, forecast
 from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Action, Step
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Objective, Resources
+from orchestrator.spec import Objective, Pack, Resources
 
 if TYPE_CHECKING:
     from orchestrator.estimate import DiskForecast, ShapeTotal
@@ -175,12 +177,18 @@ def need(resources: Resources) -> str:
     node += [f"{resources.mem_gb_per_node:g} GB"] if resources.mem_gb_per_node else []
     per_node = ", ".join(node)
     nodes = f"{resources.nodes} nodes x ({per_node})" if resources.nodes > 1 else per_node
+    nodes += f", {_pack(resources.pack)}" if resources.pack else ""
     return f"{nodes}, {resources.hours:g} h" if resources.hours else nodes
+
+
+def _pack(pack: Pack) -> str:
+    told = f"packed by {pack.runs or 'auto'}"
+    return f"{told}, {pack.at_once} at once" if pack.at_once > 1 else told
 
 
 def step_json(step: Step) -> dict[str, Any]:
     return {
-        "run": step.run.id, "action": step.action.value, "reason": step.reason, "point": dict(step.run.point),
+        "run": step.run.id, "action": step.action.value, "reason": step.reason, "point": masked(step.run.point),
         "attempt": step.attempt, "generation": step.generation, "code": step.code,
         "resources": step.run.resources.to_json(), "data": step.run.data_digest,
     }  # fmt: skip
@@ -278,14 +286,22 @@ def _status_row(record: Record, point: str, objective: Objective | None) -> list
     number = str(record.last.number) if record.last else ""
     return [
         record.id[:8], point, record.state.value, number, progress(record), _metric(record, objective),
-        duration(record), record.node if record.state is RunState.RUNNING else "", note(record),
+        duration(record), _where(record), note(record),
     ]  # fmt: skip
+
+
+def _where(record: Record) -> str:
+    """Return the node on which a run is running, and the GPUs that our supervisor gave it."""
+    if record.state is not RunState.RUNNING:
+        return ""
+    claim = record.last.claim if record.last else None
+    return f"{record.node} GPU {','.join(claim.devices)}" if claim and claim.devices else record.node
 
 
 def _metric(record: Record, objective: Objective | None) -> str:
     """Return the objective's best value; without an objective, the last of a loss, or of what comes first."""
     if objective:
-        value = best_value(record, objective.metric)
+        value = record.best_value(objective.metric)
         return "" if value is None else f"{value:.4g}"
     names = sorted(record.metrics, key=lambda name: ("loss" not in name, name))
     return f"{names[0]} {record.metrics[names[0]]:.4g}" if names else ""
@@ -346,7 +362,7 @@ def objective_of(book: Ledger) -> Objective | None:
 def record_json(record: Record) -> dict[str, Any]:
     last = record.last
     return {
-        "run": record.id, "state": record.state.value, "reason": record.reason, "point": dict(record.planned.point),
+        "run": record.id, "state": record.state.value, "reason": record.reason, "point": masked(record.planned.point),
         "launch": record.planned.launch, "attempt": last.number if last else None,
         "generation": record.planned.generation, "code": record.code, "node": record.node, "job": record.job,
         "started": record.started, "ended": record.ended, "progress": dict(last.progress) if last else {},
@@ -369,32 +385,48 @@ def outlook_json(book: Ledger, now: float) -> dict[str, Any]:
 # --- compare ----------------------------------------------------------------------------------------------
 
 
-def comparison(
-    book: Ledger, records: Sequence[Record], objective: Objective | None
-) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows: runs ranked by the objective, the keys that were swept, their metrics."""
-    found = points(book, records)
-    keys = list(dict.fromkeys(key for point in found.values() for key in point))
-    at = {record.id: complete(book, record, found[record.id], keys) for record in records}
-    names = sorted({name for record in records for name in record.metrics if not objective or name != objective.metric})
-    target = [objective.metric] if objective else []
-    ranked = sorted(records, key=lambda record: _rank(record, objective))
-    rows = [
-        [
-            record.id[:8], *(at[record.id][key] for key in keys),
-            *(best_value(record, name) for name in target), *(record.metrics.get(name) for name in names),
-            record.state.value, duration(record),
-        ]
-        for record in ranked
+def comparison_table(made: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows of ranked runs, or of groups over seeds: `runs` are then those that count, of how many.
+
+    The last column marks the best.
+    """
+    rows = []
+    for group in made.groups:
+        values = [made.estimate(group, metric) for metric in made.metrics]
+        rows.append([
+            _runs_of(group) if made.over else group.records[0].id[:8], *(group.point[key] for key in made.keys),
+            *(value if made.over else value and value.mean for value in values),
+            _states_of(group) if made.over else group.records[0].state.value,
+            "" if made.over else duration(group.records[0]), "",
+        ])  # fmt: skip
+    if made.best:
+        rows[0][-1] = "best"
+    return ["runs" if made.over else "run", *made.keys, *made.metrics, "state", "time", ""], rows
+
+
+def comparison_json(made: Comparison) -> list[dict[str, Any]]:
+    """Return the same as JSON: of a group the mean, the standard error and the number of runs of each metric."""
+    header, rows = comparison_table(made)
+    if not made.over:
+        return [dict(zip(header[:-1], row[:-1], strict=True)) for row in rows]
+    return [
+        {
+            "runs": [record.id for record in group.records], **group.point,
+            **{metric: asdict(found) if (found := made.estimate(group, metric)) else None for metric in made.metrics},
+            "states": dict(Counter(record.state.value for record in group.records)),
+        }
+        for group in made.groups
     ]  # fmt: skip
-    return ["run", *keys, *target, *names, "state", "time"], rows
 
 
-def _rank(record: Record, objective: Objective | None) -> tuple[bool, float]:
-    value = best_value(record, objective.metric) if objective else None
-    if value is None or objective is None:
-        return True, 0.0
-    return False, -value if objective.mode == "max" else value
+def _runs_of(group: Group) -> str:
+    done, all_of_them = len(group.done), len(group.records)
+    return str(done) if done == all_of_them else f"{done} of {all_of_them}"
+
+
+def _states_of(group: Group) -> str:
+    counts = Counter(record.state for record in group.records)
+    return ", ".join(f"{counts[state]} {state.value}" for state in RunState if counts[state])
 
 
 def cell(value: Any) -> str:

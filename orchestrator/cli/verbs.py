@@ -7,14 +7,18 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import api, ledger, selection
-from orchestrator.cli import render
+from orchestrator.cli import comparison, render
 from orchestrator.cli.confirm import confirming
 from orchestrator.cli.foreground import Tail, launch_and_follow
 from orchestrator.cli.watch import Watch, wait
+from orchestrator.cluster import Change
+from orchestrator.comparison import SEEDS, Comparison
+from orchestrator.credentials import masked, masked_override
 from orchestrator.errors import OrchError, RequestError, nearest
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Rerun, to_do
@@ -44,9 +48,15 @@ def plan(arguments: Namespace) -> int:
 
 def launch(arguments: Namespace) -> int:
     project = _project(arguments)
-    with api.prepare(project, arguments.words) as prepared:
+    with api.prepare(project, [*arguments.words, *_let_loose(arguments)]) as prepared:
         _say(*(f"note: {note}" for note in prepared.notes))
-        return _launch(project, prepared, arguments, rerun=arguments.rerun)
+        return _launch(project, api.tagged(prepared, arguments.tag), arguments, rerun=arguments.rerun)
+
+
+def _let_loose(arguments: Namespace) -> list[str]:
+    """Return the overrides that the options of a launch stand for."""
+    given = {"canary": arguments.canary, "brake": arguments.brake}
+    return [f"launch.{key}={value}" for key, value in given.items() if value is not None]
 
 
 def retry(arguments: Namespace) -> int:
@@ -150,13 +160,8 @@ def _where(arguments: Namespace) -> tuple[list[str], int | None]:
 
 
 def _run_here(project: Project, prepared: api.Prepared, *, message: str, rerun: Rerun) -> int:
-    from orchestrator.local.inline import Inline
-
     name = prepared.experiment.name
-    options = prepared.experiment.cluster
-    cluster = Inline(
-        grace_seconds=float(options.get("grace_seconds") or 30), scratch=options.get("scratch"), others=api.observers()
-    )
+    cluster = api.in_foreground(prepared.experiment.cluster)
     launched = api.launch(project, prepared, cluster=cluster, message=message, rerun=rerun)
     _say(*(f"note: {note}" for note in launched.notes))
     only = launched.steps[0]
@@ -186,6 +191,7 @@ def status(arguments: Namespace) -> int:
     if not arguments.words and len(list(project.runs.experiments())) != 1:
         return _overview(project, as_json=arguments.json)
     name, book, records = _select(project, arguments.words)
+    records = _shown(book, records, arguments)
     if arguments.watch:
         Watch(project, name).until_ended()
         return _status_of(api.read(project, name).records.values())
@@ -217,11 +223,11 @@ def show(arguments: Namespace) -> int:
     line = ledger.read_line(launch.paths, record.planned.index)
     document = {
         "experiment": name, **render.record_json(record),
-        "folder": str(book.experiment.run(record.id).path), "config": ledger.read_config(launch.paths, line),
+        "folder": str(book.experiment.run(record.id).path), "config": masked(ledger.read_config(launch.paths, line)),
         "resources": line["resources"], "data": {"digest": line["data"], **launch.header["data"].get(line["data"], {})},
         "frozen": launch.header["code"], "cluster": launch.header["cluster"], "launched": {
             "by": launch.header["user"], "time": launch.header["time"], "why": launch.header["message"],
-            "command": f"orch launch {' '.join(launch.header['overrides'])}",
+            "command": f"orch launch {' '.join(map(masked_override, launch.header['overrides']))}",
         },
         "attempts": [_attempt_json(attempt) for attempt in record.attempts],
     }  # fmt: skip
@@ -326,20 +332,81 @@ def cancel(arguments: Namespace) -> int:
     return 0
 
 
+def hold(arguments: Namespace) -> int:
+    return _say_to_queued(arguments, "held: `orch release` lets them go", api.hold)
+
+
+def release(arguments: Namespace) -> int:
+    return _say_to_queued(arguments, "released", api.release)
+
+
+def change(arguments: Namespace) -> int:
+    options = {key: value for key in ("partition", "account", "qos") if (value := getattr(arguments, key)) is not None}
+    wanted = Change(hours=arguments.hours, throttle=arguments.throttle, options=options)
+    if wanted == Change():
+        raise RequestError("nothing is to be changed", fix="orch change NAME --hours 8 --partition long --throttle 4")
+    if arguments.hours is not None and not 0 < arguments.hours < float("inf"):
+        raise RequestError(f"--hours is {arguments.hours}", why="it is a positive number", fix="--hours 8")
+    if arguments.throttle is not None and arguments.throttle < 0:
+        raise RequestError(
+            f"--throttle is {arguments.throttle}", why="it is at least 0", fix="--throttle 0 for no limit"
+        )
+    return _say_to_queued(arguments, "changed", partial(api.change, wanted=wanted))
+
+
+def _say_to_queued(arguments: Namespace, done: str, act: Callable[[Project, str, list[Record]], list[Record]]) -> int:
+    project = _project(arguments)
+    name, _, records = _select(project, arguments.words, look=api.read)  # what waits is not handed over first
+    chosen = act(project, name, records)
+    _say(f"{name}: {len(chosen)} of {len(records)} chosen runs {done}" if chosen else f"{name}: nothing waits")
+    return 0
+
+
+def hide(arguments: Namespace) -> int:
+    project = _project(arguments)
+    if not arguments.words:
+        raise RequestError("no run is chosen", why="hiding all would hide the experiment", fix="orch hide NAME 3fa2")
+    name, _, records = _select(project, arguments.words)
+    api.hide(project, name, records, undo=arguments.undo)
+    _say(f"{name}: {render.count(len(records))} {'shown again' if arguments.undo else 'hidden: --hidden shows them'}")
+    return 0
+
+
 def compare(arguments: Namespace) -> int:
     project = _project(arguments)
     _, book, records = _select(project, arguments.words)
-    objective = _objective(arguments.metric, book, records)
-    header, rows = render.comparison(book, records, objective)
+    records = _shown(book, records, arguments)
+    metrics = [name for text in arguments.metric for name in text.split(",")]
+    objective = _objective(metrics[0] if metrics else None, book, records)
+    over = () if arguments.each else arguments.over or SEEDS
+    made = comparison.compare(book, records, objective, metrics, over=over)
+    if arguments.html:
+        return _write_page(book, made, Path(arguments.html))
+    header, rows = render.comparison_table(made)
     if arguments.json:
-        _print_json([dict(zip(header, row, strict=True)) for row in rows])
+        _print_json(render.comparison_json(made))
     elif arguments.csv:
         import csv
 
         writer = csv.writer(sys.stdout)
-        writer.writerows([header, *rows])
+        writer.writerows([header[:-1], *(row[:-1] for row in rows)])
     else:
-        _print(render.table(header, [[render.cell(value) for value in row] for row in rows]))
+        shown = rows if arguments.all else rows[: render.ROWS]
+        _print(render.table(header, [[render.cell(value) for value in row] for row in shown]))
+        if len(shown) < len(rows):
+            _say(f"... and {len(rows) - len(shown)} more: --all")
+    return 0
+
+
+def _write_page(book: Ledger, made: Comparison, path: Path) -> int:
+    text = comparison.page(book, made)
+    try:
+        ledger.replace_text(path, text)
+    except OSError as error:
+        raise RequestError(
+            f"cannot write {path}", why=error.strerror or str(error), fix="--html with another file"
+        ) from error
+    print(path)
     return 0
 
 
@@ -380,10 +447,12 @@ def _sync(project: Project, name: str) -> int:
     """Sync one experiment and say so. A server that is down holds up no other."""
     try:
         report = api.sync(project, name)
+        _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
+        if done := api.register(project, name):
+            _say(f"{name}: {done}")
     except OrchError as error:
         _say(f"error: {error}")
         return 1
-    _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
     return 0
 
 
@@ -414,8 +483,10 @@ def _select(
         raise RequestError(f"{named[0]} and {named[1]} are two experiments", fix="name one of them")
     chosen = selection.parse([word for word in words if word not in named], experiments=experiments)
     candidates = named or experiments
-    found = [(book, chosen.choose(book.records.values())) for book in (look(project, name) for name in candidates)]
-    only_states = not (chosen.ids or chosen.point)
+    found = [
+        (book, chosen.choose(book.records.values(), book.tags)) for book in (look(project, name) for name in candidates)
+    ]
+    only_states = not (chosen.ids or chosen.point or chosen.tags)
     _check_keys(chosen, [record for book, _ in found for record in book.records.values()])
     hits = [(book, records) for book, records in found if records or named or (only_states and len(found) == 1)]
     if len(hits) != 1:
@@ -424,6 +495,14 @@ def _select(
     if (chosen.ids or chosen.point) and not records:
         raise RequestError(f"no run of {named[0]} is chosen by {' '.join(words)}", fix=f"orch status {named[0]}")
     return book.experiment.name, book, records
+
+
+def _shown(book: Ledger, records: Sequence[Record], arguments: Namespace) -> list[Record]:
+    """Return the runs that are not hidden, or all where that is asked for."""
+    kept = [record for record in records if arguments.hidden or record.id not in book.hidden]
+    if len(kept) < len(records):
+        _say(f"note: {render.count(len(records) - len(kept))} hidden: --hidden")
+    return kept
 
 
 def _check_keys(chosen: selection.Selection, records: Sequence[Record]) -> None:

@@ -6,7 +6,6 @@ import sys
 import time
 
 from orchestrator import api
-from orchestrator.api import best_value
 from orchestrator.cli.render import (
     STATE_COLOURS,
     duration,
@@ -75,7 +74,7 @@ class Watch:
 
     def _line(self, book: Ledger, record: Record) -> str:
         objective = objective_of(book)
-        value = best_value(record, objective.metric) if objective else None
+        value = record.best_value(objective.metric) if objective else None
         state = paint(record.state.value, STATE_COLOURS[record.state], self._stream)
         parts = [
             record.id[:8], api.told(record.planned.point), state,

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 import orchestrator
 from orchestrator.config.explain import explain
 from orchestrator.config.place import in_files, in_overrides, named_in
+from orchestrator.credentials import reference
 from orchestrator.errors import ConfigError
 from orchestrator.spec import PROJECT, VIEW
 
@@ -43,6 +44,7 @@ class Composer:
         self.folder = project / "conf"
         OmegaConf.register_new_resolver("view", lambda: VIEW, replace=True)
         OmegaConf.register_new_resolver("project", lambda: PROJECT, replace=True)
+        OmegaConf.register_new_resolver("secret", reference, replace=True)
 
     @cached_property
     def _loader(self) -> ConfigLoaderImpl:

@@ -32,7 +32,7 @@ def _point(point: DraftPoint, batches: int) -> DraftPoint:
     config = {**point.config, "trainer": _trainer(point.config["trainer"], batches)}
     if start := config.pop("resume_from", None):  # it has as many epochs behind it as it may have
         config["init_from"] = start
-    return replace(point, config=config, resources=replace(point.resources, nodes=1))
+    return replace(point, config=config, resources=replace(point.resources, nodes=1, pack=None))
 
 
 def _trainer(trainer: Mapping[str, Any], batches: int) -> dict[str, Any]:

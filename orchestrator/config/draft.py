@@ -20,11 +20,12 @@ from orchestrator.config import schema, sweep
 from orchestrator.config.compose import Composer, resolve
 from orchestrator.config.points import IDENTITY, Resolved, resolve_points
 from orchestrator.config.space import distribution
+from orchestrator.credentials import literal, referred
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.spec import ASK_ABOVE, Config, Objective, Point, Resources, SnapshotOptions
+from orchestrator.spec import ASK_ABOVE, Config, LaunchOptions, Objective, Point, Resources, SnapshotOptions
 
 _ONE_PER_LAUNCH = frozenset(
-    {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "after"}
+    {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "launch", "tags", "after"}
 )
 
 
@@ -47,6 +48,8 @@ class Draft:
     cluster: Mapping[str, Any]
     tracking: Mapping[str, Any]
     snapshot: SnapshotOptions
+    launch: LaunchOptions
+    tags: tuple[str, ...]
     env: str
     choices: Mapping[str, str]
     sweep: Mapping[str, Any]
@@ -104,6 +107,8 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     schema.check_top_level(cast("Mapping[str, Any]", raw))
     head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment", "after"})}
     head["after"] = schema.after(_section(config, "after") if "after" in config else None)
+    for key in head.keys() - {"sweep"}:
+        _refuse_secrets(key, head[key])
     written = {} if line.drop_sweep else head["sweep"]
     axes = {axis.key: axis.values for axis in line.axes}
     head["ask_above"] = sweep.ask_above(head["sweep"])
@@ -119,6 +124,16 @@ def _check_package(raw: Any) -> None:
             why="nothing reads them there; without a package directive Hydra puts a file's keys under its group's name",
             fix="make `# @package _global_` the first line of the experiment's file",
         )
+
+
+def _refuse_secrets(key: str, value: Any) -> None:
+    """Refuse a secret where no node would put it in place."""
+    if name := next(referred(value), None):
+        raise ConfigError(
+            f"{key} refers to ${{secret:{name}}}",
+            why="secrets are put in place on the node, in model, data and trainer",
+            fix="use the environment variables of whoever reads it: MLFLOW_TRACKING_TOKEN, AWS_PROFILE",
+        )  # fmt: skip
 
 
 def _section(config: Any, key: str) -> Any:
@@ -181,10 +196,17 @@ def _assemble(
     points = tuple(_point(item, definition, used) for item in resolved)
     unused = [rule for i, rule in enumerate(definition.resources) if i not in used]
     more = tuple(f"sweep.resources: when {dict(when)} matches no point" for when, _ in unused)
+    shown = dict.fromkeys(key for point in points for key in literal(point.config))
+    more += tuple(
+        f"{key} looks like a credential, and is written to disk: name it by ${{secret:NAME}}" for key in shown
+    )
+    objective, tracking = schema.objective(head["objective"]), schema.tracking(head["tracking"])
+    schema.check_register(tracking, objective)
     return Draft(
-        name=schema.name(head["name"]), points=points, objective=schema.objective(head["objective"]),
-        cluster=schema.cluster(head["cluster"]), tracking=schema.tracking(head["tracking"]),
-        snapshot=schema.snapshot(head["snapshot"]), env=schema.env(head["env"]), choices=resolved[0].choices,
+        name=schema.name(head["name"]), points=points, objective=objective,
+        cluster=schema.cluster(head["cluster"]), tracking=tracking,
+        snapshot=schema.snapshot(head["snapshot"]), launch=schema.launch(head["launch"]),
+        tags=schema.tags(head["tags"]), env=schema.env(head["env"]), choices=resolved[0].choices,
         sweep=head["sweep"], overrides=overrides, notes=notes + more, ask_above=head["ask_above"],
         after=head["after"],
     )  # fmt: skip
@@ -200,6 +222,7 @@ def _point(item: Resolved, definition: sweep.Sweep, used: set[int]) -> DraftPoin
         config = {key: item.config[key] for key in IDENTITY}
         schema.component("model", config["model"], optional=False)
         schema.component("data", config["data"], optional=True)
+        _refuse_secrets("data.version", config["data"].get("version"))
         config["trainer"] = schema.trainer(config["trainer"])
         config["seed"], config["task"] = schema.seed(config["seed"]), schema.task(config["task"])
         config |= schema.starts(item.config, config["task"])

@@ -9,12 +9,12 @@ from functools import cache
 from typing import Any
 
 from hydra._internal.grammar import grammar_functions
-from hydra._internal.grammar.utils import escape_special_characters
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
-from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, Transformer
+from hydra.core.override_parser.types import Glob, Override, QuotedString, Transformer
 from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError
+from orchestrator.override import as_override
 
 Options = Callable[[str], Sequence[str] | None]
 """The options of a config group; None for what is no group."""
@@ -89,7 +89,7 @@ def _no_distribution(key: str, text: str, why: str) -> ConfigError:
 
 def to_override(axis_prefix: str, key: str, value: Any, *, group: bool) -> str:
     """Return the override that sets `key` to `value`, quoted so that Hydra reads back just that."""
-    return f"{axis_prefix}{key}={_quote(_option(value) if group else value)}"
+    return as_override(key, _option(value) if group else value, prefix=axis_prefix)
 
 
 def _parse_one(text: str) -> Override:
@@ -175,7 +175,8 @@ def _axis(override: Override, options: Options) -> Axis:
             f"sweep {text!r} cannot be expanded", why="an interval has no points of its own, they must be drawn",
             fix=f"""'sweep.random={{n: 20, space: {{{key}: "uniform(0, 1)"}}}}', or range(), or list the values""",
         )  # fmt: skip
-    if isinstance(glob := override.value(), Glob):
+    glob: Any = override.value()  # Hydra's own annotation leaves globs out
+    if isinstance(glob, Glob):
         return Axis(key=key, values=_globbed(glob, override, options), prefix=prefix)
     try:
         values = tuple(_plain(v) for v in override.sweep_iterator(transformer=Transformer.identity))
@@ -219,18 +220,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
     return value
-
-
-def _quote(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return str(QuotedString(text=value, quote=Quote.single).with_quotes())
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_quote(item) for item in value) + "]"
-    if isinstance(value, dict):
-        # The grammar knows no quotes around keys; what it cannot read in one, it refuses.
-        return "{" + ",".join(f"{escape_special_characters(str(k))}:{_quote(v)}" for k, v in value.items()) + "}"
-    return repr(value)

@@ -23,7 +23,7 @@ from orchestrator.config.overrides import to_override
 from orchestrator.errors import ConfigError
 from orchestrator.spec import STARTS, Point
 
-_PURE = frozenset({"view", "project"})
+_PURE = frozenset({"view", "project", "secret"})
 IDENTITY = ("model", "data", "trainer", "seed", "task")
 _BASES = 64  # kept at a time: each is a whole config, and an axis may have thousands of lists as values
 _PUNCTUATION = frozenset(".[]")  # in a key: a dotted path would not find it

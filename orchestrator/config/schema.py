@@ -9,11 +9,11 @@ from typing import Any
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.identity import TRAINER_NOT_IDENTITY
 from orchestrator.layout import EXPERIMENT_NAME
-from orchestrator.spec import EVALUATIONS, STARTS, TASKS, Objective, Resources, SnapshotOptions
+from orchestrator.spec import EVALUATIONS, STARTS, TASKS, LaunchOptions, Objective, Pack, Resources, SnapshotOptions
 
 TOP_LEVEL = (
     "name", "data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "seed", "vars", "task",
-    "objective", "env", "snapshot", "experiment", "after", *STARTS,
+    "objective", "env", "snapshot", "experiment", "launch", "tags", "after", *STARTS,
 )  # fmt: skip
 _ENGINE_OWNS = {
     "devices": "resources.gpus_per_node", "num_nodes": "resources.nodes", "accelerator": "resources.gpus_per_node",
@@ -21,16 +21,25 @@ _ENGINE_OWNS = {
     "enable_checkpointing": "the engine",
 }  # fmt: skip
 _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
-    "inline": frozenset({"kind", "scratch", "staging", "grace_seconds"}),
-    "workstation": frozenset({"kind", "scratch", "staging", "grace_seconds", "cpus"}),
+    "inline": frozenset({"kind", "scratch", "staging", "grace_seconds", "devices", "avoid_busy_gpus"}),
+    "workstation": frozenset(
+        {"kind", "scratch", "staging", "grace_seconds", "cpus", "mem_gb", "priority"}
+        | {"devices", "runs_per_gpu", "avoid_busy_gpus"}
+    ),
 }
+_MOST_URGENT = 10**6
+_DEVICE = re.compile(r"[^\s,]+")
 _SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
+_MODEL_NAME = re.compile(r"[^/.:%\"'\s][^/.:%\"'\n]{0,249}")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _END_SECONDS = 60.0
+_CHECKPOINTS = ("best", "last", "all", "none")
+_TRACKING_DEFAULTS: Mapping[str, Any] = {"checkpoints": "best", "system_metrics": True, "register": None}
 _SERVER_DEFAULTS: Mapping[str, Any] = {"uri": None, "experiment": None, "upload": "jobs", "end_seconds": None}
 _TRACKING_KEYS: Mapping[str, frozenset[str]] = {
-    "embedded": frozenset({"kind"}),
-    "none": frozenset({"kind"}),
-    "server": frozenset({"kind", "uri", "experiment", "upload", "end_seconds"}),
+    "embedded": frozenset({"kind", *_TRACKING_DEFAULTS}),
+    "none": frozenset({"kind", *_TRACKING_DEFAULTS}),  # so that tracking=none needs no other experiment
+    "server": frozenset({"kind", *_TRACKING_DEFAULTS, *_SERVER_DEFAULTS}),
 }
 
 
@@ -40,7 +49,7 @@ def check_top_level(config: Mapping[str, Any]) -> None:
     for key in TOP_LEVEL:
         if key not in config and key not in {"experiment", "vars", "after", *STARTS}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
-    for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot"):
+    for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot", "launch"):
         _mapping(section, config.get(section))
 
 
@@ -57,13 +66,40 @@ def name(value: Any) -> str:
 def resources(value: Mapping[str, Any]) -> Resources:
     """Return checked resources; nodes and CPUs at least 1, GPUs at least 0, memory and hours positive."""
     _known("resources", value, Resources.__dataclass_fields__)
-    return Resources(
+    need = Resources(
         nodes=_integer("resources.nodes", value.get("nodes", 1), least=1),
         gpus_per_node=_integer("resources.gpus_per_node", value.get("gpus_per_node", 0), least=0),
         cpus_per_node=_integer("resources.cpus_per_node", value.get("cpus_per_node", 1), least=1),
         mem_gb_per_node=_positive("resources.mem_gb_per_node", value.get("mem_gb_per_node")),
         hours=_positive("resources.hours", value.get("hours")),
+        pack=_pack(value.get("pack")),
     )
+    if need.pack and need.world_size > 1:
+        raise ConfigError(
+            f"resources.pack is given for runs of {need.world_size} processes", why="only runs of one are packed",
+            fix="resources.pack=null, or resources.nodes=1 and at most one GPU",
+        )  # fmt: skip
+    return need
+
+
+def _pack(value: Any) -> Pack | None:
+    """Return how runs are packed; `auto` leaves their number open."""
+    if value is None:
+        return None
+    if value == "auto":
+        return Pack()
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"resources.pack is {value!r}",
+            why="it is null, auto, or says how many runs",
+            fix="resources.pack={runs: 8}",
+        )
+    _known("resources.pack", value, Pack.__dataclass_fields__)
+    runs = value.get("runs", "auto")
+    at_once = _integer("resources.pack.at_once", value.get("at_once", 1), least=1)
+    if runs == "auto":
+        return Pack(at_once=at_once)
+    return Pack(runs=_integer("resources.pack.runs", runs, least=at_once), at_once=at_once)
 
 
 def objective(value: Any) -> Objective | None:
@@ -99,6 +135,31 @@ def snapshot(value: Mapping[str, Any]) -> SnapshotOptions:
     )
 
 
+def launch(value: Mapping[str, Any]) -> LaunchOptions:
+    """Return how the runs of a launch are let loose."""
+    _known("launch", value, LaunchOptions.__dataclass_fields__)
+    notify, brake = value.get("notify") or [], value.get("brake")
+    if not isinstance(notify, list) or not all(isinstance(word, str) and word and "\0" not in word for word in notify):
+        raise ConfigError(
+            f"launch.notify is {notify!r}", why="it is a program and its arguments, as a list; no shell reads it",
+            fix="launch.notify=[mail,-s,orch,me@example.org]",
+        )  # fmt: skip
+    return LaunchOptions(
+        canary=_integer("launch.canary", value.get("canary", 0), least=0), notify=tuple(notify),
+        brake=None if brake is None else _integer("launch.brake", brake, least=1),
+    )  # fmt: skip
+
+
+def tags(value: Any) -> tuple[str, ...]:
+    """Return the words that a launch is found by."""
+    if not isinstance(value, list) or not all(isinstance(word, str) and _TAG.fullmatch(word) for word in value):
+        raise ConfigError(
+            f"tags are {value!r}", why="each is a word of letters, digits, '.', '_' and '-', 50 at most",
+            fix="tags=[paper,ablation]",
+        )  # fmt: skip
+    return tuple(dict.fromkeys(value))
+
+
 def cluster(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a cluster's checked options."""
     if value.get("kind") == "slurm":
@@ -109,15 +170,62 @@ def cluster(value: Mapping[str, Any]) -> dict[str, Any]:
             f"cluster.scratch is {entries['scratch']!r}", why="it is a folder", fix="cluster.scratch=/scratch"
         )
     _positive("cluster.grace_seconds", entries.get("grace_seconds"))
-    if entries.get("cpus") is not None:
-        _integer("cluster.cpus", entries["cpus"], least=1)
+    _positive("cluster.mem_gb", entries.get("mem_gb"))
+    for key, least in (("cpus", 1), ("runs_per_gpu", 1), ("priority", -_MOST_URGENT)):
+        if entries.get(key) is not None:
+            _integer(f"cluster.{key}", entries[key], least=least)
+    _devices(entries.get("devices"))
+    if not isinstance(entries.get("avoid_busy_gpus"), bool | None):
+        raise ConfigError(
+            f"cluster.avoid_busy_gpus is {entries['avoid_busy_gpus']!r}", why="it is true or false",
+            fix="cluster.avoid_busy_gpus=true",
+        )  # fmt: skip
     return entries
+
+
+def _devices(value: Any) -> None:
+    """Check a list of GPUs: numbers, or names as CUDA_VISIBLE_DEVICES takes them."""
+    if value is None:
+        return
+    items = value if isinstance(value, list) else []
+    if not items or not all(map(_is_device, items)) or len(set(map(str, items))) < len(items):
+        raise ConfigError(
+            f"cluster.devices is {value!r}", why="it is a list of GPUs, each once: their numbers, or their UUIDs",
+            fix="cluster.devices=[0,1], or null for all of them",
+        )  # fmt: skip
+
+
+def _is_device(value: Any) -> bool:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return number or (isinstance(value, str) and _DEVICE.fullmatch(value) is not None)
 
 
 def tracking(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tracking's checked options."""
     entries = _kind("tracking", value, _TRACKING_KEYS)
+    if entries["kind"] == "none":
+        return {"kind": "none"}
+    entries = {**_TRACKING_DEFAULTS, **entries}
+    _choice("tracking.checkpoints", entries["checkpoints"], _CHECKPOINTS)
+    if not isinstance(entries["system_metrics"], bool):
+        _positive("tracking.system_metrics", entries["system_metrics"])
+    name = entries["register"]
+    if name is not None and not (isinstance(name, str) and _MODEL_NAME.fullmatch(name)):
+        raise ConfigError(
+            f"tracking.register is {name!r}", why="it is the name of a registered model, without / . : and quotes",
+            fix="tracking.register=digits",
+        )  # fmt: skip
     return _server({**_SERVER_DEFAULTS, **entries}) if entries["kind"] == "server" else entries
+
+
+def check_register(entries: Mapping[str, Any], objective: Objective | None) -> None:
+    """Refuse to register a best run where nothing says which one that is."""
+    if entries.get("register") and objective is None:
+        raise ConfigError(
+            f"tracking.register is {entries['register']!r}, but there is no objective",
+            why="the run that is registered is the best one by it",
+            fix="objective.metric=val/acc objective.mode=max, or leave out tracking.register",
+        )  # fmt: skip
 
 
 def _server(entries: dict[str, Any]) -> dict[str, Any]:

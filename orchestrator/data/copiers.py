@@ -19,7 +19,7 @@ from pathlib import Path
 
 from orchestrator.data.holder import Ask, Holder
 from orchestrator.data.progress import Progress, Report
-from orchestrator.data.versions import NOT_EMPTY, remove_tree
+from orchestrator.data.versions import NOT_EMPTY, names_in, remove_tree
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +47,15 @@ class Copiers:
     def claim(self, digest: str, holder: Holder) -> bool:
         """Claim a version, unless somebody has; `begin` comes before."""
         draft, claim = self.work(holder) / "claim", self._claim(digest)
-        draft.mkdir()
-        (draft / holder.name).touch()
-        claim.parent.mkdir(parents=True, exist_ok=True)
         try:
+            draft.mkdir()
+            (draft / holder.name).touch()
+            claim.parent.mkdir(parents=True, exist_ok=True)
             draft.rename(claim)  # onto an empty folder, too
         except OSError as error:
+            remove_tree(draft)
             if error.errno not in NOT_EMPTY:
                 raise
-            remove_tree(draft)
             return False
         return True
 
@@ -70,11 +70,17 @@ class Copiers:
         except OSError:
             return  # somebody has claimed it since
 
+    def release_dead(self) -> None:
+        """Take all claims from processes that are no more."""
+        for digest in names_in(self.root / "copiers"):
+            if (copier := self.copier(digest)) and copier.alive(self.ask) is False:
+                self.release(digest, copier)
+
     def dead(self) -> list[Holder]:
         """Return the dead processes whose unfinished work is still there."""
         return [holder for holder in _holders(self.root / "work") if holder.alive(self.ask) is False]
 
-    def others(self, holder: Holder) -> list[Holder]:
+    def others(self, holder: Holder | None) -> list[Holder]:
         """Return who else is, or may be, at work in this store."""
         found = _holders(self.root / "work")
         return [other for other in found if other != holder and other.alive(self.ask) is not False]
@@ -96,11 +102,7 @@ class Copiers:
 
 
 def _holders(folder: Path) -> list[Holder]:
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [holder for name in names if (holder := Holder.parse(name))]
+    return [holder for name in sorted(names_in(folder)) if (holder := Holder.parse(name))]
 
 
 class Wait:
@@ -109,7 +111,7 @@ class Wait:
     def __init__(self, copiers: Copiers, digest: str, report: Report | None) -> None:
         self._copiers, self._digest, self._report = copiers, digest, report
         self._started = self._moved = time.monotonic()
-        self._seen: tuple[Holder, int] | None = None
+        self._seen: tuple[Holder, int, int] | None = None
         self._told = self._logged = float("-inf")
         self._pause = _LOOK_SECONDS[0]
 
@@ -124,8 +126,8 @@ class Wait:
             time.sleep(_LOOK_SECONDS[0])
             return
         progress = self._copiers.progress(copier)
-        if (copier, progress.bytes) != self._seen:
-            self._seen, self._moved = (copier, progress.bytes), time.monotonic()
+        if (seen := (copier, progress.bytes, progress.beats)) != self._seen:
+            self._seen, self._moved = seen, time.monotonic()
         if copier.alive(self._copiers.ask) is False:
             self._depose(copier, "has died")
         elif time.monotonic() - self._moved > STALLED_SECONDS:

@@ -6,11 +6,13 @@ Large files come first, each for itself, so that none is begun last; small ones 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from orchestrator.data.manifest import Entry
@@ -40,13 +42,15 @@ class Copy:
     tell: Callable[[], None]
     repair: str
     origin: Origin | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
     _problems: dict[str, list[str]] = field(default_factory=dict)
+    _boots: list[str] = field(default_factory=list)
 
     def run(self, missing: Sequence[Entry]) -> None:
         """Copy all; raises DataError if an object's right bytes are nowhere, OSError if scratch fails."""
-        remote = [entry for entry in missing if not entry.sources] if self.origin else []
-        here = [entry for entry in missing if entry.sources or not self.origin]
+        self._boots = self.objects.earlier_boots()
+        here = [entry for entry in missing if not self.origin or entry.sources or self._earlier(entry)]
+        known = {entry.hash for entry in here}
+        remote = [entry for entry in missing if entry.hash not in known]
         with ThreadPoolExecutor(self.threads) as pool:
             copies = [pool.submit(self._fetch_batch, batch) for batch in _batches(here)]
             try:
@@ -55,8 +59,9 @@ class Copy:
                 if absent and self.origin:
                     self._follow([pool.submit(self._ask, self.origin, absent)])
             finally:
-                self._stop.set()
+                self.meter.ended.set()
                 pool.shutdown(cancel_futures=True)
+        self.meter.arriving(0)
         self.tell()
 
     def _follow(self, copies: Sequence[Future[None]]) -> None:
@@ -66,11 +71,21 @@ class Copy:
             for copy in done:
                 copy.result()
             if left:
+                self.meter.arriving(_bytes_in(self._fetched))
                 self.tell()
+
+    @property
+    def _fetched(self) -> Path:
+        """Where what an origin brings arrives."""
+        return self.work / "fetched"
+
+    def _earlier(self, entry: Entry) -> list[Path]:
+        """Return where an earlier boot has left the object."""
+        return self.objects.of_boots(self._boots, entry.hash)
 
     def _fetch_batch(self, batch: Sequence[Entry]) -> None:
         for entry in batch:
-            if self._stop.is_set():
+            if self.meter.ended.is_set():
                 return
             if self.objects.has(entry.hash):  # another version's copier was faster
                 self.meter.add(files=1, bytes=entry.size)
@@ -80,10 +95,12 @@ class Copy:
     def _fetch(self, entry: Entry) -> None:
         """Take the object from the first path that has the right bytes; what an earlier boot left may be one."""
         problems: list[str] = []
-        earlier = [str(path) for path in self.objects.of_earlier_boots(entry.hash) if path.is_file()]
-        for source in (*earlier, *entry.sources):
+        adopt, take = self.objects.adopt, self.objects.take
+        tries = [(str(path), partial(adopt, path, entry, self.meter)) for path in self._earlier(entry)]
+        tries += [(source, partial(take, source, entry, self.taker, self.meter)) for source in entry.sources]
+        for source, bring in tries:
             try:
-                self.objects.take(source, entry, self.taker, self.meter)
+                bring()
             except WrongBytesError as error:
                 problems.append(str(error))
                 continue
@@ -95,17 +112,16 @@ class Copy:
 
     def _ask(self, origin: Origin, absent: Sequence[Entry]) -> None:
         """Have the origin bring what no path had."""
-        folder = self.work / "fetched"
-        folder.mkdir()
-        arrivals = origin.fetch(absent, folder)
+        self._fetched.mkdir()
+        arrivals = origin.fetch(absent, self._fetched, self.meter.ended)
         try:
             for arrival in arrivals:
-                self._check(arrival, origin)
-                if self._stop.is_set():
+                if self.meter.ended.is_set():
                     return
+                self._check(arrival, origin)
         finally:
             getattr(arrivals, "close", lambda: None)()
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self._fetched, ignore_errors=True)
 
     def _check(self, arrival: Arrival, origin: Origin) -> None:
         entry = arrival.entry
@@ -113,7 +129,7 @@ class Copy:
         if arrival.path is None:
             raise self._nowhere(entry, [*problems, f"{origin.name}: {arrival.problem}"])
         try:
-            self.objects.take(str(arrival.path), entry, self.taker, self.meter)
+            self.objects.adopt(arrival.path, entry, self.meter)
         except WrongBytesError as error:
             raise self._nowhere(entry, [*problems, f"{origin.name}: {error}"]) from error
         finally:
@@ -134,6 +150,16 @@ class Copy:
     def _fix(self, entry: Entry) -> str:
         damaged = any(Path(source).is_file() for source in entry.sources)
         return f"remove the damaged file, then: {self.repair}" if damaged else self.repair
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return how much the files of a folder have, while they come and go."""
+    found = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as files:
+        for file in files:
+            with suppress(FileNotFoundError):
+                found += file.stat(follow_symlinks=False).st_size
+    return found
 
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:

@@ -22,6 +22,7 @@ from orchestrator.data.manifest import Entry, Manifest
 from orchestrator.errors import RequestError, nearest
 
 _THREADS = 8
+_DEPTH = 256
 _SETTLED_NS = 2_000_000_000
 """A file younger than this may change once more without a new time stamp (git's 'racy' files)."""
 
@@ -89,14 +90,19 @@ def _walk(folder: Path, root: Path, prefix: str, above: frozenset[Path]) -> Iter
         path = f"{prefix}{child.name}"
         real, status = _follow(child, root)
         if stat.S_ISREG(status.st_mode):
-            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-            yield Found(path=path, real=real, stamp=stamp)
+            yield Found(path=path, real=real, stamp=_stamp(status))
         elif not stat.S_ISDIR(status.st_mode):
             raise RequestError(f"{child.path} is neither a file nor a folder", fix="remove it from the data")
         elif (below := Path(real)) in above:
             raise RequestError(f"{child.path} leads to a folder that it is in", fix="remove the link")
+        elif len(above) > _DEPTH:
+            raise RequestError(f"{root} has folders deeper than {_DEPTH}: {path[:50]!r}...", fix="remove them")
         else:
             yield from _walk(below, root, f"{path}/", above | {below})
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _follow(child: os.DirEntry[str], root: Path) -> tuple[str, os.stat_result]:
@@ -144,10 +150,10 @@ def _known(kept: dict[str, Any], file: Found) -> str | None:
 def _hash(file: Found) -> str:
     try:
         checksum = checksum_of(Path(file.real), "md5")
-        size = Path(file.real).stat().st_size
+        now = _stamp(Path(file.real).stat())
     except OSError as error:
         raise _unreadable(file.real, error) from error
-    if size != file.size:
+    if now != file.stamp:
         raise RequestError(f"{file.real} changed while it was read", fix="let whoever writes it finish, then try again")
     return checksum
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +16,32 @@ from typing import Any
 from orchestrator.data.manifest import Entry
 from orchestrator.data.origin import Arrival
 
+_LOOK_SECONDS = 0.2
+
 Ask = Callable[
-    [Sequence[Mapping[str, Any]], Sequence[tuple[str, Sequence[str]]], Path | None],
+    [Sequence[Mapping[str, Any]], Sequence[tuple[str, Sequence[str]]], Path | None, threading.Event],
     Iterator[tuple[int, Mapping[str, Any]]],
 ]
 """Ask remotes for objects, as `ask_remotes` does."""
 
 
 def ask_remotes(
-    remotes: Sequence[Mapping[str, Any]], objects: Sequence[tuple[str, Sequence[str]]], folder: Path | None
+    remotes: Sequence[Mapping[str, Any]],
+    objects: Sequence[tuple[str, Sequence[str]]],
+    folder: Path | None,
+    stop: threading.Event,
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield each object's index and its answer, as they come: its size, or its file if there is a folder to fetch into.
 
-    Closing the generator ends the program. If that breaks, what it has not answered has that as its problem.
+    Closing the generator ends the program, and so does `stop`. What it has not answered then, or when it breaks, has
+    that as its problem.
     """
     waiting = set(range(len(objects)))
     problem = ""
     if remotes:
         request = {"remotes": list(remotes), "objects": objects, "folder": str(folder or "")}
         with tempfile.TemporaryFile() as errors:
-            for answer in _answers(json.dumps(request).encode(), errors.fileno()):
+            for answer in _answers(json.dumps(request).encode(), errors.fileno(), stop):
                 waiting.discard(answer["index"])
                 yield answer["index"], answer
             errors.seek(0)
@@ -43,19 +50,30 @@ def ask_remotes(
         yield index, {"problem": problem}
 
 
-def _answers(request: bytes, errors: int) -> Iterator[dict[str, Any]]:
+def _answers(request: bytes, errors: int, stop: threading.Event) -> Iterator[dict[str, Any]]:
     package_root = str(Path(__file__).resolve().parents[2])
     python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
     env = {**os.environ, "PYTHONPATH": python_path, "DVC_NO_ANALYTICS": "1"}
     argv = [sys.executable, "-P", "-m", "orchestrator.data.dvc_remote"]
     with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as program:
+        over = threading.Event()
+        threading.Thread(target=_kill_at, args=(stop, over, program), daemon=True).start()
         try:
             if program.stdin and program.stdout:
                 program.stdin.write(request)
                 program.stdin.close()
-                yield from map(json.loads, program.stdout)
+                yield from (json.loads(line) for line in program.stdout if line.endswith(b"\n"))
         finally:
+            over.set()
             program.kill()
+
+
+def _kill_at(stop: threading.Event, over: threading.Event, program: subprocess.Popen[bytes]) -> None:
+    """Kill a program when it is to stop: who reads its answers waits for the next one, and cannot."""
+    while not over.wait(_LOOK_SECONDS):
+        if stop.is_set():
+            program.kill()
+            return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +88,10 @@ class DvcOrigin:
         named = ", ".join(f"{remote['name']!r} ({remote['url']})" for remote in self.remotes)
         return f"the remote{'s' if len(self.remotes) > 1 else ''} {named}"
 
-    def fetch(self, entries: Sequence[Entry], folder: Path) -> Iterator[Arrival]:
+    def fetch(self, entries: Sequence[Entry], folder: Path, stop: threading.Event) -> Iterator[Arrival]:
         objects = [(entry.hash, entry.remote) for entry in entries]
-        for index, answer in self.ask(self.remotes, objects, folder):
+        for index, answer in self.ask(self.remotes, objects, folder, stop):
+            if "full" in answer:
+                raise OSError(answer["full"], os.strerror(answer["full"]))
             path = Path(answer["path"]) if "path" in answer else None
             yield Arrival(entry=entries[index], path=path, problem=str(answer.get("problem", "")))

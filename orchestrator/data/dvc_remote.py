@@ -8,6 +8,7 @@ The request holds `remotes` (as `known_remotes` describes them), `objects` ([che
     {"index": n, "size": bytes}        the object is there           (no folder: `folder` is "")
     {"index": n, "path": file}         ... and is now this file, with the bytes that its checksum says
     {"index": n, "problem": why}       it cannot be had from any of the remotes
+    {"index": n, "problem": why, "full": errno}    ... because the disk of `folder` is full
 
 Nothing is written but the files in `folder`: no DVC repository, cache or index is used. Credentials are those of this
 process's environment, and of the clone's own configuration where there is one.
@@ -29,6 +30,7 @@ from typing import Any
 
 from orchestrator.data.checksum import checksum_of
 from orchestrator.data.dvc_cache import expected_paths, other_paths
+from orchestrator.data.origin import FULL
 from orchestrator.data.repository import checkout, without_password
 
 Remote = Mapping[str, Any]
@@ -145,7 +147,7 @@ def _one(places: Sequence[Place], checksum: str, at: Sequence[str], target: Path
     problems = []
     for place in places:
         found = {"problem": place.broken} if place.broken else _from(place, checksum, at, target)
-        if "problem" not in found:
+        if "problem" not in found or "full" in found:
             return found
         problems.append(f"{place}: {found['problem']}" if len(places) > 1 else str(found["problem"]))
     return {"problem": "; ".join(problems)}
@@ -161,7 +163,8 @@ def _from(place: Place, checksum: str, at: Sequence[str], target: Path | None) -
         except FileNotFoundError:
             continue
         except Exception as error:  # noqa: BLE001 - as above
-            return {"problem": place.failed(error)}
+            full = {"full": error.errno} if isinstance(error, OSError) and error.errno in FULL else {}
+            return {"problem": place.failed(error), **full}
         if (found := checksum_of(target, checksum.partition(":")[0])) == checksum:
             return {"path": str(target)}
         problem = f"{path} has {found}, not {checksum}"

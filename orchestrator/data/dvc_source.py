@@ -14,6 +14,7 @@ import os
 import shlex
 import stat
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -344,7 +345,8 @@ class _Sizes:
         if not unknown:
             return sizes
         problems = {}
-        for index, answer in self.ask(tracked.elsewhere, [(file.checksum, file.at) for file in unknown], None):
+        objects = [(file.checksum, file.at) for file in unknown]
+        for index, answer in self.ask(tracked.elsewhere, objects, None, threading.Event()):
             if "size" in answer:
                 sizes[unknown[index].checksum] = answer["size"]
             else:

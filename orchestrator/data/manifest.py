@@ -19,6 +19,7 @@ from orchestrator.data.publish import publish
 from orchestrator.errors import DataError, StateError
 
 VERSION = 2
+_NAME_BYTES, _DEPTH = 255, 256
 _READABLE = (1, 2)
 """Version 1 had no `remote` in its rows."""
 
@@ -68,6 +69,10 @@ class Manifest:
     @property
     def files(self) -> int:
         return len(self.entries)
+
+    @property
+    def folders(self) -> int:
+        return len(_folders(entry.path for entry in self.entries))
 
     @property
     def bytes(self) -> int:
@@ -151,12 +156,32 @@ def _digest(ordered: Iterable[Entry]) -> str:
 
 
 def _check_entry(entry: Entry) -> None:
-    if "\0" in entry.path or any(part in ("", ".", "..") for part in entry.path.split("/")):
+    parts = entry.path.split("/")
+    if "\0" in entry.path or any(part in ("", ".", "..") for part in parts):
         raise _refused(entry.path, "a path must be relative, without '..', empty parts or NUL")
+    try:
+        longest = max(map(len, entry.path.encode(errors="surrogateescape").split(b"/")))
+    except UnicodeEncodeError as error:
+        raise _refused(entry.path, f"no file can have that name: {error.reason}") from error
+    if longest > _NAME_BYTES:
+        raise _refused(entry.path, f"no filesystem takes a name of more than {_NAME_BYTES} bytes")
+    if len(parts) > _DEPTH:
+        raise _refused(entry.path, f"it lies deeper than {_DEPTH} folders")
     if not PATTERN.fullmatch(entry.hash):
         raise _refused(entry.path, f"{entry.hash!r} is not a checksum this program knows")
     if entry.size < 0:
         raise _refused(entry.path, f"its size is {entry.size}")
+
+
+def _folders(paths: Iterable[str]) -> set[str]:
+    """Return all folders that these paths lie in."""
+    found: set[str] = set()
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
 
 
 def _check_tree(paths: list[str]) -> None:
@@ -164,8 +189,7 @@ def _check_tree(paths: list[str]) -> None:
     if len(files) != len(paths):
         twice = next(path for path, after in pairwise(paths) if path == after)
         raise _refused(twice, "it is listed twice")
-    folders = {path[:at] for path in paths for at, char in enumerate(path) if char == "/"}
-    if both := files & folders:
+    if both := files & _folders(paths):
         raise _refused(min(both), "it is listed as a file and as a folder of other files")
 
 

@@ -8,12 +8,17 @@ name: an origin cannot bring wrong bytes into a view, and need not check them.
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from orchestrator.data.manifest import Entry
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or of a quota, that is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +36,13 @@ class Origin(Protocol):
     @property
     def name(self) -> str: ...
 
-    def fetch(self, entries: Sequence[Entry], folder: Path) -> Iterator[Arrival]:
+    def fetch(self, entries: Sequence[Entry], folder: Path, stop: threading.Event) -> Iterator[Arrival]:
         """Yield each entry once, as soon as its file lies whole in `folder`, or cannot be had.
 
-        `folder` is empty, private, and on the disk of the store; what is left in it is removed by the caller. The
-        implementation bounds its own concurrency. Whoever stops iterating closes the generator: that must end the
-        transfers. Raises nothing for a single object; an OSError of `folder`'s disk passes through.
+        `folder` is empty, private, and on the disk of the store; what is left in it is removed by the caller. Bytes
+        are written there as they come: that is how progress is seen. The implementation bounds its own concurrency.
+        Closing the generator must end the transfers, and so must `stop`, within about a second: whoever sets it may be
+        another thread than the one that waits for the next arrival. What was not fetched then need not be yielded.
+        Raises nothing for a single object; an OSError of `folder`'s disk passes through.
         """
         ...

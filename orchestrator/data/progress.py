@@ -1,4 +1,4 @@
-"""Progress: how far a copy is, counted by many threads and told by one."""
+"""Progress: how far a copy is, counted by many threads and told by one, which may end it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far the copying is. The totals are what this copy has to bring; `waiting_for` is who copies, if not we."""
+    """How far the copying is. The totals are what this copy has to bring; `waiting_for` is who copies, if not we.
+
+    `beats` grows while anything at all is read, also where no byte has come to stay yet.
+    """
 
     files: int
     bytes: int
@@ -18,6 +21,7 @@ class Progress:
     total_bytes: int
     seconds: float
     waiting_for: str = ""
+    beats: int = 0
 
     @property
     def bytes_per_second(self) -> float:
@@ -32,6 +36,7 @@ class Progress:
     def __str__(self) -> str:
         done = f"{size(self.bytes)} of {size(self.total_bytes)}, {self.files} of {self.total_files} files"
         if self.waiting_for:
+            done = done if self.total_files else "it looks at what is there"
             return f"waiting {self.seconds:.0f} s for {self.waiting_for}: {done}"
         left = self.seconds_left
         ends = "" if left is None else f", {size(self.bytes_per_second)}/s, {left:.0f} s left"
@@ -51,24 +56,39 @@ def size(number: float) -> str:
     return f"{number:.3g} TB"
 
 
+class EndedError(Exception):
+    """The copy was given up: by an error elsewhere, or by whoever was told of its progress."""
+
+
 class Meter:
-    """Counts what has been copied; any thread may add."""
+    """Counts what has been copied; any thread may add. Once it is `ended`, whoever reports a beat is told to end."""
 
     def __init__(self, *, total_files: int, total_bytes: int) -> None:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._totals = (total_files, total_bytes)
-        self._files = self._bytes = 0
+        self._files = self._bytes = self._arriving = self._beats = 0
+        self.ended = threading.Event()
 
     def add(self, *, files: int = 0, bytes: int = 0) -> None:  # noqa: A002 - what it counts
         with self._lock:
             self._files += files
             self._bytes += bytes
 
+    def beat(self) -> None:
+        """Say that a chunk was read; raises EndedError if nobody needs it any more."""
+        if self.ended.is_set():
+            raise EndedError
+        self._beats += 1  # without the lock: it only has to move
+
+    def arriving(self, bytes: int) -> None:  # noqa: A002 - what it counts
+        """Say how much of what has not been added yet is here."""
+        self._arriving = bytes
+
     def read(self) -> Progress:
         with self._lock:
-            files, copied = self._files, self._bytes
+            files, copied = self._files, self._bytes + self._arriving
         return Progress(
-            files=files, bytes=copied, total_files=self._totals[0], total_bytes=self._totals[1],
-            seconds=time.monotonic() - self._started,
+            files=files, bytes=min(copied, max(self._bytes, self._totals[1])), total_files=self._totals[0],
+            total_bytes=self._totals[1], seconds=time.monotonic() - self._started, beats=self._beats,
         )  # fmt: skip

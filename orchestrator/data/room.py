@@ -1,30 +1,47 @@
-"""Room: free bytes and inodes for what is to be copied, made by removing versions that nobody holds, oldest first."""
+"""Room: free bytes and inodes for what is to be copied, made by removing versions that nobody holds, oldest first.
+
+Making room needs none: with no inode left on the disk, versions can still be removed.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from orchestrator.data.copiers import Copiers, outstanding_bytes
 from orchestrator.data.holder import Holder
+from orchestrator.data.manifest import Entry
 from orchestrator.data.objects import Objects
 from orchestrator.data.progress import size
 from orchestrator.data.staging import Staging
-from orchestrator.data.versions import File, Version, remove_tree, versions
+from orchestrator.data.versions import UNREADABLE, File, Version, remove_tree, versions
 from orchestrator.errors import DataError
 
 log = logging.getLogger(__name__)
 
+_BLOCK = 4096
+"""The least that the usual filesystems give to a file that is not empty."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What a copy is going to take of the disk."""
+    """What a copy is going to take of the disk: `on_disk` is what filesystems give to as many bytes, in blocks."""
 
     bytes: int
     inodes: int
+    on_disk: int = 0
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], *, folders: int) -> Self:
+        """Return what these files take, each for itself, in so many new folders."""
+        return cls(
+            bytes=sum(entry.size for entry in entries), inodes=len(entries) + folders,
+            on_disk=sum(-(-entry.size // _BLOCK) * _BLOCK for entry in entries),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,28 +70,32 @@ class Room:
     def make(self, need: Need, holder: Holder) -> None:
         """Remove what nobody holds until the need fits, with what others are copying; raises DataError if it cannot."""
         reserved = outstanding_bytes(self.copiers, holder)
-        self._remove_while(Need(bytes=need.bytes + reserved, inodes=need.inodes), holder)
+        self._remove_while(replace(need, bytes=need.bytes + reserved, on_disk=need.on_disk + reserved), holder)
         if lack := self._lack(need):
             raise self.none(lack)
 
     def trim(self, holder: Holder) -> None:
         """Remove what nobody holds as long as there is more than the limits allow."""
-        self._remove_while(Need(bytes=1, inodes=0), holder)
+        self._remove_while(Need(bytes=1, inodes=0, on_disk=1), holder)
 
     def clear(self, holder: Holder) -> bool:
         """Remove all that nobody holds; returns whether there was any version."""
-        evicted = [self.evict(version, holder) for version in self._oldest_first()]
-        self._remove_unlinked(holder)
+        evicted = [self.evict(version) for version in self._oldest_first()]
+        self.remove_unlinked(holder)
         return any(evicted)
+
+    def evict_oldest(self, *, but: str) -> bool:
+        """Remove the version that was used longest ago and nobody holds, not `but`; returns whether there was one."""
+        return any(self.evict(version) for version in self._oldest_first() if version.digest != but)
 
     def _remove_while(self, need: Need, holder: Holder) -> None:
         """Remove versions, then objects of none, as long as there is no room for the need."""
         for version in self._oldest_first():
             if not self._lack(need):
                 return
-            self.evict(version, holder)
+            self.evict(version)
         if self._lack(need):
-            self._remove_unlinked(holder)
+            self.remove_unlinked(holder)
 
     def _oldest_first(self) -> list[Version]:
         """Return all versions, those first that nobody may take any more."""
@@ -84,9 +105,9 @@ class Room:
     def _lack(self, need: Need) -> str:
         """Return what is missing for a need, in words."""
         free, limits = self.disk(self.root), self.limits
-        if need.bytes and need.bytes > free.bytes - limits.keep_free_bytes:
+        if need.on_disk and need.on_disk > free.bytes - limits.keep_free_bytes:
             kept = f", of which {size(limits.keep_free_bytes)} stay free" if limits.keep_free_bytes else ""
-            return f"{size(need.bytes)} are to be copied, {size(free.bytes)} are free{kept}"
+            return f"{size(need.on_disk)} are to be copied, {size(free.bytes)} are free{kept}"
         if free.inodes is not None and need.inodes > free.inodes:
             return f"{need.inodes} files and folders are to be made, {free.inodes} inodes are free"
         if need.bytes and limits.max_bytes is not None:
@@ -96,26 +117,32 @@ class Room:
                 return f"{size(need.bytes)} are to be copied, {size(used)} of at most {top} (max_gb) are there"
         return ""
 
-    def evict(self, version: Version, holder: Holder) -> bool:
-        """Remove a version unless somebody holds it; returns whether it is gone."""
+    def evict(self, version: Version) -> bool:
+        """Remove a version unless somebody holds it; returns whether it is gone.
+
+        Its listing goes last, and with it the last trace: if this is cut short, the next one finds its objects.
+        """
         if not version.condemn(self.copiers.ask):
             return False
         hashes = {file.hash for file in _files(version)}
-        trash = self.copiers.work(holder) / version.path.name
-        try:
-            version.path.rename(trash)
-        except FileNotFoundError:
-            return True  # another process was faster
-        remove_tree(trash)
+        remove_tree(version.view)
         for checksum in hashes:
             self.objects.remove(checksum)
-        log.info("removed data version %s from %s", version.digest[:12], self.root)
-        return True
+        remove_tree(version.path)
+        if gone := not version.path.exists():
+            log.info("removed data version %s from %s", version.digest[:12], self.root)
+        return gone
 
-    def _remove_unlinked(self, holder: Holder) -> None:
+    def remove_unlinked(self, holder: Holder | None = None) -> None:
         """Remove objects that are in no view. A live copier's may be among them: then let it be."""
         if not self.copiers.others(holder):
             self.objects.remove_unlinked()
+
+    def full(self, why: str) -> DataError:
+        """Return the error for a disk that was full before it was expected."""
+        free = self.disk(self.root)
+        inodes = "" if free.inodes is None else f" and {free.inodes} inodes"
+        return self.none(f"{why} while copying; {size(free.bytes)}{inodes} are free")
 
     def none(self, why: str) -> DataError:
         held = [f"{v.digest[:12]} by {h}" for v in versions(self.root / "versions") for h in v.holders()]
@@ -129,5 +156,5 @@ class Room:
 def _files(version: Version) -> list[File]:
     try:
         return list(version.files())
-    except (OSError, ValueError):
+    except UNREADABLE:
         return []  # torn by a crash: its objects are unlinked ones, and go as such

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 from orchestrator.data.answers import Answers
@@ -29,6 +31,7 @@ _HASHES = ("etag", "content")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _PARTS = re.compile(r"([0-9a-f]{32})-([1-9]\d*)")
 _TRIES = 3
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,35 +159,67 @@ class S3Origin:
         at = f" at {self.address.endpoint_url}" if self.address.endpoint_url else ""
         return f"the bucket {self.address.url}{at}"
 
-    def fetch(self, entries: Sequence[Entry], folder: Path) -> Iterator[Arrival]:
+    def fetch(self, entries: Sequence[Entry], folder: Path, stop: threading.Event) -> Iterator[Arrival]:
         try:
             bucket = Bucket(self.address)
         except OrchError as error:
             yield from (Arrival(entry=entry, problem=str(error)) for entry in entries)
             return
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(AT_ONCE)
+        transfers = _Transfers(bucket=bucket, folder=folder, stop=stop)
         try:
-            transfers = [
-                pool.submit(_arrive, bucket, entry, folder / str(number), stop) for number, entry in enumerate(entries)
-            ]
-            for transfer in as_completed(transfers):
-                yield transfer.result()
+            yield from transfers.run(entries)
         finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+            transfers.closed.set()
 
 
-def _arrive(bucket: Bucket, entry: Entry, path: Path, stop: threading.Event) -> Arrival:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Transfers:
+    """Downloads in threads that nobody has to wait for: one that a silent server keeps would keep the whole process."""
+
+    bucket: Bucket
+    folder: Path
+    stop: threading.Event
+    closed: threading.Event = field(default_factory=threading.Event)
+    _todo: SimpleQueue[tuple[int, Entry]] = field(default_factory=SimpleQueue)
+    _done: SimpleQueue[Arrival | OSError] = field(default_factory=SimpleQueue)
+
+    def over(self) -> bool:
+        return self.stop.is_set() or self.closed.is_set()
+
+    def run(self, entries: Sequence[Entry]) -> Iterator[Arrival]:
+        for each in enumerate(entries):
+            self._todo.put(each)
+        for _ in range(min(AT_ONCE, len(entries))):
+            threading.Thread(target=self._work, daemon=True).start()
+        left = len(entries)
+        while left and not self.over():
+            with suppress(Empty):
+                done = self._done.get(timeout=_LOOK_SECONDS)
+                if isinstance(done, OSError):
+                    raise done
+                left -= 1
+                yield done
+
+    def _work(self) -> None:
+        with suppress(Empty):
+            while not self.over():
+                number, entry = self._todo.get_nowait()
+                try:
+                    self._done.put(_arrive(self.bucket, entry, self.folder / str(number), self.over))
+                except OSError as error:
+                    self._done.put(error)
+
+
+def _arrive(bucket: Bucket, entry: Entry, path: Path, over: Callable[[], bool]) -> Arrival:
     """Download one object; a connection that breaks is tried again."""
     key, version = entry.remote
     where = f"s3://{bucket.address.bucket}/{key}"
-    problem = "it was not asked for"
+    problem = f"{where}: nobody waits for it any more"
     for _ in range(_TRIES):
-        if stop.is_set():
+        if over():
             break
         try:
-            found = _download(bucket.read(key, version, CHUNK), Checksum(entry.algorithm), path, stop)
+            found = _download(bucket.read(key, version, CHUNK), Checksum(entry.algorithm), path, over)
         except UnreadableError as error:
             problem = f"{where}: {error}"
             if error.gone or error.refused:
@@ -192,14 +227,16 @@ def _arrive(bucket: Bucket, entry: Entry, path: Path, stop: threading.Event) -> 
             continue
         if found == entry.hash:
             return Arrival(entry=entry, path=path)
+        if over():
+            break
         return Arrival(entry=entry, problem=f"{where} has {found}, not {entry.hash}: it was changed after the launch")
     return Arrival(entry=entry, problem=problem)
 
 
-def _download(chunks: Iterator[bytes], checksum: Checksum, path: Path, stop: threading.Event) -> str:
+def _download(chunks: Iterator[bytes], checksum: Checksum, path: Path, over: Callable[[], bool]) -> str:
     with path.open("wb") as file:
         for chunk in chunks:
-            if stop.is_set():
+            if over():
                 break
             checksum.update(chunk)
             file.write(chunk)

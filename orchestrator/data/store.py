@@ -12,7 +12,6 @@ Permission bits and times are not kept: all files are 0444, and of one time.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import random
@@ -21,7 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.data.copiers import Copiers, Wait
 from orchestrator.data.copying import Copy
@@ -29,17 +30,20 @@ from orchestrator.data.draft import Draft, Link
 from orchestrator.data.holder import Ask, Holder, boot_id
 from orchestrator.data.manifest import Entry, Manifest
 from orchestrator.data.objects import Objects
-from orchestrator.data.origin import Origin
+from orchestrator.data.origin import FULL, Origin
 from orchestrator.data.progress import Meter, Report
 from orchestrator.data.room import Need, Room
 from orchestrator.data.staging import Staging
-from orchestrator.data.versions import Facts, File, Version, remove_tree, versions
+from orchestrator.data.versions import UNREADABLE, Facts, File, Version, remove_tree, versions
 from orchestrator.errors import DataError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROUNDS = 10
+_INODES = 16
+"""What a copy makes besides the files and their folders: its claim, its version's own files, and the like."""
+
 _LOG_SECONDS = 15.0
 
 
@@ -106,7 +110,7 @@ class Store:
         started, holder = time.monotonic(), Holder.current(self._job)
         with self._explained():
             for version in versions(self.root / "versions", digest):
-                if version.lease(holder):
+                if self._with_room(partial(version.lease, holder), but=digest):
                     facts = self._usable(version)
                     if facts:
                         always = self._staging.verify == "always"
@@ -155,22 +159,33 @@ class Store:
         """Copy a version unless another process does."""
         if self._copiers.copier(manifest.digest):
             return None
-        holder = Holder.current(self._job)
-        task = Task(manifest=manifest, holder=holder, work=self._copiers.begin(holder), report=report, origin=origin)
+        digest, holder = manifest.digest, Holder.current(self._job)
+        work = self._with_room(partial(self._copiers.begin, holder), but=digest)
+        task = Task(manifest=manifest, holder=holder, work=work, report=report, origin=origin)
         try:
-            if not self._copiers.claim(manifest.digest, holder):
+            if not self._with_room(partial(self._copiers.claim, digest, holder), but=digest):
                 return None
-            if versions(self.root / "versions", manifest.digest) and (staged := self.find(manifest.digest)):
+            if versions(self.root / "versions", digest) and (staged := self.find(digest)):
                 return staged  # its copier gave its claim back just now
             time.sleep(random.uniform(0, jitter_seconds))  # noqa: S311 - not everybody at once, nothing more
             return self._make(task)
         finally:
-            self._copiers.release(manifest.digest, holder)
-            remove_tree(task.work)
+            self._copiers.release(digest, holder)
+            remove_tree(work)
+
+    def _with_room(self, act: Callable[[], T], *, but: str) -> T:
+        """Do what needs an inode or two: while there is none, versions that nobody holds go, all `but` this one."""
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                if error.errno not in FULL or not self._room.evict_oldest(but=but):
+                    raise
 
     def _make(self, task: Task) -> Staged:
         self._sweep_dead()
         manifest = task.manifest
+        self._room.make(Need(bytes=0, inodes=manifest.folders + _INODES), task.holder)
         version = Version(task.work / f"{manifest.digest}-{task.holder.nonce}")
         version.view.mkdir(parents=True)
         draft = Draft(view=version.view, objects=self._objects, make_link=self._link)
@@ -187,7 +202,7 @@ class Store:
         place.parent.mkdir(exist_ok=True)
         version.path.rename(place)
         for each in earlier:
-            self._room.evict(each, task.holder)
+            self._room.evict(each)
         return Staged(
             version=Version(place), holder=task.holder, files=facts.files, bytes=facts.bytes, hit=False,
             copied_files=len(copied), copied_bytes=sum(entry.size for entry in copied), verified="hash",
@@ -198,22 +213,23 @@ class Store:
         """Link all of a version's files into its draft; returns what had to be copied for that."""
         missing = draft.link(task.manifest.entries)
         copied = distinct = _distinct(missing)
-        if not draft.can_link():
-            need = Need(bytes=task.manifest.bytes + _bytes(distinct), inodes=task.manifest.files + len(distinct))
-        else:
-            need = Need(bytes=_bytes(distinct), inodes=len(distinct))
-        self._room.make(need, task.holder)
+        taken = distinct if draft.can_link() else [*task.manifest.entries, *distinct]
+        folders = self._objects.folders_to_make(entry.hash for entry in distinct)
+        self._room.make(Need.of(taken, folders=folders), task.holder)
         for _ in range(_ROUNDS):
             if not missing:
                 return copied
-            self._copy(_distinct(missing), task)
+            full = self._copy(_distinct(missing), task)
             missing = draft.link(missing)  # what somebody has removed since is copied again
+            if full and not self._room.clear(task.holder):
+                raise full
         raise DataError(
             f"the objects of data version {task.manifest.digest[:12]} vanish as fast as they are copied",
             why=f"something cleans up {self.root}", fix="set cluster.scratch to a folder that nothing else cleans up",
         )  # fmt: skip
 
-    def _copy(self, missing: Sequence[Entry], task: Task) -> None:
+    def _copy(self, missing: Sequence[Entry], task: Task) -> OSError | None:
+        """Copy objects; returns the error of a disk that is full before all have come."""
         meter = Meter(total_files=len(missing), total_bytes=_bytes(missing))
         copy = Copy(
             objects=self._objects, taker=task.holder.nonce, work=task.work, threads=self._staging.threads, meter=meter,
@@ -223,9 +239,11 @@ class Store:
         try:
             copy.run(missing)
         except OSError as error:
-            if error.errno not in _FULL or not self._room.clear(task.holder):
+            if error.errno not in FULL:
                 raise
-            log.warning("scratch is full: removed all versions that nobody holds, and copying on")
+            log.warning("scratch is full (%s): removing all versions that nobody holds", error.strerror)
+            return error
+        return None
 
     def _teller(self, task: Task, meter: Meter) -> Callable[[], None]:
         logged = [time.monotonic()]
@@ -249,7 +267,10 @@ class Store:
 
     def verify(self, version: Version) -> list[str]:
         """Read all of a version; returns what is wrong, a line per file. A damaged one is taken by nobody more."""
-        files = list(version.files())
+        try:
+            files = list(version.files())
+        except UNREADABLE as error:
+            return self._unlisted(version, error)
         with ThreadPoolExecutor(self._staging.threads) as pool:
             found = list(pool.map(version.damage, files))
         problems = [problem for problem in found if problem] + version.strangers()
@@ -260,24 +281,29 @@ class Store:
 
     def changed(self, version: Version) -> list[str]:
         """Return what was changed in a version, by sizes and times. It is then taken by nobody more."""
-        problems = version.changed()
+        try:
+            problems = version.changed()
+        except UNREADABLE as error:
+            return self._unlisted(version, error)
         if problems:
             self._discard(version, [file for file in version.files() if not self._objects.has(file.hash)])
         return problems
 
+    def _unlisted(self, version: Version, error: Exception) -> list[str]:
+        """Say that nobody can tell any more what belongs to a version."""
+        version.retire()
+        return [f"{version.listing.name} cannot be read: {error}"]
+
     def collect(self, *, all_idle: bool = False) -> list[Version]:
         """Remove what dead processes left and what exceeds the limits; with `all_idle`, all that nobody holds."""
-        holder = Holder.current(self._job)
-        before = self.versions()
-        self._copiers.begin(holder)
-        try:
-            with self._explained():
-                self._sweep(holder)
-                if all_idle:
-                    self._room.clear(holder)
-                self._room.trim(holder)
-        finally:
-            remove_tree(self._copiers.work(holder))
+        if not self.root.exists():
+            return []
+        holder, before = Holder.current(self._job), self.versions()
+        with self._explained():
+            self._sweep()
+            if all_idle:
+                self._room.clear(holder)
+            self._room.trim(holder)
         return [version for version in before if not version.path.exists()]
 
     def _discard(self, version: Version, damaged: Sequence[File]) -> None:
@@ -290,12 +316,13 @@ class Store:
             self._objects.remove_unfinished(dead.nonce)
             remove_tree(self._copiers.work(dead))
 
-    def _sweep(self, holder: Holder) -> None:
+    def _sweep(self) -> None:
         """Remove what dead processes have left, and versions that nobody may take any more."""
         self._sweep_dead()
+        self._copiers.release_dead()
         for version in versions(self.root / "versions"):
             if version.facts() is None:
-                self._room.evict(version, holder)
+                self._room.evict(version)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -303,8 +330,9 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL:
-                raise self._room.none(f"{error.strerror} while copying") from error
+            if error.errno in FULL:
+                self._room.remove_unlinked()  # what this copy has brought so far fills the disk of everybody
+                raise self._room.full(str(error.strerror)) from error
             fix = "make scratch writable, or set the site's scratch folder to another one"
             raise DataError(f"scratch {self.root} cannot be used", why=str(error), fix=fix) from error
 

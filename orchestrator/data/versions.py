@@ -8,7 +8,8 @@
 
 `leases/` is the lock, and the only one: a lease is a file made in it, and whoever removes a version first removes that
 folder, which the filesystem refuses while a file is in it. So a version is either leased or being removed, never both,
-whoever is killed at whatever moment. It takes rename(2) and rmdir(2) to be atomic, and no flock.
+whoever is killed at whatever moment; and what a killed one has left of it, anybody may remove. It takes rename(2) and
+rmdir(2) to be atomic, and no flock.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from orchestrator.data.objects import untouched
 
 FORMAT = 1
 NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+UNREADABLE = (OSError, ValueError, TypeError)
+"""What reading the listing of a version raises, if somebody has changed that."""
+
 _NAME = re.compile(r"([0-9a-f]{64})-[0-9a-f]{12}")
 
 
@@ -101,7 +105,8 @@ class Version:
         return self.path / "version.json"
 
     def facts(self) -> Facts | None:
-        return Facts.read(self.marker)
+        """Return what it is; None if nobody may take it any more."""
+        return Facts.read(self.marker) if self.leases.is_dir() else None
 
     def files(self) -> Iterator[File]:
         """Yield the files line by line: no other thread is kept waiting for long."""
@@ -142,7 +147,7 @@ class Version:
 
     def holders(self) -> list[Holder]:
         """Return who has a lease, dead or alive."""
-        return [holder for name in _names(self.leases) if (holder := Holder.parse(name))]
+        return [holder for name in names_in(self.leases) if (holder := Holder.parse(name))]
 
     def condemn(self, ask: Ask | None) -> bool:
         """Make sure that nobody can lease the version any more; False if somebody may still hold it."""
@@ -173,9 +178,10 @@ class Version:
         """Return what has been written, removed or added, by sizes and times: a line per file."""
         found: list[str] = []
         known: set[str] = set()
+        view = os.fspath(self.view)
         for file in self.files():
             known.add(file.path)
-            status = untouched(self.view / file.path)
+            status = untouched(f"{view}/{file.path}")
             if status is None or status.st_size != file.size:
                 found.append(f"{file.path!r} {_told(self.view / file.path)}")
         return found + self._strangers(known)
@@ -200,7 +206,7 @@ class Version:
 
 def versions(root: Path, digest: str | None = None) -> list[Version]:
     """Return the versions below `root`, also those that are being removed."""
-    found = [(name, match) for name in _names(root) if (match := _NAME.fullmatch(name))]
+    found = [(name, match) for name in names_in(root) if (match := _NAME.fullmatch(name))]
     return [Version(root / name) for name, match in sorted(found) if digest in (None, match[1])]
 
 
@@ -230,7 +236,8 @@ def _below(folder: Path) -> Iterator[str]:
             yield os.path.relpath(os.path.join(path, name), root)  # noqa: PTH118 - for each of 200,000 files
 
 
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
+    """Return what is in a folder; nothing if there is none."""
     try:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):

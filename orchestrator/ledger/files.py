@@ -6,6 +6,8 @@ import json
 import os
 import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,18 @@ def make_private(folder: Path) -> None:
         raise StateError(
             f"cannot make {folder}", why=error.strerror or str(error),
             fix="choose another folder for runs with --runs or $ORCH_RUNS",
+        ) from error  # fmt: skip
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise StateError where a file of ours cannot be written in a folder: a full disk, a quota, a lost mount."""
+    try:
+        yield
+    except OSError as error:
+        raise StateError(
+            f"cannot write {folder}", why=error.strerror or str(error),
+            fix="make room there, or choose another folder for runs with --runs or $ORCH_RUNS",
         ) from error  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
-from orchestrator.ledger.files import NOT_JSON, as_object, damaged, make_private, read_json, write_text
+from orchestrator.ledger.files import NOT_JSON, as_object, damaged, make_private, read_json, write_text, writing
 from orchestrator.process import ProcessId
 from orchestrator.record import Planned
 from orchestrator.spec import Resources, RunId
@@ -75,24 +75,34 @@ def publish(
     header: Mapping[str, Any],
     bases: Sequence[Mapping[str, Any]],
     lines: Sequence[Mapping[str, Any]],
+    *,
+    packs: Sequence[Sequence[int]] = (),
 ) -> LaunchPaths | None:
     """Publish launch `number` whole, by one rename; None if somebody else has published it first.
 
-    This is the compare-and-swap of a launch: it was planned against all launches before `number`.
+    This is the compare-and-swap of a launch: it was planned against all launches before `number`. `packs` are the
+    indices of lines that share a job.
     """
     folder = experiment.path / "launches"
     make_private(folder)
     token = uuid.uuid4().hex
     temporary = LaunchPaths(folder / f".tmp-{token}")
-    make_private(temporary.cancelled)
     body = {
         "v": FORMAT_VERSION, "token": token, "time": time.time(), "user": getpass.getuser(),
         "process": ProcessId.current().to_json(), **header,
     }  # fmt: skip
-    write_text(temporary.header, json.dumps(body, indent=1))
-    for i, base in enumerate(bases):
-        write_text(temporary.base(i), json.dumps(base))
-    _write_lines(temporary, lines)
+    try:
+        with writing(temporary.path):
+            make_private(temporary.cancelled)
+            write_text(temporary.header, json.dumps(body, indent=1))
+            for i, base in enumerate(bases):
+                write_text(temporary.base(i), json.dumps(base))
+            _write_lines(temporary, lines)
+            if packs:
+                write_text(temporary.packs, json.dumps(packs))
+    except StateError:
+        shutil.rmtree(temporary.path, ignore_errors=True)
+        raise
     return _swap(temporary, experiment.launch(number), token)
 
 
@@ -171,12 +181,21 @@ def read_config(paths: LaunchPaths, line: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def braked(paths: LaunchPaths) -> dict[str, str]:
+    """Return why runs of a launch were cancelled, by their id, where its brake has done it."""
+    try:
+        found = json.loads(paths.brake.read_bytes())
+        return dict.fromkeys(found["runs"], str(found["reason"]))
+    except (OSError, KeyError, TypeError, *NOT_JSON):
+        return {}
+
+
 def planned(line: Mapping[str, Any], launch: int) -> Planned:
     """Return what a plan's line asks for."""
     return Planned(
         run=RunId(line["run"]), launch=launch, index=line["index"], action=line["action"], attempt=line["attempt"],
         generation=line["generation"], history=line["history"], code=line["code"], point=line["point"],
-        resources=Resources(**line["resources"]),
+        resources=Resources.from_json(line["resources"]),
     )  # fmt: skip
 
 

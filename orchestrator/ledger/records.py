@@ -10,23 +10,29 @@ from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger.attempts import read_attempts
 from orchestrator.ledger.ended import EndedRuns, Key
 from orchestrator.ledger.files import inodes, names
-from orchestrator.ledger.launches import SILENT_SECONDS, Launch, read_launch, submitting, wishes
+from orchestrator.ledger.launches import SILENT_SECONDS, Launch, braked, read_launch, submitting, wishes
 from orchestrator.record import Attempt, JobState, Observation, Planned, Record, RunState, reconcile
 from orchestrator.spec import RunId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """All that is known of an experiment at one moment."""
+    """All that is known of an experiment at one moment. `hidden` are the ids of runs that are not to be shown."""
 
     experiment: ExperimentPaths
     launches: tuple[Launch, ...]
     records: Mapping[RunId, Record]
+    hidden: frozenset[str] = frozenset()
 
     @property
     def next_number(self) -> int:
         """The number of the next launch, unless somebody else publishes one before."""
         return self.launches[-1].number + 1 if self.launches else 1
+
+    @property
+    def tags(self) -> Mapping[int, Collection[str]]:
+        """The words that each launch, by its number, is found by."""
+        return {launch.number: launch.header.get("tags", ()) for launch in self.launches}
 
     def launch(self, number: int) -> Launch:
         return next(launch for launch in self.launches if launch.number == number)
@@ -63,17 +69,18 @@ class Reader:
         begun = set(names(self._experiment.runs))
         ended = [run for run, observation in seen.items() if observation.state is JobState.ENDED and run in begun]
         attempts |= {run: self._attempts(run) for run in ended}
-        cancelled = {launch.number: set(names(launch.paths.cancelled)) for launch in launches}
+        cancelled = {launch.number: _cancelled(launch) for launch in launches}
         records = {
             run_id: reconcile(
-                wish, attempts[run_id], observation=seen.get(run_id), cancelled=run_id in cancelled[wish.launch]
+                wish, attempts[run_id], observation=seen.get(run_id), cancelled=cancelled[wish.launch].get(run_id, "")
             )
             for run_id, wish in latest.items()
         }
         if only is None:
             new = [run for run in keys if run not in kept and records[run].settled]
             self._ended.keep({run: (keys[run], records[run].attempts) for run in new})
-        return Ledger(experiment=self._experiment, launches=launches, records=records)
+        hidden = frozenset(names(self._experiment.hidden))
+        return Ledger(experiment=self._experiment, launches=launches, records=records, hidden=hidden)
 
     def _latest(self, launches: Iterable[Launch]) -> dict[RunId, Planned]:
         """Return of each run what the last launch that names it wants."""
@@ -92,6 +99,12 @@ class Reader:
 
     def _attempts(self, run_id: RunId) -> tuple[Attempt, ...]:
         return read_attempts(self._experiment.run(run_id))
+
+
+def _cancelled(launch: Launch) -> dict[str, str]:
+    """Return which runs of a launch are cancelled, by their id, and why."""
+    found = dict.fromkeys(names(launch.paths.cancelled), "cancelled")
+    return found | braked(launch.paths) if found else found
 
 
 def _observe(

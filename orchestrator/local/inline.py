@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Unpack
 
 from orchestrator import after, ledger
-from orchestrator.cluster import Capacity, Cluster
+from orchestrator.cluster import Capacity, Change, Cluster
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
-from orchestrator.local import room
+from orchestrator.local import machine, room
+from orchestrator.local.forking import Forking
+from orchestrator.local.holds import Holds
+from orchestrator.local.nvml import Users
+from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Sidecars, Supervisor
 from orchestrator.local.tasks import observe
 from orchestrator.record import Observation
 from orchestrator.spec import Resources
+
+_log = logging.getLogger(__name__)
 
 
 class Inline:
@@ -23,35 +33,54 @@ class Inline:
     background = False
 
     def __init__(
-        self, *, grace_seconds: float = 30.0, scratch: str | None = None,
-        others: Mapping[str, Cluster] = MappingProxyType({}),
+        self, *, scratch: str | None = None, others: Mapping[str, Cluster] = MappingProxyType({}),
+        **options: Unpack[machine.Options],
     ) -> None:  # fmt: skip
         """`others` are asked about the launches that ours start after."""
-        self._sidecars, self._scratch = Sidecars(), scratch
+        self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
+        self._told = ""
+        self._forking = Forking()
         self._supervisor = Supervisor(
-            cpus=1, grace_seconds=grace_seconds, sync=self._sidecars.sync,
-            held=lambda launch: after.under_way(launch, others),
+            sync=self._sidecars.sync, start=self._forking, holds=Holds(), users=Users(),
+            early=lambda launch: after.under_way(launch, others),
         )  # fmt: skip
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
-        check_one_process(shapes, "inline")
-        return room.check(data, self._scratch)
+        machine.check(shapes, self._terms, cluster="inline")
+        return (*machine.notes(self._terms), *room.check(data, self._scratch))
+
+    @cached_property
+    def _terms(self) -> Terms:
+        """With one CPU to give, one run goes after another: alone, any is started."""
+        return replace(machine.terms(self._options), cpus=1, mem_gb=None)
 
     def capacity(self) -> Capacity:
         return Capacity(scratch=room.scratch(self._scratch))
 
     def submit(self, launch: LaunchPaths) -> None:
-        self._supervisor.add(launch)
+        self._supervisor.add(launch, self._terms)
 
     def go_on(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
         return 0  # nothing ever waits for room
 
     def run(self, *, until: Callable[[], bool] = lambda: False) -> None:
         """Run what was submitted to its end, or until told to stop; what then still runs is asked to stop."""
+
+        def due() -> bool:
+            self._tell()
+            return until()
+
         try:
-            self._supervisor.run(until=until)
+            self._supervisor.run(until=due)
         finally:
             self._supervisor.stop("its launch was stopped")
+            self._forking.close()
+
+    def _tell(self) -> None:
+        """Say once what is waited for, where it is not our own runs' end."""
+        if self._supervisor.held_up not in ("", self._told):
+            self._told = self._supervisor.held_up
+            _log.warning("the next run %s", self._told)
 
     def close(self) -> None:
         """Wait until everything logged has reached the tracking store."""
@@ -65,12 +94,19 @@ class Inline:
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Nothing to do: the launching process sees the `cancelled` marks within a moment."""
 
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do: who starts the tasks sees the `held` marks."""
 
-def check_one_process(shapes: Collection[Resources], cluster: str) -> None:
-    """Refuse runs of several processes, which these clusters do not start yet."""
-    for shape in shapes:
-        if shape.world_size > 1:
-            raise RequestError(
-                f"resources ask for {shape.nodes} x {shape.processes_per_node} training processes",
-                why=f"cluster={cluster} starts one process per run", fix="resources.nodes=1 resources.gpus_per_node=1",
-            )  # fmt: skip
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do but to make sure that somebody starts the tasks."""
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:  # noqa: ARG002 - as above
+        raise no_change("inline")
+
+
+def no_change(cluster: str) -> RequestError:
+    """Return the error of a change to what is queued on a cluster that has no other limits to give."""
+    return RequestError(
+        f"cluster={cluster} cannot change what is queued", why="only Slurm's queue has limits to change",
+        fix="orch cancel what waits, and launch it again as it is to be",
+    )  # fmt: skip

@@ -1,29 +1,36 @@
-"""Runs queued tasks in order, as many at once as there are CPU slots for, and sees to each one's end.
+"""Runs queued tasks in order, as many at once as there is room for, and sees to each one's end.
 
-It holds no state that matters: what has begun and how it ended stands in the attempts' folders, so that a new
-supervisor takes over where a dead one stopped. First come, first served: a wide task at the head of the queue
-is waited for, so that it never starves.
+It holds no state that matters: what has begun, where, and how it ended stands in the attempts' folders, so that a new
+supervisor takes over where a dead one stopped. Which task is next says `schedule`, how it becomes processes a
+`Starter`; that no GPU is given out twice on a machine, `Holds`.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import signal
 import subprocess
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator import ledger
+from orchestrator import guard, ledger
 from orchestrator.layout import LaunchPaths
-from orchestrator.local.tasks import Child, Found, Handle, Task, tasks_of
-from orchestrator.record import Attempt, RunState
+from orchestrator.local.holds import Holds
+from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, told
+from orchestrator.local.starting import Children, Found, Handle, Starter, start_of
+from orchestrator.local.tasks import Task, tasks_of
+from orchestrator.record import Attempt, Claim, RunState
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0  # at what a launch waits for
 _LOOK_SECONDS = 1.0  # at what a launch waits for
 
 
@@ -31,135 +38,235 @@ _LOOK_SECONDS = 1.0  # at what a launch waits for
 class _Running:
     task: Task
     handle: Handle
-    deadline: float | None
+    wanted: Wanted
+    devices: tuple[Device, ...]
+    deadline: float
     reason: str = ""  # why it was asked to stop
     kill_at: float | None = None
+
+    @property
+    def taken(self) -> Taken:
+        return Taken(wanted=self.wanted, devices=self.devices, until=self.deadline + self.wanted.terms.grace_seconds)
+
+
+@dataclass(slots=True, kw_only=True, order=True)
+class _Waiting:
+    """A place in the queue: of the same priority, first come, first served."""
+
+    rank: tuple[int, int]
+    task: Task = field(compare=False)
+    wanted: Wanted = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The task that starts next, and what it waits for. The others wait for it, but for what it does not mind."""
+
+    task: Task
+    reason: str
 
 
 class Supervisor:
     """Starts, watches and stops the tasks of launches. `step` does what is due and says whether work is left."""
 
     def __init__(
-        self, *, cpus: int, grace_seconds: float = 30.0, sync: Callable[[str, Path, str], None],
-        held: Callable[[LaunchPaths], bool] = lambda _: False,
+        self, *, sync: Callable[[str, Path, str], None], start: Starter = Children, holds: Holds | None = None,
+        users: Callable[[Sequence[Device]], Mapping[str, str]] = lambda _: {},
+        clock: Callable[[], float] = time.monotonic, restarts: bool = False,
+        early: Callable[[LaunchPaths], bool] = lambda _: False,
     ) -> None:  # fmt: skip
         """`sync(python, runs, experiment)` is told each time something of an experiment has changed.
 
-        `held(launch)` says whether a launch that starts after others has to wait for them.
+        `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `users` tells by
+        address who else computes on devices. `head` is afterwards what is next, and what it waits for. `restarts`: the
+        tasks are some of a launch's, and of those stopped before they began nothing is written: they are started again.
+        `early` says of a launch that starts after others whether it has to wait for them.
         """
-        self._cpus, self._grace, self._sync = cpus, grace_seconds, sync
-        self._holds, self._held, self._looked = held, deque[Task](), 0.0
-        self._queue: deque[Task] = deque()
+        self._sync, self._make, self._holds, self._users, self._clock = sync, start, holds, users, clock
+        self._restarts, self._early = restarts, early
+        self._looked: dict[LaunchPaths, tuple[float, bool]] = {}
+        self.head: Head | None = None
+        self._arrivals = itertools.count()
+        self._queue: list[_Waiting] = []
         self._running: list[_Running] = []
         self._headers: dict[LaunchPaths, Mapping[str, Any]] = {}
+        self._gates: dict[LaunchPaths, guard.Gate] = {}
+        self._stopping = False
 
-    def add(self, launch: LaunchPaths) -> None:
+    def add(self, launch: LaunchPaths, terms: Terms) -> None:
         """Take over all tasks of a launch that have not ended; those already running are found."""
-        header = self._headers[launch] = ledger.read_launch(launch).header
-        queue = self._held if header.get("after") else self._queue
+        self._headers[launch] = ledger.read_launch(launch).header
+        new = []
         for task in tasks_of(launch):
             if task.folder.path.exists():
-                self._adopt(task)
+                self._adopt(task, Wanted(resources=task.resources, terms=terms))
             elif not _attempt(task).final:  # it may have failed before it could claim anything
-                queue.append(task)
+                new.append(task)
+        self.queue(launch, new, terms)
 
-    def _adopt(self, task: Task) -> None:
+    def queue(self, launch: LaunchPaths, tasks: Iterable[Task], terms: Terms) -> None:
+        """Take over these tasks of a launch, none of which has begun."""
+        self._headers[launch] = ledger.read_launch(launch).header
+        for task in tasks:
+            rank = (-terms.priority, next(self._arrivals))
+            insort(self._queue, _Waiting(rank=rank, task=task, wanted=Wanted(resources=task.resources, terms=terms)))
+
+    def _adopt(self, task: Task, wanted: Wanted) -> None:
         """Watch a task that has begun; one whose attempt belongs to another launch is no business of ours."""
         claim = ledger.read_claim(task.folder)
-        if claim is None or claim.launch != task.launch.number:
+        if claim is None or claim.launch != task.launch.number or claim.process.alive() is None:  # on another node
             return
-        process = Found(claim.process)
+        process = Found(claim.process, ranks=task.resources.processes_per_node)
         if process.ended() is None:
-            deadline = _deadline(task, already=time.time() - claim.process.started)
-            self._running.append(_Running(task=task, handle=process, deadline=deadline))
+            devices = _devices(claim, wanted.terms)
+            deadline = self._deadline(task, already=time.time() - claim.process.started)
+            self._running.append(_Running(task=task, handle=process, wanted=wanted, devices=devices, deadline=deadline))
         else:
             self._settle(task, status=0, reason="its process ended while no supervisor ran", output="")
 
     def busy(self, launch: LaunchPaths) -> bool:
         """Return whether tasks of a launch wait or run."""
-        waiting = any(task.launch == launch for task in (*self._queue, *self._held))
-        return waiting or any(r.task.launch == launch for r in self._running)
+        return any(w.task.launch == launch for w in self._queue) or any(r.task.launch == launch for r in self._running)
+
+    @property
+    def held_up(self) -> str:
+        """What the next task waits for although none of ours runs: others have it."""
+        return self.head.reason if self.head and not self._running else ""
 
     def step(self) -> bool:
         """Reap, stop and start what is due. Returns whether anything waits or runs."""
         for running in list(self._running):
             self._watch(running)
-        self._release()
-        while self._queue and self._fits(self._queue[0]):
-            task = self._queue.popleft()
-            if not task.cancelled:
-                self._start(task)
-        return bool(self._queue or self._held or self._running)
-
-    def _release(self) -> None:
-        """Queue what has waited for another experiment, once that has ended; it then looks itself how that went."""
-        if not self._held or time.monotonic() - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = time.monotonic()
-        waiting = [task for task in self._held if not task.cancelled]
-        held = {launch for launch in {task.launch for task in waiting} if self._holds(launch)}
-        self._queue.extend(task for task in waiting if task.launch not in held)
-        self._held = deque(task for task in waiting if task.launch in held)
+        self._start_what_fits()
+        return bool(self._queue or self._running)
 
     def run(self, *, until: Callable[[], bool] = lambda: False) -> None:
         """Step until nothing is left to do, or `until` says so."""
         while self.step() and not until():
             time.sleep(_POLL_SECONDS)
 
-    def stop(self, reason: str) -> None:
-        """Ask all running tasks to stop, wait for the grace time, and kill what is left."""
+    def stop(self, reason: str, *, number: int = signal.SIGTERM, grace_seconds: float | None = None) -> None:
+        """Ask all running tasks to stop, wait for the grace time (None: their own), and kill what is left."""
         self._queue.clear()
-        self._held.clear()
+        self._stopping = True
         for running in self._running:
-            self._ask(running, reason)
+            self._ask(running, reason, number)
+            if grace_seconds is not None:
+                running.kill_at = self._clock() + grace_seconds
         while self._running:
             self.step()
             time.sleep(_POLL_SECONDS)
 
-    def _fits(self, task: Task) -> bool:
-        """Return whether there are slots for a task; one that is wider than all of them runs alone."""
-        return not self._running or sum(running.task.cpus for running in self._running) + task.cpus <= self._cpus
+    def _start_what_fits(self) -> None:
+        self.head = None
+        if self._let_go():
+            return  # whoever else waits for one of these devices has the time until the next look
+        closed: dict[str, str] = {}
+        self._gates.clear()
+        while waiting := list(islice(filter(self._may_start, self._queue), DEPTH)):
+            if waiting[0].task.cancelled:  # it may be in the others' way
+                self._queue.remove(waiting[0])
+                continue
+            wanted, taken = [one.wanted for one in waiting], [running.taken for running in self._running]
+            choice = choose(wanted, taken, closed=closed, now=self._clock())
+            if choice is None:
+                self.head = Head(task=waiting[0].task, reason=told(wanted[0], taken, closed))
+                return
+            chosen = waiting[choice.place]
+            refused = self._refused(chosen.wanted, choice.devices)
+            if refused:
+                closed |= refused
+                continue
+            self._queue.remove(chosen)
+            if not chosen.task.cancelled:
+                self._start(chosen, choice.devices)
 
-    def _start(self, task: Task) -> None:
-        header = self._headers[task.launch]
+    def _may_start(self, waiting: _Waiting) -> bool:
+        """Return whether a task is neither held nor behind a canary or others; its launch is asked once in a step."""
+        launch = waiting.task.launch
+        if launch not in self._gates:
+            self._gates[launch] = guard.gate(launch)
+        return waiting.task.cancelled or (self._gates[launch].admits(waiting.task.index) and not self._is_early(launch))
+
+    def _is_early(self, launch: LaunchPaths) -> bool:
+        """Return whether a launch waits for others, as far as was seen lately; its runs see how they went."""
+        if not self._headers[launch].get("after"):
+            return False
+        looked, early = self._looked.get(launch, (-math.inf, True))
+        if early and self._clock() - looked >= _LOOK_SECONDS:
+            self._looked[launch] = self._clock(), self._early(launch)
+        return self._looked[launch][1]
+
+    def _let_go(self) -> frozenset[str]:
+        """Let go of devices that no task has any more, and return which."""
+        if self._holds is None:
+            return frozenset()
+        return self._holds.let_go(but={device.address for running in self._running for device in running.devices})
+
+    def _refused(self, wanted: Wanted, devices: Sequence[Device]) -> dict[str, str]:
+        """Take devices; return of those that cannot be had after all why that is."""
+        ours = {device.address for running in self._running for device in running.devices}
+        fresh = [device for device in devices if device.address not in ours]
+        if wanted.terms.avoid_busy and (used := self._users(fresh)):
+            return {address: f"used by {by}" for address, by in used.items()}
+        return dict.fromkeys(self._holds.take(devices) if self._holds else (), "held by somebody else's run")
+
+    def _start(self, waiting: _Waiting, devices: tuple[Device, ...]) -> None:
+        task, header = waiting.task, self._headers[waiting.task.launch]
+        keep = self._holds.descriptors(devices) if self._holds else ()
         try:
-            handle = Child(task, header)
+            handle = self._make(start_of(task, header, devices, keep))
         except OSError as error:
             self._settle(task, status=1, reason=f"cannot start {header['python']}: {error.strerror}", output="")
             return
-        self._running.append(_Running(task=task, handle=handle, deadline=_deadline(task)))
+        deadline = self._deadline(task)
+        self._running.append(
+            _Running(task=task, handle=handle, wanted=waiting.wanted, devices=devices, deadline=deadline)
+        )
         self._notify(task)
+
+    def _deadline(self, task: Task, *, already: float = 0.0) -> float:
+        """Return when a task's time is up, given the seconds that it has run already."""
+        return self._clock() + max(0.0, task.seconds - already) if task.seconds else math.inf
 
     def _watch(self, running: _Running) -> None:
         status = running.handle.ended()
+        if running.handle.pending:
+            running.deadline = self._deadline(running.task)
         if status is not None:
             self._reap(running, status)
         elif running.kill_at is not None:
-            if time.monotonic() > running.kill_at:
+            if self._clock() > running.kill_at:
                 running.handle.signal(signal.SIGKILL)
         elif running.task.cancelled:
             self._ask(running, "cancelled")
-        elif running.deadline is not None and time.monotonic() > running.deadline:
+        elif self._clock() > running.deadline:
             self._ask(running, "time limit")
 
-    def _ask(self, running: _Running, reason: str) -> None:
+    def _ask(self, running: _Running, reason: str, number: int = signal.SIGTERM) -> None:
         running.reason = running.reason or reason
-        running.kill_at = running.kill_at or time.monotonic() + self._grace
-        running.handle.signal(signal.SIGTERM)
+        running.kill_at = running.kill_at or self._clock() + running.wanted.terms.grace_seconds
+        running.handle.signal(number)
 
     def _reap(self, running: _Running, status: int) -> None:
         self._running.remove(running)
         running.handle.signal(signal.SIGKILL)  # what the task left behind in its process group
         output, claim = running.handle.close(), ledger.read_claim(running.task.folder)
-        if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive()):
-            self._adopt(running.task)  # somebody else has taken the attempt
+        if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive() is not False):
+            self._adopt(running.task, running.wanted)  # somebody else has taken the attempt
         else:
             self._settle(running.task, status, running.reason, output)
+        if self._restarts:
+            guard.tell_if_ended(running.task.launch)
+        elif not self._stopping and not self.busy(running.task.launch):
+            guard.tell(running.task.launch, guard.Event.ENDED)
 
     def _settle(self, task: Task, status: int, reason: str, output: str) -> None:
         """Write down how an attempt ended that could not say so itself."""
         run, attempt = task.experiment.run(task.run_id), _attempt(task)
         if attempt.final:
+            return
+        if self._restarts and attempt.claim is None and (status <= 0 or reason):
             return
         state = RunState.INTERRUPTED
         if status > 0 and not reason:
@@ -167,9 +274,11 @@ class Supervisor:
             signature = f"exit status {status} before training" if attempt.claim is None else f"exit status {status}"
             last = output.splitlines()[-1] if output else ""
             ledger.write_observed(run, task.attempt, "failed", signature=signature, message=last, traceback=output)
+            guard.brake_after(task.launch, task.run_id, signature)
+            guard.tell(task.launch, guard.Event.FAILED, run_id=task.run_id, reason=signature)
         else:
-            told = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
-            ledger.write_observed(run, task.attempt, "interrupted", reason=told)
+            ending = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
+            ledger.write_observed(run, task.attempt, "interrupted", reason=ending)
             state = RunState.CANCELLED if task.cancelled else state
         ledger.mark(task.experiment, task.run_id, task.attempt, state.value)
         self._notify(task)
@@ -216,6 +325,7 @@ def _attempt(task: Task) -> Attempt:
     return ledger.read_attempt(task.experiment.run(task.run_id), task.folder)
 
 
-def _deadline(task: Task, *, already: float = 0.0) -> float | None:
-    """Return when a task's time is up, given the seconds that it has run already."""
-    return time.monotonic() + max(0.0, task.seconds - already) if task.seconds else None
+def _devices(claim: Claim, terms: Terms) -> tuple[Device, ...]:
+    """Return the devices that a run was started on."""
+    known = {device.id: device for device in terms.devices}
+    return tuple(known.get(name, Device(id=name, address=name)) for name in claim.devices)

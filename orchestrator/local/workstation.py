@@ -15,18 +15,25 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any, Unpack
 
 from orchestrator import after, ledger
-from orchestrator.cluster import Capacity, Cluster
-from orchestrator.errors import RequestError, StateError
+from orchestrator.cluster import Capacity, Change, Cluster
+from orchestrator.errors import StateError
 from orchestrator.layout import LaunchPaths, state_dir
-from orchestrator.local import room
-from orchestrator.local.inline import Inline, check_one_process
-from orchestrator.local.supervisor import Sidecars, Supervisor
-from orchestrator.local.tasks import observe, own_cpus
+from orchestrator.local import machine, room, session
+from orchestrator.local.forking import Forking
+from orchestrator.local.holds import Holds
+from orchestrator.local.inline import Inline, no_change
+from orchestrator.local.nvml import Users
+from orchestrator.local.schedule import Terms
+from orchestrator.local.supervisor import Head, Sidecars, Supervisor
+from orchestrator.local.tasks import observe
 from orchestrator.process import start_detached
 from orchestrator.record import JobState, Observation
 from orchestrator.spec import Resources
@@ -36,32 +43,31 @@ _POLL_SECONDS = 0.2
 
 
 class Workstation:
-    """Runs launches in the background of this machine. `cpus`: the number of CPU slots; None: all of them."""
+    """Runs launches in the background of this machine."""
 
     background = True
 
     def __init__(
-        self, *, cpus: int | None = None, grace_seconds: float = 30.0, scratch: str | None = None,
-        folder: Path | None = None,
-    ) -> None:  # fmt: skip
-        self._cpus, self._grace, self._scratch = cpus or own_cpus(), grace_seconds, scratch
+        self, *, scratch: str | None = None, folder: Path | None = None, **options: Unpack[machine.Options]
+    ) -> None:
+        self._scratch, self._options = scratch, options
         self._queue = Queue(folder or state_dir() / "workstation" / socket.gethostname())
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
-        check_one_process(shapes, "workstation")
-        for shape in shapes:
-            if shape.cpus_per_node > self._cpus:
-                raise RequestError(
-                    f"resources.cpus_per_node is {shape.cpus_per_node}", why=f"there are {self._cpus} CPU slots",
-                    fix=f"resources.cpus_per_node={self._cpus}, or a larger cluster.cpus",
-                )  # fmt: skip
-        return room.check(data, self._scratch)
+        machine.check(shapes, self._terms, cluster="workstation")
+        machine.check_slots(shapes, self._terms)
+        logout = session.note()
+        return (*machine.notes(self._terms), *([logout] if logout else []), *room.check(data, self._scratch))
+
+    @cached_property
+    def _terms(self) -> Terms:
+        return machine.terms(self._options)
 
     def capacity(self) -> Capacity:
         return Capacity(scratch=room.scratch(self._scratch))
 
     def submit(self, launch: LaunchPaths) -> None:
-        self._queue.add(launch, cpus=self._cpus, grace_seconds=self._grace)
+        self._queue.add(launch, self._terms)
         self._queue.ensure_supervisor()
 
     def go_on(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
@@ -75,12 +81,24 @@ class Workstation:
         queued = self._queue.holds(launch)
         if queued:
             self._queue.ensure_supervisor()
-        return observe(launch, tasks, supervised=queued, idle="it left the queue of the workstation")
+        idle = "it left the queue of the workstation"
+        return observe(launch, tasks, supervised=queued, idle=idle, waits=self._queue.waits(launch))
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:  # noqa: ARG002 - the protocol's signature
         """Make sure that somebody sees the `cancelled` marks."""
         if self._queue.holds(launch):
             self._queue.ensure_supervisor()
+
+    def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
+        """Nothing to do: who starts the tasks sees the `held` marks."""
+
+    def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:  # noqa: ARG002 - as above
+        """Nothing to do but to make sure that somebody starts the tasks."""
+        if self._queue.holds(launch):
+            self._queue.ensure_supervisor()
+
+    def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:  # noqa: ARG002 - as above
+        raise no_change("workstation")
 
 
 class Queue:
@@ -89,9 +107,9 @@ class Queue:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def add(self, launch: LaunchPaths, *, cpus: int, grace_seconds: float) -> None:
+    def add(self, launch: LaunchPaths, terms: Terms) -> None:
         ledger.make_private(self._entries)
-        entry = {"launch": str(launch.path), "cpus": cpus, "grace_seconds": grace_seconds, "time": time.time()}
+        entry = {"launch": str(launch.path), "time": time.time(), **asdict(terms)}
         ledger.replace_text(self._entry(launch), json.dumps(entry))
 
     def holds(self, launch: LaunchPaths) -> bool:
@@ -100,7 +118,7 @@ class Queue:
     def remove(self, launch: LaunchPaths) -> None:
         self._entry(launch).unlink(missing_ok=True)
 
-    def entries(self) -> list[dict[str, object]]:
+    def entries(self) -> list[dict[str, Any]]:
         """Return the queued launches, oldest first."""
         found = []
         for path in self._entries.glob("*.json") if self._entries.is_dir() else ():
@@ -109,6 +127,27 @@ class Queue:
             except (OSError, ValueError):
                 _log.warning("skipped a damaged queue entry: %s", path)
         return sorted(found, key=lambda entry: entry["time"])
+
+    def tell_head(self, head: Head | None) -> None:
+        """Leave word of what starts next, for those who look."""
+        told = {}
+        if head is not None:
+            task = head.task
+            told = {"launch": str(task.launch.path), "index": task.index, "run": task.run_id, "reason": head.reason}
+        ledger.replace_text(self._head, json.dumps(told))
+
+    def waits(self, launch: LaunchPaths) -> Callable[[int], str]:
+        """Return what says for what a task of a launch waits, as the supervisor last told it."""
+        try:
+            head = json.loads(self._head.read_bytes())
+        except (OSError, ValueError):
+            head = {}
+        if not head:
+            return lambda _: "waits for its turn"
+        name = LaunchPaths(Path(head["launch"])).experiment.name
+        next_one = (head["launch"], head["index"])
+        behind = f"waits for its turn, behind {name} {head['run'][:8]}"
+        return lambda index: head["reason"] if (str(launch.path), index) == next_one else behind
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
@@ -128,11 +167,15 @@ class Queue:
         # Between here and the new process's own lock another may start too; one of them then ends at once.
         try:
             argv = [sys.executable, "-m", "orchestrator.local.workstation", str(self._folder)]
-            start_detached(argv, cwd=self._folder, log=self._folder / "log")
+            start_detached(session.surviving(argv), cwd=self._folder, log=self._folder / "log")
         except OSError as error:
             raise StateError(
                 "the workstation's supervisor cannot be started", why=str(error), fix=f"see {self._folder / 'log'}"
             ) from error
+
+    @property
+    def _head(self) -> Path:
+        return self._folder / "next.json"
 
     @property
     def _entries(self) -> Path:
@@ -161,40 +204,44 @@ def supervise(folder: Path) -> None:
 
 
 def _work_off(queue: Queue) -> None:
-    sidecars = Sidecars()
-    supervisor: Supervisor | None = None
-    taken: dict[LaunchPaths, None] = {}
+    sidecars, forking = Sidecars(), Forking()
+    supervisor = Supervisor(sync=sidecars.sync, start=forking, holds=Holds(), users=Users(), early=_is_early)
+    taken: set[LaunchPaths] = set()
+    told: Head | None = None
     while entries := queue.entries():
-        if supervisor is None:
-            first = entries[0]
-            supervisor = Supervisor(
-                cpus=int(str(first["cpus"])), grace_seconds=float(str(first["grace_seconds"])), sync=sidecars.sync,
-                held=_held,
-            )  # fmt: skip
         for entry in entries:
             launch = LaunchPaths(Path(str(entry["launch"])))
-            if launch not in taken:
-                _take(supervisor, launch, queue, taken)
+            if launch not in taken and _take(supervisor, launch, Terms.from_json(entry), queue):
+                taken.add(launch)
         supervisor.step()
+        if supervisor.head != told:
+            told = supervisor.head
+            queue.tell_head(told)
         for launch in [launch for launch in taken if not supervisor.busy(launch)]:
             queue.remove(launch)
-            del taken[launch]
+            taken.discard(launch)
         time.sleep(_POLL_SECONDS)
+    forking.close()
     sidecars.close()
 
 
-def _held(launch: LaunchPaths) -> bool:
-    clusters: Mapping[str, Cluster] = {"workstation": Workstation(), "inline": Inline()}
-    return after.under_way(launch, clusters)
+@cache
+def _others() -> Mapping[str, Cluster]:
+    return {"workstation": Workstation(), "inline": Inline()}
 
 
-def _take(supervisor: Supervisor, launch: LaunchPaths, queue: Queue, taken: dict[LaunchPaths, None]) -> None:
+def _is_early(launch: LaunchPaths) -> bool:
+    return after.under_way(launch, _others())
+
+
+def _take(supervisor: Supervisor, launch: LaunchPaths, terms: Terms, queue: Queue) -> bool:
     try:
-        supervisor.add(launch)
-        taken[launch] = None
+        supervisor.add(launch, terms)
     except StateError as error:
         _log.warning("dropped a launch that cannot be read: %s", error)
         queue.remove(launch)
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from orchestrator.plan import Rerun
 from orchestrator.record import Record
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.snapshot import Pending, Snapshot
-from orchestrator.spec import Experiment, Resources, Run, RunId
+from orchestrator.spec import Experiment, LaunchOptions, Resources, Run, RunId
 
 WORKER = ("-m", "orchestrator.testing.worker")
 _TREE = "the-package-itself"
 _UNTRACKED: Mapping[str, Any] = {"kind": "none"}
+_AT_ONCE = LaunchOptions()
 
 
 def scripted(script: Mapping[str, Any] | None = None, *, seed: int = 0, **resources: Any) -> Run:
@@ -59,11 +60,12 @@ def _run(config: dict[str, Any], resources: Resources) -> Run:
 
 
 def experiment(
-    name: str, runs: Sequence[Run], *, kind: str, tracking: Mapping[str, Any] = _UNTRACKED, **options: Any
-) -> Experiment:
+    name: str, runs: Sequence[Run], *, kind: str, tracking: Mapping[str, Any] = _UNTRACKED,
+    launch: LaunchOptions = _AT_ONCE, **options: Any,
+) -> Experiment:  # fmt: skip
     """Return an experiment of such runs, for a cluster of a kind with these options."""
     cluster = {"kind": kind, "scratch": None, **options}
-    return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking=tracking)
+    return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking=tracking, launch=launch)
 
 
 def facts(manifests: Mapping[str, Manifest] | None = None) -> Facts:
@@ -89,9 +91,14 @@ class Bench:
     options: Mapping[str, Any] = field(default_factory=dict)
     tracking: Mapping[str, Any] = field(default_factory=lambda: _UNTRACKED)
 
-    def launch(self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER) -> Launched:
-        """Launch what is missing of these runs."""
-        wanted = experiment(self.paths.name, runs, kind=self.kind, tracking=self.tracking, **self._said())
+    def launch(
+        self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER, **options: Any
+    ) -> Launched:
+        """Launch what is missing of these runs, let loose as `options` (canary, brake, notify) say."""
+        wanted = experiment(
+            self.paths.name, runs, kind=self.kind, tracking=self.tracking, launch=LaunchOptions(**options),
+            **self._said(),
+        )  # fmt: skip
         named = {run.data_digest for run in runs if run.data_digest}
         return launch(
             wanted, facts({digest: Manifest.read(self.paths.manifest(digest)) for digest in named}), self.paths,

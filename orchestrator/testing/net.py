@@ -19,7 +19,8 @@ STEPS_PER_EPOCH = 20
 class Net(pl.LightningModule):
     """Logs at each step how many ranks took it. A step lasts `seconds`, until the file `until` is there.
 
-    At step `at`, rank `rank` does what `does` says: raise, exit (with status 3) or kill (itself, with SIGKILL).
+    At step `at`, rank `rank` does what `does` says: raise, exit (with status 3), kill (itself, with SIGKILL), or, once
+    in all attempts, hang until the file `until` is there, and then kill itself.
     """
 
     def __init__(
@@ -58,6 +59,16 @@ class Net(pl.LightningModule):
                 os._exit(3)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                self._hang()
+
+    def _hang(self) -> None:
+        if self._until is None or (hung := self._until.with_name(f"{self._until.name} hung")).exists():
+            return
+        hung.touch()
+        while not self._until.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class ValidatedNet(Net):

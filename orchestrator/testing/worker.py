@@ -25,7 +25,9 @@ from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSi
 def play(
     assignment: Assignment, config: dict[str, Any], events: ledger.EventWriter, stop: StopSignal
 ) -> dict[str, Any]:
-    """Play the script that the config's model is, and return the `done` event's data."""
+    """Play the script that the config's model is, and return the `done` event's data. Rank 0 plays it alone."""
+    if not assignment.leads:
+        return {"metrics": {}, "best": {}}
     script = build(config["model"])
     with _played(assignment), SpoolWriter(assignment.attempt.metrics) as spool:
         events.write("training")

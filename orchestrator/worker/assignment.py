@@ -64,6 +64,11 @@ class Assignment:
         """Whether somebody has cancelled this run in its launch."""
         return (self.launch.cancelled / self.wish.run).exists()
 
+    @property
+    def rank_failed(self) -> bool:
+        """Whether a rank other than 0 has failed, and with it the run."""
+        return any(self.attempt.failed_ranks())
+
     def take(self) -> Self | None:
         """Return the assignment with the attempt that is ours; None if the run is somebody else's, or has ended.
 
@@ -74,14 +79,14 @@ class Assignment:
     def _claim(self) -> Self | None:
         if (self.launch.cancelled / self.wish.run).exists():
             return None
-        chosen = self._next_start()
+        chosen = self.next_start()
         if chosen is None or self.cancelled:
             return None
         wish = chosen.wish
         claim = Claim(
             launch=wish.launch, index=wish.index, code=wish.code, generation=wish.generation, history=wish.history,
             process=ProcessId.current(), time=time.time(), job=self.place.job, restart=self.place.restart,
-            address=self.place.listen_address(),
+            address=self.place.listen_address(), devices=self.place.devices,
         )  # fmt: skip
         if not ledger.claim_attempt(chosen.attempt, claim):
             return None
@@ -92,12 +97,12 @@ class Assignment:
     def _await_claim(self) -> Self | None:
         deadline = time.monotonic() + _LEADER_SECONDS
         while time.monotonic() < deadline:
-            ours = self._attempts_of_this_job()
+            ours = self.attempts_of_this_job() if self.place.job else [self]
             claim = ledger.read_claim(ours[-1].attempt) if ours else None
-            if claim is not None and claim.restart == self.place.restart:
+            if claim is not None and self._leads_us(claim):
                 _meet(claim.address)
                 return ours[-1]
-            chosen = self._next_start()
+            chosen = self.next_start()
             if chosen is None or self.cancelled or chosen.taken_by_others:
                 return None
             time.sleep(0.1)
@@ -106,14 +111,18 @@ class Assignment:
             why="rank 0 has claimed no attempt", fix="see the job's own output for what became of rank 0",
         )  # fmt: skip
 
-    def _next_start(self) -> Self | None:
+    def _leads_us(self, claim: Claim) -> bool:
+        """Return whether a claim of our task is that of our own rank 0."""
+        return claim.restart == self.place.restart if self.place.job else claim.process.pid == self.place.leader
+
+    def next_start(self) -> Self | None:
         """Return the attempt that a start of this job begins; None if the run has ended in an earlier one."""
-        ours = self._attempts_of_this_job()
+        ours = self.attempts_of_this_job()
         if ours and ledger.read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
             return None
         return ours[-1].following() if ours else self
 
-    def _attempts_of_this_job(self) -> list[Self]:
+    def attempts_of_this_job(self) -> list[Self]:
         """Return this task's attempts that the same scheduler's job has claimed, oldest first."""
         found = []
         candidate = self
@@ -125,9 +134,11 @@ class Assignment:
 
     @property
     def taken_by_others(self) -> bool:
-        """Whether another job has claimed the attempt."""
+        """Whether another job, or another start, has claimed the attempt."""
         claim = ledger.read_claim(self.attempt)
-        return claim is not None and claim.job != self.place.job
+        if claim is None:
+            return False
+        return claim.job != self.place.job if self.place.job else not self._leads_us(claim)
 
     def following(self) -> Self:
         """Return the same assignment, in the next attempt."""

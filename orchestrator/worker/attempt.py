@@ -15,12 +15,15 @@ from typing import Any
 import yaml
 
 from orchestrator import after, environment, ledger, start
+from orchestrator.credentials import masked
 from orchestrator.errors import OrchError
 from orchestrator.record import RunState
 from orchestrator.spec import PROJECT, STARTS, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
-from orchestrator.worker import data, requeue
+from orchestrator.worker import aftermath, data, requeue
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.node_metrics import measured
+from orchestrator.worker.secrets import Secrets
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 from orchestrator.worker.uploading import Uploader
 from orchestrator.worker.usage import Usage
@@ -47,7 +50,7 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
             status = 143
             if uploader:
                 uploader.release()  # it sends while we wait to be killed
-            requeue.after_interruption(assignment, str(error))
+            requeue.after_interruption(assignment, error)
     if uploader:  # the run's own record has been written
         uploader.close(float(assignment.header["tracking"]["end_seconds"]))
     return status
@@ -55,20 +58,23 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
 
 def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
+        requeue.check(assignment)
         after.require(assignment.launch)
         _check_environment(assignment)
-        with data.staged(assignment, events, stop) as view:
+        with measured(assignment), data.staged(assignment, events, stop) as view:
             config = _place(assignment, view)
+            secrets = Secrets.of(config)
+            events.conceal = secrets.conceal
             if stop.received:
                 raise InterruptedByInfrastructureError(stop.received)
-            result = work(assignment, config, events, stop)
+            result = work(assignment, secrets.placed(config), events, stop)
     except InterruptedByInfrastructureError as error:
         _say_interrupted(assignment, events, usage, error)
         raise
     except BaseException as error:
-        if stop.received and _alone(assignment) and not isinstance(error, OrchError):
+        if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
             # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
-            traceback.print_exception(error, file=sys.stderr)
+            sys.stderr.write(events.conceal("".join(traceback.format_exception(error))))
             stopped = InterruptedByInfrastructureError(stop.received)
             _say_interrupted(assignment, events, usage, stopped)
             raise stopped from error
@@ -77,6 +83,8 @@ def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop:
     events.write("done", **result, usage=usage.to_json())
     _mark(assignment, RunState.DONE)
     _log.info("done")
+    if assignment.leads:
+        aftermath.ended(assignment)
     return 0
 
 
@@ -84,13 +92,18 @@ def _say_interrupted(
     assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: InterruptedByInfrastructureError
 ) -> None:
     _log.warning("stopped by %s", error)
-    events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json())
+    together = {"together": True} if error.together else {}
+    events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json(), **together)
     _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
 
 
-def _alone(assignment: Assignment) -> bool:
-    """Whether the run has no other ranks, whose deaths also end in signals and errors of this one."""
-    return assignment.wish.resources.world_size == 1
+def _by_stopping(assignment: Assignment, signal: str) -> bool:
+    """Whether an error comes of being told to stop: of several ranks, one that dies stops the others by SIGTERM, too.
+
+    Then the job runs on as far as Slurm knows. Where Slurm is ending it, some nodes' processes are killed before
+    others', which lose their connection.
+    """
+    return assignment.wish.resources.world_size == 1 or requeue.job_is_ending(assignment, signal)
 
 
 def _train(
@@ -106,9 +119,11 @@ def _train(
         config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
         folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
         artifacts=assignment.run.artifacts, resume_from=checkpoints.latest(earlier), weights_from=weights,
-        state_from=state, place=assignment.place,
+        state_from=state, place=assignment.place, conceal=events.conceal,
+        example=assignment.attempt.example if assignment.header["tracking"].get("register") else None,
     )  # fmt: skip
-    with SpoolWriter(assignment.attempt.metrics if assignment.leads else Path(os.devnull)) as spool:
+    path = assignment.attempt.metrics if assignment.leads else Path(os.devnull)
+    with SpoolWriter(path, conceal=events.conceal) as spool:
         logger = SpoolLogger(spool, assignment.run.artifacts)
         return training.train(work, logger=logger, events=events, stop=stop)
 
@@ -150,7 +165,7 @@ def _place(assignment: Assignment, view: str | None) -> dict[str, Any]:
     """Return the config with this node's folders in it."""
     config = ledger.read_config(assignment.launch, assignment.line)
     if assignment.leads and not assignment.run.config.exists():
-        ledger.replace_text(assignment.run.config, yaml.safe_dump(config, sort_keys=False))
+        ledger.replace_text(assignment.run.config, yaml.safe_dump(masked(config), sort_keys=False))
     section = {key: value for key, value in config["data"].items() if key != "version"}
     placed: dict[str, Any] = _substitute({**config, "data": section}, {VIEW: view, PROJECT: assignment.code[0]})
     return placed
@@ -169,16 +184,17 @@ def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
 
 
 def _fail(assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: BaseException) -> None:
-    traceback.print_exception(error, file=sys.stderr)
+    text = "".join(traceback.format_exception(error))
+    sys.stderr.write(events.conceal(text))
     ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, RunState.FAILED.value)
     if any(assignment.attempt.failed_ranks()):  # and so this rank lost its connection: that is no cause
         events.write("interrupted", reason="another rank has failed", usage=usage.to_json())
         return
-    text = "".join(traceback.format_exception(error))
     if not assignment.leads:
-        events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank))
+        events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank), conceal=events.conceal)
     found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
+    aftermath.failed(assignment, found["signature"])
 
 
 def signature(error: BaseException, roots: list[str]) -> str:

@@ -11,10 +11,18 @@ from typing import Self
 
 from orchestrator.process import ProgramError, run
 
+JOB, RESTART = "ORCH_JOB", "ORCH_RESTART"
+"""In the environment of a packed run, which is shown nothing else of the job that it shares."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """One process of a run. `job` and `restart` are the scheduler's; without one they are empty and 0."""
+    """One process of a run. `job` and `restart` are the scheduler's; without one they are empty and 0.
+
+    `packed`: the job has several runs, and a supervisor of ours that answers to the scheduler for all of them.
+    `leader` is the process id of rank 0 where a supervisor of ours has started the ranks, `devices` the numbers of
+    the GPUs that it gave them.
+    """
 
     rank: int = 0
     processes: int = 1
@@ -22,6 +30,9 @@ class Place:
     job: str = ""
     restart: int = 0
     local_rank: int = 0
+    packed: bool = False
+    leader: int = 0
+    devices: tuple[str, ...] = ()
 
     @property
     def first_on_node(self) -> bool:
@@ -29,15 +40,25 @@ class Place:
 
     @classmethod
     def of(cls, environ: Mapping[str, str], *, slurm: bool) -> Self:
-        """Read the place from Slurm's variables; a run of a local cluster has one process."""
+        """Read the place from Slurm's variables, or from those that our supervisor sets."""
         if not slurm:
-            return cls()
+            return cls._local(environ)
+        if "SLURM_JOB_ID" not in environ and JOB in environ:
+            return cls(job=environ[JOB], restart=int(environ[RESTART]), packed=True)
         job, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
         return cls(
             rank=int(environ.get("SLURM_PROCID", "0")), processes=int(environ.get("SLURM_NTASKS", "1")),
             nodes=int(environ.get("SLURM_NNODES", "1")), restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
             local_rank=int(environ.get("SLURM_LOCALID", "0")),
             job=f"{job}_{task}" if job else environ.get("SLURM_JOB_ID", ""),
+        )  # fmt: skip
+
+    @classmethod
+    def _local(cls, environ: Mapping[str, str]) -> Self:
+        rank = int(environ.get("RANK", "0"))
+        return cls(
+            rank=rank, local_rank=rank, processes=int(environ.get("WORLD_SIZE", "1")), leader=os.getpgrp(),
+            devices=tuple(filter(None, environ.get("ORCH_DEVICES", "").split(","))),
         )  # fmt: skip
 
     def listen_address(self) -> str:

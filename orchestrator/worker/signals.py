@@ -9,7 +9,14 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2: the time li
 
 
 class InterruptedByInfrastructureError(BaseException):
-    """The run was asked to stop, and has saved what it can. Not an Exception: user code must not swallow it."""
+    """The run was asked to stop, and has saved what it can. Not an Exception: user code must not swallow it.
+
+    `together`: all ranks have agreed on it, and so none of them was dead.
+    """
+
+    def __init__(self, told: str | None, *, together: bool = False) -> None:
+        super().__init__(told)
+        self.together = together
 
 
 class StopSignal:

@@ -29,12 +29,15 @@ from orchestrator.spec import EVALUATIONS, Objective, Resources
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.build import build
 from orchestrator.worker.checkpoints import BEST, INHERITED, AtomicCheckpointIO
+from orchestrator.worker.example import KeepExample
 from orchestrator.worker.place import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 _REPORT_SECONDS = 1.0
 _AGREE_SECONDS = 1.0
 _SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
+_GRADIENTS = "orch_gradients"
+"""In a checkpoint that was saved in the midst of an accumulation: what its batches have added up to so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,8 @@ class Training:
 
     `resume_from` is a checkpoint of the run's own. Where there is none it starts with the weights, or the whole state,
     of another run or a file: `weights_from`, `state_from`.
+    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
+    what may not be written.
     """
 
     config: Mapping[str, Any]
@@ -55,6 +60,8 @@ class Training:
     place: Place
     weights_from: Path | None = None
     state_from: Path | None = None
+    example: Path | None = None
+    conceal: Callable[[str], str] = str
 
 
 class Progress(Callback):
@@ -125,6 +132,7 @@ class StopOnSignal(Checkpoint):
     there would go on without: then it is the start of the validation, or the end of the epoch, and saved once more.
     A signal during a validation, too, saves the state at its start: weights change in steps only, and its metrics
     are whole only if it is run whole. Nothing of it has been logged yet but what a model logs per validation batch.
+    Where it interrupts an accumulation of gradients, these are saved too, here and in any other checkpoint.
     After a validation it is the end of the next step. In the sanity check and in testing there is nothing to save.
 
     It ends at the next hook after that boundary: Lightning logs a step's metrics after `on_train_batch_end`, an
@@ -136,6 +144,7 @@ class StopOnSignal(Checkpoint):
         self._agreement = Agreement(stop)
         self._saved = False
         self._shared = 0
+        self._gradients: Mapping[str, torch.Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Look for what came before there was anything to save: data being staged, the model being built."""
@@ -154,6 +163,25 @@ class StopOnSignal(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.install()
         _close_epoch(trainer.fit_loop)
+        for name, parameter in pl_module.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter.device)
+        self._gradients = {}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if _accumulates(trainer) and pl_module.automatic_optimization:
+            # Of several ranks the mean, for rank 0 saves for all; that is what their sum comes to at the step's end.
+            checkpoint[_GRADIENTS] = {
+                name: trainer.strategy.reduce(parameter.grad.detach().clone(), reduce_op="mean")
+                for name, parameter in pl_module.named_parameters() if parameter.grad is not None
+            }  # fmt: skip
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._gradients = checkpoint.get(_GRADIENTS, {})
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_if_saved()
@@ -222,7 +250,7 @@ class StopOnSignal(Checkpoint):
             self._leave()
 
     def _leave(self) -> None:
-        raise InterruptedByInfrastructureError(self._stop.received)
+        raise InterruptedByInfrastructureError(self._stop.received, together=self._agreement.together)
 
 
 class Agreement:
@@ -246,6 +274,11 @@ class Agreement:
     def hurry(self) -> None:
         """Ask at the next opportunity: what follows may take longer than what was counted so far."""
         self._every, self._count, self._since = 1, 0, time.monotonic()
+
+    @property
+    def together(self) -> bool:
+        """Whether several ranks have told each other of a signal."""
+        return self._agreed
 
     def reached(self) -> str | None:
         """Return the signal that any rank has received, on all ranks from the same call on."""
@@ -292,6 +325,12 @@ def _close_epoch(loop: Any) -> None:
         loop.epoch_progress.increment_completed()
 
 
+def _accumulates(trainer: pl.Trainer) -> bool:
+    """Whether batches have added to the gradients since the optimizer last stepped."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return batches % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
+
+
 def _validation_batches(trainer: pl.Trainer) -> Sequence[float]:
     return trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
 
@@ -328,7 +367,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     inherit = None if training.resume_from or not training.state_from else partial(_inherit, training)
     progress = Progress(events, training.objective, f"{relative}/{BEST}", inherit)
     stopping = StopOnSignal(stop, training.checkpoints, tests=config["task"] == "fit_test")
-    trainer = _trainer(training, logger, [progress, _checkpoints(training), stopping])
+    examples = [KeepExample(training.example)] if training.example else []
+    trainer = _trainer(training, logger, [progress, *examples, _checkpoints(training), stopping])
     events.write("training", resumed=training.resume_from is not None)
     if training.weights_from and not training.resume_from:
         load_weights(model, training.weights_from)
@@ -405,7 +445,8 @@ def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callba
     node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
     users = [callback for callback in build(training.config["trainer"].get("callbacks") or {}).values() if callback]
     trainer: pl.Trainer = build(
-        node, callbacks=[*users, *callbacks], logger=logger, plugins=[AtomicCheckpointIO(), _environment(training)],
+        node, callbacks=[*users, *callbacks], logger=logger,
+        plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
         default_root_dir=str(training.folder), **_devices(training.resources),
     )  # fmt: skip
     return trainer
@@ -418,7 +459,8 @@ def _devices(resources: Resources) -> dict[str, Any]:
 
 def _environment(training: Training) -> ClusterEnvironment:
     """Return who starts the processes: srun, or nobody. Never Lightning's own guess, which may requeue (FACTS 16)."""
-    return SLURMEnvironment(auto_requeue=False) if training.place.job else LightningEnvironment()
+    place = training.place
+    return SLURMEnvironment(auto_requeue=False) if place.job and not place.packed else LightningEnvironment()
 
 
 def _checkpoints(training: Training) -> ModelCheckpoint:

@@ -28,20 +28,27 @@ _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 class Usage:
     """The most memory that was seen so far; `sample` looks again."""
 
-    def __init__(self, *, siblings: bool) -> None:
-        """`siblings`: what this process's parent has started is the run's, too."""
+    def __init__(self, *, siblings: bool, group: int | None = None) -> None:
+        """`siblings`: what this process's parent has started is the run's, too; `group`: of that process group."""
         self._top = os.getppid() if siblings else os.getpid()
+        self._group = group
         self._processes: list[psutil.Process] = []
         self._samples = self._memory_bytes = 0
 
     def sample(self) -> int:
         """Return the peak in bytes. Processes are looked for now and then only: that takes long on a busy node."""
         if self._samples % _LOOK_EVERY == 0:
-            self._processes = _descendants(self._top)
+            self._processes = [each for each in _descendants(self._top) if self._is_ours(each)]
         self._samples += 1
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES
         self._memory_bytes = max(self._memory_bytes, own, sum(map(_resident_bytes, self._processes)))
         return self._memory_bytes
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return self._group is None or os.getpgid(process.pid) == self._group
+        except OSError:  # it has ended
+            return False
 
     def to_json(self) -> dict[str, Any]:
         gpu = _gpu_bytes()
@@ -51,9 +58,10 @@ class Usage:
     def of(cls, place: Place) -> Self:
         """Return what measures a run: srun's tasks on one node have their slurmstepd as parent.
 
-        Elsewhere a parent may have other runs, too.
+        Our own supervisor has other runs, too: there a run's ranks are one process group.
         """
-        return cls(siblings=place.processes > 1)
+        siblings = place.processes > 1
+        return cls(siblings=siblings, group=place.leader if siblings and not place.job else None)
 
     @contextmanager
     def followed(self, events: EventWriter) -> Iterator[None]:

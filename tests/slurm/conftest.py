@@ -1,4 +1,12 @@
-"""The real Slurm that tests run on: one cluster for the session, an empty queue for each test."""
+"""The real Slurm that tests run on: a cluster without and one with accounting for the session, alike in all else.
+
+Each test gets an empty queue. What is asked of Slurm, and what Slurm says, may depend on whether there is accounting:
+the cluster contract, Slurm's own words, launchers that die, launching from within a job, impossible shapes, runs that
+die, and what several ranks do when one dies run on both (`on_both`). What happens within a job, on a node or before
+Slurm is asked (signals in a training, staging, frozen code, preflight's arithmetic, debug runs) is the same on both,
+and runs on the one without; what `sacct` itself says of each signal, accounts, QOS and the limits of associations need
+the other (`accounted_slurm`).
+"""
 
 import tempfile
 from contextlib import contextmanager
@@ -38,26 +46,35 @@ def empty_queue(cluster):
         wait_for(lambda: not output("squeue", "--noheader") and all(each.state == "IDLE" for each in cluster.nodes()))
 
 
+def alike(tmp_path_factory, *, accounting):
+    """A cluster of four nodes with two fake GPUs each. All nodes see pytest's folders."""
+    shares = (str(tmp_path_factory.getbasetemp()),)
+    options = Options(nodes=4, gpus=2, grace_seconds=4, kill_wait_seconds=6, accounting=accounting, shares=shares)
+    return running_devcluster(options)
+
+
 @pytest.fixture(scope="session")
 def devcluster(tmp_path_factory):
-    """A cluster of four nodes with two fake GPUs each, without accounting. All nodes see pytest's folders."""
-    shares = (str(tmp_path_factory.getbasetemp()),)
-    with running_devcluster(Options(nodes=4, gpus=2, grace_seconds=4, kill_wait_seconds=6, shares=shares)) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def slurm(devcluster):
-    """The session's cluster with an empty queue; Slurm's commands in this test talk to it."""
-    with empty_queue(devcluster) as cluster:
+    with alike(tmp_path_factory, accounting=False) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def accounted_devcluster(tmp_path_factory):
-    """A cluster of two nodes with accounting, and 64 MB of /tmp on each."""
-    shares = (str(tmp_path_factory.getbasetemp()),)
-    with running_devcluster(Options(nodes=2, tmp_mb=64, accounting=True, shares=shares)) as cluster:
+    with alike(tmp_path_factory, accounting=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def accounting():
+    """Whether `slurm` has accounting; `on_both` says both."""
+    return False
+
+
+@pytest.fixture
+def slurm(accounting, request):
+    """One of the session's clusters, with an empty queue; Slurm's commands in this test talk to it."""
+    with empty_queue(request.getfixturevalue("accounted_devcluster" if accounting else "devcluster")) as cluster:
         yield cluster
 
 
@@ -66,3 +83,7 @@ def accounted_slurm(accounted_devcluster):
     """The session's cluster with accounting, with an empty queue; Slurm's commands in this test talk to it."""
     with empty_queue(accounted_devcluster) as cluster:
         yield cluster
+
+
+on_both = pytest.mark.parametrize("accounting", [False, True], ids=["plain", "accounting"])
+"""Marks what runs on a Slurm without and on one with accounting."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cluster_contract import wait_for_end
-from conftest import empty_queue, running_devcluster
-from processes import tidy  # noqa: F401 - a fixture
+from cluster_contract import Gate, wait_for_end
+from conftest import empty_queue, on_both, running_devcluster
+from processes import tidy, wait_for  # noqa: F401 - one is a fixture
+from real_slurm import output, processes_with
 
 from orchestrator import tracking
 from orchestrator.launch import WORKER
@@ -69,6 +70,7 @@ def assert_all_ranks_train_and_one_logs(bench, *, nodes, gpus):
     assert len(bench.paths.run(run.id).attempts()) == 1
 
 
+@on_both
 @pytest.mark.parametrize("does", ["raise", "exit", "kill"])
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_dead_rank_fails_the_run_in_seconds(does, nodes, bench):
@@ -81,3 +83,41 @@ def test_a_dead_rank_fails_the_run_in_seconds(does, nodes, bench):
     if does == "raise":  # what the others say who lose their connection is no cause
         assert record.reason.startswith("ArithmeticError at net.py:")
     assert logged(bench, run)[-1][0] <= 3
+
+
+def test_a_rank_that_is_killed_sooner_than_others_when_slurm_stops_the_job_is_no_failure(bench, tmp_path):
+    """The others lose their connection then, and have time to say so: from SIGTERM to SIGKILL (KillWait)."""
+    kill = tmp_path / "kill"
+    run = trained({"does": "hang", "until": str(kill)}, steps=6, nodes=2, gpus_per_node=1)
+    bench.launch([run], worker=WORKER)
+    wait_for(kill.with_name("kill hung").exists, "rank 1 to hang, and rank 0 to wait for it")
+    output("scontrol", "requeue", bench.records()[run.id].job)
+    kill.touch()
+    wait_for_end(bench)
+    record = bench.records()[run.id]
+    assert (record.state, record.reason) == (RunState.DONE, "")
+    assert [attempt.state for attempt in record.attempts] == [RunState.INTERRUPTED, RunState.DONE]
+    assert record.attempts[0].reason == "requeued in Slurm, stopped by SIGTERM"
+
+
+def test_a_run_goes_on_when_one_of_its_nodes_is_shut_down(bench, slurm, tmp_path):
+    """In order, as for a reboot: first all processes there get SIGTERM, of which Slurm knows nothing."""
+    gate = Gate(tmp_path / "open")
+    run = trained(gate.script(seconds=0.2), steps=60, nodes=2, gpus_per_node=1)
+    bench.launch([run], worker=WORKER)
+    wait_for(lambda: bench.paths.run(run.id).attempt(1).metrics.exists() and len(logged(bench, run)) > 25, "epoch 2")
+    (rank,) = [each for each in processes_with(str(bench.paths.path)) if each.environ().get("SLURM_PROCID") == "1"]
+    node = rank.environ()["SLURMD_NODENAME"]
+    rank.terminate()
+    wait_for(lambda: bench.records()[run.id].state is RunState.QUEUED, "the run to save itself, and requeue")
+    output("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=reboot")
+    slurm.crash(node)
+    try:
+        gate.open()
+        wait_for_end(bench)
+    finally:
+        slurm.restore(node)
+    record = bench.records()[run.id]
+    assert (record.state, record.reason) == (RunState.DONE, "")
+    assert [attempt.state for attempt in record.attempts] == [RunState.INTERRUPTED, RunState.DONE]
+    assert [step for number in (1, 2) for step, _ in logged(bench, run, number)] == list(range(60))

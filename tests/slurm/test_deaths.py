@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from cluster_contract import Gate
+from conftest import on_both
 from processes import ROOT, of_this_test, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
@@ -25,6 +26,7 @@ from orchestrator.testing.launches import Bench, scripted
 
 pytestmark = [
     pytest.mark.slurm,
+    on_both,
     # MLflow's own tables use a loader that SQLAlchemy 2.1 deprecates.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
@@ -41,9 +43,7 @@ class Desk:
     def bench(self, name, *, tracking="none", **options):
         cluster = SlurmCluster(SlurmOptions(signal_seconds=1, **options))
         paths = self.project.runs.experiment(name)
-        return Bench(
-            paths=paths, kind="slurm", cluster=cluster, tracking={"kind": tracking}, options={"max_requeues": 0}
-        )
+        return Bench(paths=paths, kind="slurm", cluster=cluster, tracking={"kind": tracking})
 
     def orch(self, *words):
         argv = [sys.executable, "-m", "orchestrator", *words, "--runs", str(self.project.runs.path)]
@@ -96,9 +96,7 @@ def forget(folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
 
 
-@pytest.mark.parametrize("which", ["slurm", "accounted_slurm"])
-def test_a_run_that_died_without_a_word_is_put_right_by_whoever_looks_next(which, request, desk, monkeypatch):
-    cluster = request.getfixturevalue(which)
+def test_a_run_that_died_without_a_word_is_put_right_by_whoever_looks_next(slurm, desk, monkeypatch):
     deaf = desk.gate.script(deaf=True)
     cancelled, timed, hog = scripted(deaf, seed=1), scripted(deaf, seed=2, hours=MINUTE), scripted(
         {"ends": ["hog"]}, seed=3, mem_gb_per_node=0.2, cpus_per_node=1
@@ -121,12 +119,12 @@ def test_a_run_that_died_without_a_word_is_put_right_by_whoever_looks_next(which
 
     output("scancel", job_of(here, cancelled))
     output("scontrol", "update", f"JobId={job_of(there, lost)}", "Requeue=0")
-    cluster.crash("n1")
+    slurm.crash("n1")
     try:
         everything = {"here": {"interrupted": 3}, "there": {"interrupted": 1}, "waits": {}}
         wait_for(lambda: json.loads(desk.orch("status", "--json")) == everything, "the overview to be right")
     finally:
-        cluster.restore("n1")
+        slurm.restore("n1")
     wait_for(lambda: desk.run("waits", late).state == "interrupted", "the deadline")
 
     for again in (False, True):  # what was written down is still known when Slurm has forgotten
@@ -205,3 +203,16 @@ def test_a_run_whose_node_crashed_and_that_goes_on_counts_only_what_it_ran(slurm
     assert record.seconds(time.time()) <= time.time() - record.attempts[0].claim.time
     desk.gate.open()
     wait_for(lambda: desk.run("x", run).state == "done", "the run to end")
+
+
+def test_a_requeued_run_that_is_cancelled_while_it_waits_is_no_longer_scheduled_in_mlflow(slurm, desk):
+    bench, run = desk.bench("x", tracking="embedded"), scripted(desk.gate.script())
+    bench.launch([run])
+    began(bench, run)
+    job = job_of(bench, run)
+    output("scontrol", "requeuehold", job)
+    wait_for(lambda: desk.run("x", run).state == "queued", "it to wait to go on")
+    api.sync(desk.project, "x")
+    assert desk.children("x") == {run.id: "SCHEDULED"}
+    desk.orch("cancel", "x")
+    wait_for(lambda: desk.children("x") == {run.id: "KILLED"}, "MLflow to be told")

@@ -217,8 +217,40 @@ def test_a_run_is_not_requeued_for_ever(slurm, tmp_path):
     wait_for_end(bench)
     record = bench.records()[run.id]
     assert record.state is RunState.INTERRUPTED
-    assert record.reason == "time limit, no more requeues (cluster.max_requeues=1)"
+    assert record.reason == "time limit, no more requeues without getting further (cluster.max_requeues=1)"
     assert len(record.attempts) == 2
+
+
+def test_slurm_requeues_a_run_for_ever_only_if_it_gets_further(slurm, tmp_path):
+    """As where a run brings its node down, or is preempted again and again before it has taken a step."""
+    gate = Gate(tmp_path / "open")
+    bench = Bench(
+        paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions(max_requeues=1))
+    )
+    stuck, slow = scripted(gate.script()), scripted({"steps": 10_000, "seconds": 0.5})
+    bench.launch([stuck, slow])
+    for attempt in (1, 2):
+        wait_for(lambda count=attempt: begun(bench, stuck, slow) == [count, count], f"attempt {attempt}")
+        wait_for(lambda: bench.records()[slow.id].last.progress, "a step")
+        for run in (stuck, slow):
+            output("scontrol", "requeue", bench.records()[run.id].job)
+    wait_for(lambda: begun(bench, stuck, slow) == [2, 3], "the third attempt of the one that gets further")
+    wait_for(lambda: bench.records()[stuck.id].state is RunState.INTERRUPTED, "the other to end")
+    record = bench.records()[stuck.id]
+    assert record.reason == "no more requeues without getting further (cluster.max_requeues=1)"
+    assert [attempt.number for attempt in record.attempts] == [1, 2, 3]
+    assert bench.records()[slow.id].state.active
+    bench.cancel(slow)
+    wait_for_end(bench)
+    gate.open()
+    bench.launch([stuck])  # a new launch is a new job: it may start again
+    wait_for_end(bench)
+    assert bench.records()[stuck.id].state is RunState.DONE
+
+
+def begun(bench, *runs):
+    """Return how often runs have really begun."""
+    return [sum(played.run == run.id for played in bench.played()) for run in runs]
 
 
 def test_slurm_itself_says_what_happened(accounted_slurm, tmp_path):

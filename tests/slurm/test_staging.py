@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cluster_contract import states, wait_for_end
@@ -20,6 +23,7 @@ from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, scripted, trained
 
 pytestmark = pytest.mark.slurm
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -75,6 +79,21 @@ def test_the_runs_of_an_array_copy_once_on_each_node(bench, version):
     assert copies(bench) == dict.fromkeys(nodes, 1)
 
 
+def test_with_scratch_that_belongs_to_the_job_each_job_copies_once(slurm, tmp_path, version):
+    scratch = "/tmp/private of $SLURM_JOB_ID"
+    bench = bench_with(tmp_path, scratch=scratch, setup=[f'mkdir "{scratch}"'])
+    runs = [with_data(bench, version, scripted(seed=seed)) for seed in range(2)]
+    runs.append(with_data(bench, version, trained(steps=2, nodes=1, gpus_per_node=2, cpus_per_node=2)))
+    bench.launch(runs[:2])
+    wait_for_end(bench)
+    bench.launch(runs[2:], worker=WORKER)
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 3
+    assert sum(copies(bench).values()) == 3  # of four processes
+    views = {str(record.last.data["view"]) for record in bench.records().values()}
+    assert len({view.partition("/orchestrator-")[0] for view in views}) == 3
+
+
 def test_a_node_that_cannot_stage_fails_the_run_with_its_name(slurm, tmp_path, version):
     good, bad = (node.name for node in slurm.nodes()[:2])
     scratch = f"/tmp/only on {good}"
@@ -87,3 +106,25 @@ def test_a_node_that_cannot_stage_fails_the_run_with_its_name(slurm, tmp_path, v
     assert record.state is RunState.FAILED
     assert f"node {bad}" in record.reason
     assert scratch in record.reason
+
+
+def test_copiers_killed_on_two_nodes_never_leave_a_wrong_byte(slurm, tmp_path):
+    """On each node's own /tmp, from one folder that both see; every view is read after every kill (see the program)."""
+    for number in range(2):
+        folder = tmp_path / f"data {number}"
+        folder.mkdir()
+        (folder / "shared").write_bytes(b"shared" * 1000)
+        (folder / "own").write_bytes(bytes([number]) * 3_000_000)
+        version = {"source": "directory", "path": str(folder)}
+        resolve(version, project=folder, cache=tmp_path / "cache").write(tmp_path / f"{number}.json")
+    argv = [sys.executable, REPOSITORY / "tests/stager_chaos.py", tmp_path, "/tmp/killed copiers"]
+    line = f"PYTHONPATH={shlex.quote(str(REPOSITORY))} exec {shlex.join(map(str, argv))} node-$SLURM_NODEID {KILLS}"
+    output("srun", "--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/told.%n", "bash", "-c", line)
+    told = [(tmp_path / f"told.{node}").read_text() for node in range(2)]
+    assert all(each.strip().isdigit() for each in told), told
+    assert sum(map(int, told)) >= 200
+    assert not Path("/tmp/killed copiers").exists()  # it was theirs
+
+
+KILLS = 200
+"""On each of two nodes; at least half of them meet a copier at work."""

@@ -1,0 +1,67 @@
+"""A run on a real Slurm that sends itself to a real MLflow server: one child, whatever becomes of its job."""
+
+from __future__ import annotations
+
+import pytest
+from cluster_contract import Gate, wait_for_end
+from faulty_server import mlflow_server
+from mlflow import MlflowClient
+from processes import tidy, wait_for  # noqa: F401 - one is a fixture
+from real_slurm import output
+
+from orchestrator.config import schema
+from orchestrator.launch import WORKER
+from orchestrator.layout import ExperimentPaths
+from orchestrator.record import RunState
+from orchestrator.slurm.cluster import SlurmCluster
+from orchestrator.slurm.options import SlurmOptions
+from orchestrator.testing.launches import Bench, trained
+
+pytestmark = pytest.mark.slurm
+STEPS = 45
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with mlflow_server(tmp_path_factory.mktemp("mlflow server")) as address:
+        yield address
+
+
+@pytest.fixture
+def bench(slurm, server, tmp_path):
+    tracking = schema.tracking({"kind": "server", "uri": server, "experiment": str(tmp_path), "end_seconds": 60})
+    options = SlurmOptions(partition="preemptible", nodelist="n0")
+    paths = ExperimentPaths(tmp_path / "it's a run's folder" / "x")
+    return Bench(paths=paths, kind="slurm", cluster=SlurmCluster(options), tracking=tracking)
+
+
+def test_a_preempted_run_goes_on_in_the_same_mlflow_run(bench, server, tmp_path):
+    gate, client = Gate(tmp_path / "open"), MlflowClient(server)
+    run = trained(gate.script(seconds=0.2), steps=STEPS)
+
+    def child():
+        """Return the only child there is; None as long as there is none."""
+        found = client.get_experiment_by_name(str(tmp_path))
+        runs = client.search_runs([found.experiment_id]) if found else []
+        children = [each for each in runs if each.data.tags["orch.kind"] == "run"]
+        assert len(children) <= 1
+        return children[0] if children else None
+
+    def says(status, attempt):
+        seen = child()
+        return seen and seen.info.status == status and len(bench.paths.run(run.id).attempts()) == attempt
+
+    bench.launch([run], worker=WORKER)
+    wait_for(lambda: says("RUNNING", 1) and child().data.metrics.get("ranks"), "the server to know it, with a metric")
+    first = child().info.run_id
+    output("sbatch", "--partition=urgent", "--nodelist=n0", "--exclusive", "--output=/dev/null", "--wrap=true")
+    wait_for(lambda: says("SCHEDULED", 1), "the server to hear that it waits for its job")
+    wait_for(lambda: says("RUNNING", 2), "it to be RUNNING again")
+    gate.open()
+    wait_for_end(bench)
+    record = bench.records()[run.id]
+    assert record.state is RunState.DONE
+    assert [attempt.state for attempt in record.attempts] == [RunState.INTERRUPTED, RunState.DONE]
+    wait_for(lambda: says("FINISHED", 2), "the server to hear of its end")
+    history = client.get_metric_history(first, "ranks")
+    assert sorted(metric.step for metric in history) == list(range(STEPS))
