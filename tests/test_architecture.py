@@ -68,7 +68,7 @@ MAY_IMPORT = {
     ),
     "omegaconf": ("orchestrator/config/",),
     "plotly": ("orchestrator/page/document.py",),
-    "pynvml": ("orchestrator/local/nvml.py",),
+    "pynvml": ("orchestrator/local/nvml.py", "orchestrator/tracking/node.py"),
     "pytorch_lightning": TRAINING,
     "rich": (),
     "sklearn": (),
