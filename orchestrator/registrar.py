@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.worker.build import build
+from orchestrator.worker.secrets import Secrets
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def main(job: dict[str, Any]) -> None:
 def _loaded(config: Any, checkpoint: str) -> Any:
     import torch
 
-    model = build(config)
+    model = build(Secrets.of(config).placed(config))
     saved = torch.load(checkpoint, map_location="cpu", weights_only=False)  # our own run has written it
     for hook, arguments in (("configure_model", ()), ("on_load_checkpoint", (saved,))):
         getattr(model, hook, lambda *_: None)(*arguments)

@@ -36,7 +36,10 @@ class MlflowServer:
 
     def start(self) -> None:
         """Start it, again after `kill`, and return once it answers."""
-        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        env = {
+            **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+            "XDG_STATE_HOME": str(self._folder),  # it is no process of the test in which it happens to be started
+        }  # fmt: skip
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._argv, env=env, stdout=log, stderr=log, cwd=self._folder, start_new_session=True

@@ -32,7 +32,11 @@ def postgresql() -> Iterator[str]:
         subprocess.run([*made, "--no-instructions"], check=True, capture_output=True, user=user, cwd=folder)
         settings = [word for key, value in {**_SETTINGS, "port": port}.items() for word in ("-c", f"{key}={value}")]
         argv = [str(_program("postgres")), "-D", str(data), *settings]
-        with (folder / "log").open("wb") as log, subprocess.Popen(argv, stderr=log, user=user, cwd=folder) as server:
+        env = {**os.environ, "XDG_STATE_HOME": str(folder)}  # it outlives the test in which it is started
+        with (
+            (folder / "log").open("wb") as log,
+            subprocess.Popen(argv, stderr=log, user=user, cwd=folder, env=env) as server,
+        ):
             try:
                 _wait(port, server, folder / "log")
                 yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"

@@ -404,7 +404,7 @@ def test_names_that_scratch_takes_for_one_are_refused_and_neither_is_seen(tmp_pa
     (data / "Plain").write_bytes(b"another")
 
     def link_where_case_does_not_count(source, target):
-        if target.name.lower() in {path.name.lower() for path in target.parent.iterdir()}:
+        if Path(target).name.lower() in {path.name.lower() for path in Path(target).parent.iterdir()}:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         os.link(source, target)
 
@@ -418,7 +418,7 @@ def test_names_that_scratch_takes_for_one_are_refused_and_neither_is_seen(tmp_pa
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_leaves_nothing_half_done(tmp_path, data, manifest, number):
     def full(source, target):
-        if target.name == "still":
+        if Path(target).name == "still":
             raise OSError(number, os.strerror(number))
         os.link(source, target)
 
@@ -496,7 +496,7 @@ def test_a_version_may_be_removed_while_another_is_staged_from_its_objects(tmp_p
     left = [None] * times
 
     def link(source, target):
-        if target.name == "shared" and left:  # the last moment: it was there, and now it is not
+        if Path(target).name == "shared" and left:  # the last moment: it was there, and now it is not
             left.pop()
             store_at(root).collect(all_idle=True)
             shutil.rmtree(root / "objects", ignore_errors=True)

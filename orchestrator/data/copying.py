@@ -43,9 +43,11 @@ class Copy:
     repair: str
     origin: Origin | None = None
     _problems: dict[str, list[str]] = field(default_factory=dict)
+    _boots: list[str] = field(default_factory=list)
 
     def run(self, missing: Sequence[Entry]) -> None:
         """Copy all; raises DataError if an object's right bytes are nowhere, OSError if scratch fails."""
+        self._boots = self.objects.earlier_boots()
         here = [entry for entry in missing if not self.origin or entry.sources or self._earlier(entry)]
         known = {entry.hash for entry in here}
         remote = [entry for entry in missing if entry.hash not in known]
@@ -79,7 +81,7 @@ class Copy:
 
     def _earlier(self, entry: Entry) -> list[Path]:
         """Return where an earlier boot has left the object."""
-        return [path for path in self.objects.of_earlier_boots(entry.hash) if path.is_file()]
+        return self.objects.of_boots(self._boots, entry.hash)
 
     def _fetch_batch(self, batch: Sequence[Entry]) -> None:
         for entry in batch:

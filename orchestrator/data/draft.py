@@ -18,7 +18,7 @@ from orchestrator.data.objects import READ_ONLY, WRITTEN_NS, Objects, untouched
 from orchestrator.data.versions import File
 from orchestrator.errors import DataError
 
-Link = Callable[[Path, Path], None]
+Link = Callable[[str, str], None]
 """Make a hard link, as os.link does."""
 
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -39,7 +39,7 @@ class Draft:
     make_link: Link
     copies: int = 0
     files: list[File] = field(default_factory=list)
-    _folders: set[Path] = field(default_factory=set)
+    _folders: set[str] = field(default_factory=set)
 
     def link(self, entries: Iterable[Entry]) -> list[Entry]:
         """Link what is there; returns the entries of which there is no object, or none as we wrote it."""
@@ -50,7 +50,7 @@ class Draft:
         probe, other = self.view.with_name("probe"), self.view.with_name("probe-2")
         probe.touch()
         try:
-            self.make_link(probe, other)
+            self.make_link(str(probe), str(other))
         except OSError:
             return False
         else:
@@ -62,16 +62,16 @@ class Draft:
     def close(self) -> None:
         """Make the folders read-only: what would write into them fails at once, and in its own code."""
         for folder in self._folders:
-            folder.chmod(_READ_ONLY_FOLDER)
+            os.chmod(folder, _READ_ONLY_FOLDER)
 
     @property
     def primitive(self) -> str:
         return "copy" if self.copies else "hardlink"
 
     def _link(self, entry: Entry) -> bool:
-        source, target = self.objects.path(entry.hash), self.view / entry.path
+        source, target = self.objects.place(entry.hash), f"{self.view}/{entry.path}"
         try:
-            self._make_folder(target.parent)
+            self._make_folder(os.path.dirname(target))
             self._link_or_copy(source, target)
         except FileNotFoundError:
             return False
@@ -81,13 +81,13 @@ class Draft:
             raise
         status = untouched(target)
         if status is None:
-            target.unlink()
+            os.unlink(target)
             self.objects.remove(entry.hash, used=True)
             return False
         self.files.append(File(path=entry.path, hash=entry.hash, size=status.st_size))
         return True
 
-    def _link_or_copy(self, source: Path, target: Path) -> None:
+    def _link_or_copy(self, source: str, target: str) -> None:
         try:
             self.make_link(source, target)
         except OSError as error:
@@ -95,18 +95,18 @@ class Draft:
                 raise
             if untouched(source) is None:
                 raise FileNotFoundError(source) from error
-            target.touch(exist_ok=False)  # where case does not count, it could be another file's
+            Path(target).touch(exist_ok=False)  # where case does not count, it could be another file's
             shutil.copyfile(source, target)
-            target.chmod(READ_ONLY)
+            os.chmod(target, READ_ONLY)
             os.utime(target, ns=(WRITTEN_NS, WRITTEN_NS))
             self.copies += 1
 
-    def _make_folder(self, folder: Path) -> None:
+    def _make_folder(self, folder: str) -> None:
         if folder not in self._folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            while folder not in self._folders and folder != self.view.parent:
+            os.makedirs(folder, exist_ok=True)
+            while folder not in self._folders and len(folder) >= len(str(self.view)):
                 self._folders.add(folder)
-                folder = folder.parent
+                folder = os.path.dirname(folder)
 
 
 def _unnameable(entry: Entry, error: OSError) -> DataError:

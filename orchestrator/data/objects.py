@@ -36,24 +36,29 @@ class Objects:
     root: Path
     boot: str
 
-    def path(self, checksum: str) -> Path:
-        return self._path(self.boot, checksum)
+    def place(self, checksum: str) -> str:
+        """Return an object's path; as text, since a Path would cost more than what is done with it."""
+        return self._place(self.boot, checksum)
 
     def has(self, checksum: str) -> bool:
-        return untouched(self.path(checksum)) is not None
+        return untouched(self.place(checksum)) is not None
 
     def folders_to_make(self, checksums: Iterable[str]) -> int:
         """Return how many folders are to be made for objects."""
-        return sum(not folder.is_dir() for folder in {self.path(checksum).parent for checksum in checksums})
+        return sum(not os.path.isdir(folder) for folder in {os.path.dirname(self.place(each)) for each in checksums})
 
-    def of_earlier_boots(self, checksum: str) -> list[Path]:
-        """Return where an earlier boot may have left the object."""
-        return [self._path(boot, checksum) for boot in self.boots() if boot != self.boot]
+    def earlier_boots(self) -> list[str]:
+        """Return the boots of the machine of which there may be objects, but for this one."""
+        return [boot for boot in self.boots() if boot != self.boot]
+
+    def of_boots(self, boots: Iterable[str], checksum: str) -> list[Path]:
+        """Return where these boots have left the object."""
+        return [path for boot in boots if (path := Path(self._place(boot, checksum))).is_file()]
 
     def remove(self, checksum: str, *, used: bool = False) -> None:
         """Remove an object that nothing links to; with `used`, whatever links to it (it is damaged)."""
         for boot in self.boots():
-            path = self._path(boot, checksum)
+            path = Path(self._place(boot, checksum))
             try:
                 if used or path.lstat().st_nlink == 1:
                     path.unlink()
@@ -76,9 +81,9 @@ class Objects:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _path(self, boot: str, checksum: str) -> Path:
+    def _place(self, boot: str, checksum: str) -> str:
         algorithm, _, name = checksum.partition(":")
-        return self.root / boot / algorithm / name[:2] / name[2:]
+        return f"{self.root}/{boot}/{algorithm}/{name[:2]}/{name[2:]}"
 
     def _all(self) -> Iterator[tuple[Path, os.stat_result]]:
         for folder, _, names in os.walk(self.root):
@@ -95,16 +100,17 @@ class Objects:
         Until it has been hashed it lies beside its place, under a name that begins with the taker's: a rename from
         another folder would have all threads wait for one lock of the kernel's.
         """
-        target = self.path(entry.hash)
-        temporary = target.with_name(f".{taker}.{target.name}")
+        target = self.place(entry.hash)
+        folder, _, name = target.rpartition("/")
+        temporary = f"{folder}/.{taker}.{name}"
         checksum = Checksum(entry.algorithm)
         try:
             size = _copy(source, _created(temporary), checksum, entry.size, meter)
             if str(checksum) != entry.hash:
                 raise WrongBytesError(f"{source} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)")
-            temporary.rename(target)
+            os.rename(temporary, target)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             raise
 
     def adopt(self, path: Path, entry: Entry, meter: Meter) -> None:
@@ -121,8 +127,9 @@ class Objects:
                 raise WrongBytesError(f"{path} has {checksum} ({size} bytes), not {entry.hash} ({entry.size} bytes)")
             path.chmod(READ_ONLY)
             os.utime(path, ns=(WRITTEN_NS, WRITTEN_NS))
-            self.path(entry.hash).parent.mkdir(parents=True, exist_ok=True)
-            path.rename(self.path(entry.hash))
+            target = Path(self.place(entry.hash))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
         except FileNotFoundError as error:
             if not self.has(entry.hash):  # else another process has adopted it
                 raise WrongBytesError(f"{path}: {error.strerror}") from error
@@ -135,13 +142,13 @@ class Objects:
                 path.unlink(missing_ok=True)
 
 
-def _created(path: Path) -> int:
+def _created(path: str) -> int:
     """Create a file to be written, and the folder that it is in."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
         return os.open(path, flags, READ_ONLY)
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         return os.open(path, flags, READ_ONLY)
 
 
@@ -204,7 +211,7 @@ def _write(descriptor: int, chunk: bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def untouched(path: Path) -> os.stat_result | None:
+def untouched(path: str) -> os.stat_result | None:
     """Return the status of a regular file that nobody has written to since we did; None if there is none."""
     try:
         status = os.lstat(path)

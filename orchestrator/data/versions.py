@@ -178,9 +178,10 @@ class Version:
         """Return what has been written, removed or added, by sizes and times: a line per file."""
         found: list[str] = []
         known: set[str] = set()
+        view = os.fspath(self.view)
         for file in self.files():
             known.add(file.path)
-            status = untouched(self.view / file.path)
+            status = untouched(f"{view}/{file.path}")
             if status is None or status.st_size != file.size:
                 found.append(f"{file.path!r} {_told(self.view / file.path)}")
         return found + self._strangers(known)

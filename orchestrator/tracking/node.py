@@ -55,19 +55,6 @@ class Node:
         return found
 
 
-def nvml() -> Any:
-    """Return NVIDIA's bindings, ready for use; None without them (`nvidia-ml-py`), a driver or a GPU."""
-    try:
-        import pynvml  # noqa: PLC0415 - optional
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return pynvml
-
-
 def _cpu() -> Mapping[str, float]:
     memory = psutil.virtual_memory()
     return {

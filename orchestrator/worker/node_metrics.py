@@ -18,7 +18,8 @@ from typing import Any
 
 from orchestrator import ledger
 from orchestrator.errors import OrchError
-from orchestrator.tracking.node import Node, nvml
+from orchestrator.local import nvml
+from orchestrator.tracking.node import Node
 from orchestrator.tracking.spool import SpoolWriter
 from orchestrator.tracking.upload import SYSTEM
 from orchestrator.worker.assignment import Assignment
@@ -59,7 +60,7 @@ def _measure(assignment: Assignment, seconds: float, ended: threading.Event) -> 
     """Measure soon after the start, then regularly, and once at the end. Nothing here may disturb the run."""
     try:
         began, prefix = _began(assignment), _prefix(assignment)
-        gpus = nvml() if assignment.wish.resources.gpus_per_node else None
+        gpus = _nvml() if assignment.wish.resources.gpus_per_node else None
         node = Node(Path(os.environ.get("TMPDIR") or "/tmp"), gpus, _visible(assignment))  # noqa: S108 - only looked at
         with SpoolWriter(assignment.attempt.system(_name())) as spool:
             step, wait = -1, min(_FIRST_SECONDS, seconds)
@@ -71,6 +72,14 @@ def _measure(assignment: Assignment, seconds: float, ended: threading.Event) -> 
                     return
     except (OSError, OrchError, RuntimeError) as error:
         _log.warning("this node is not measured: %s", error)
+
+
+def _nvml() -> Any:
+    """Return NVIDIA's bindings; None without them, or without a driver."""
+    try:
+        return nvml.library()
+    except (ImportError, OSError):
+        return None
 
 
 def _visible(assignment: Assignment) -> str | None:
