@@ -397,13 +397,13 @@ def outlook_json(book: Ledger, now: float) -> dict[str, Any]:
 # --- compare ----------------------------------------------------------------------------------------------
 
 
-def comparison_table(made: Comparison) -> tuple[list[str], list[list[Any]]]:
+def comparison_table(made: Comparison, *, most: int | None = None) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows of ranked runs, or of groups over seeds: `runs` are then those that count, of how many.
 
-    The last column marks the best.
+    The last column marks the best. `most`: only so many rows.
     """
     rows = []
-    for group in made.groups:
+    for group in made.groups[:most]:
         values = [made.estimate(group, metric) for metric in made.metrics]
         rows.append([
             _runs_of(group) if made.over else group.records[0].id[:8], *(group.point[key] for key in made.keys),
@@ -429,6 +429,19 @@ def comparison_json(made: Comparison) -> list[dict[str, Any]]:
         }
         for group in made.groups
     ]  # fmt: skip
+
+
+def comparison_csv(made: Comparison) -> list[list[Any]]:
+    """Return the same for a spreadsheet: a mean and its standard error are two columns, numbers in full."""
+    header, rows = comparison_table(made)
+    first = 1 + len(made.keys)
+    last = first + (len(made.metrics) if made.over else 0)
+    twice = [name for metric in header[first:last] for name in (metric, f"{metric} ±")]
+    lines = [[*header[:first], *twice, *header[last:-1]]]
+    for row in rows:
+        numbers = [(value.mean, value.error) if value else (None, None) for value in row[first:last]]
+        lines.append([*row[:first], *(number for pair in numbers for number in pair), *row[last:-1]])
+    return lines
 
 
 def _runs_of(group: Group) -> str:
