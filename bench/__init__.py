@@ -6,7 +6,7 @@
     configuration.py  the project that launches are measured on
     records.py        an experiment with records of any number of runs
     slurm.py          a real Slurm whose nodes are busy
-    slow_mount.py     a folder at 1 ms per metadata operation
+    slow_mount.py     a folder at 1 ms per operation (slow_mount.c)
     multirun.py       Hydra's own launcher, the peer of a launch
 
 Every other module is one benchmark and has a function `rows`. Nothing here asserts a time: the machine may

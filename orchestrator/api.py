@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import guard, ledger
+from orchestrator import after, guard, ledger
 from orchestrator.cluster import Capacity, Change, Cluster, Scratch
 from orchestrator.credentials import masked
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
@@ -29,11 +29,11 @@ from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Experiment, LaunchOptions, Objective, Resources, Run, RunId, SnapshotOptions
+from orchestrator.spec import STARTS, Experiment, LaunchOptions, Objective, Resources, Run, RunId, SnapshotOptions
 from orchestrator.waiting import hand_over
 
 if TYPE_CHECKING:
-    from orchestrator.config import Draft
+    from orchestrator.config import Draft, DraftPoint
     from orchestrator.data import Manifest
     from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
@@ -74,12 +74,14 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
         composed = composed if batches is None else debugging(composed, batches)
         composed = replace(composed, tracking=_addressed(project, composed))
         cluster_for(composed.cluster)  # checks its options
+        waits = after.check(project.runs, composed.name, composed.after, observers(), composed.cluster["kind"])
+        composed = _started(project, composed)
         check_targets(project, composed)
         manifests = _resolve_data(project, composed)
         experiment = _experiment(composed, manifests)
     with ExitStack() as stack:
         facts = _facts(project, experiment.snapshot, {m.digest: m for m in manifests.values()}, stack)
-        yield Prepared(experiment=experiment, facts=facts, notes=_notes(experiment, facts))
+        yield Prepared(experiment=experiment, facts=facts, notes=(*_notes(experiment, facts), *waits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +179,7 @@ def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], s
     return [
         (
             tuple(acting[index] for first in array.indices for index in runs.get(first, [first])),
-            cluster.script_of(array, planned.launch, experiment=name, token=TOKEN),
+            cluster.script_of(array, planned.launch, experiment=name, token=TOKEN, after=prepared.experiment.after),
         )
         for array in planned.arrays or ()
     ]
@@ -239,7 +241,7 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
         cluster=header["cluster"], tracking=header["tracking"], env=header["env"], choices=header["choices"],
         snapshot=SnapshotOptions(**{**header["snapshot"], "include": tuple(header["snapshot"]["include"])}),
         sweep=header["sweep"], overrides=tuple(header["overrides"]), tags=tuple(header.get("tags", ())),
-        launch=LaunchOptions.from_json(header.get("launch", {})),
+        launch=LaunchOptions.from_json(header.get("launch", {})), after=tuple(header.get("after", ())),
     )  # fmt: skip
     manifests = {run.data_digest: _manifest(paths, run.data_digest) for run in runs if run.data_digest}
     with ExitStack() as stack:
@@ -262,6 +264,27 @@ def _addressed(project: Project, composed: Draft) -> Mapping[str, Any]:
         )  # fmt: skip
     own = f"{getpass.getuser()}/{project.folder.name}/{composed.name}"
     return checked({**tracking, "uri": uri, "experiment": tracking["experiment"] or own})
+
+
+def _started(project: Project, composed: Draft) -> Draft:
+    """Return a draft whose points say for good where they start from. Raises ConfigError."""
+    from orchestrator import start
+
+    known: dict[tuple[str, str], start.Start] = {}
+
+    def frozen(point: DraftPoint) -> DraftPoint:
+        found: dict[str, Any] = {key: point.config[key] for key in STARTS if key in point.config}
+        for key, text in found.items():
+            if (key, text) not in known:
+                known[key, text] = start.resolve(
+                    key, text, runs=project.runs, project=project.folder, after=composed.after
+                )
+            found[key] = known[key, text]
+            if key == "resume_from":
+                start.check_more_to_train(found[key], point.config["trainer"], project.runs)
+        return replace(point, config={**point.config, **found}) if found else point
+
+    return replace(composed, points=tuple(map(frozen, composed.points)))
 
 
 def check_targets(project: Project, composed: Draft) -> None:
@@ -330,7 +353,7 @@ def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experimen
         tracking=composed.tracking, snapshot=composed.snapshot, launch=composed.launch, tags=composed.tags,
         env="refuse" if composed.env == "refuse" else "warn",
         choices=composed.choices, sweep=composed.sweep, overrides=composed.overrides, notes=composed.notes,
-        ask_above=composed.ask_above,
+        ask_above=composed.ask_above, after=composed.after,
     )  # fmt: skip
 
 
@@ -426,7 +449,7 @@ def in_foreground(options: Mapping[str, Any]) -> Inline:
     from orchestrator.local.inline import Inline
     from orchestrator.local.machine import given
 
-    return Inline(scratch=options.get("scratch"), **given(options))
+    return Inline(scratch=options.get("scratch"), others=observers(), **given(options))
 
 
 class _Observers(Mapping[str, Cluster]):

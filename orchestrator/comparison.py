@@ -30,12 +30,13 @@ class Estimate:
         Where one of several is no finite number, nor is the mean, and it has no error.
         """
         count = len(values)
+        if count == 1:
+            return cls(mean=values[0], error=None, runs=1)
         if not all(map(math.isfinite, values)):
-            return cls(mean=values[0] if count == 1 else math.nan, error=None, runs=count)
+            return cls(mean=math.nan, error=None, runs=count)
         mean = math.fsum(values) / count
         spread = math.fsum((value - mean) ** 2 for value in values)
-        error = math.sqrt(spread / (count - 1) / count) if count > 1 else None
-        return cls(mean=mean, error=error, runs=count)
+        return cls(mean=mean, error=math.sqrt(spread / (count - 1) / count), runs=count)
 
     @property
     def finite(self) -> bool:

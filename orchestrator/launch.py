@@ -140,6 +140,7 @@ def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence
         "objective": asdict(experiment.objective) if experiment.objective else None,
         "cluster": dict(experiment.cluster), "tracking": dict(experiment.tracking), "env": experiment.env,
         "snapshot": asdict(experiment.snapshot), "launch": options.to_json(), "tags": list(experiment.tags),
+        "after": list(experiment.after),
         "environment": facts.environment.to_json(), "python": sys.executable, "worker": list(worker),
         "code": [pending.snapshot.to_json() for pending in facts.code],
         "data": {digest: manifest.summary for digest, manifest in facts.manifests.items()},

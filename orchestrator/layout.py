@@ -24,6 +24,9 @@ _LAUNCH = re.compile(r"\d{4,}")
 _LOG = re.compile(r"log(\.rank\d+)?")
 _SYSTEM = re.compile(r"system\..+\.jsonl")
 ATTEMPT_NAME = re.compile(r"a(\d{3,})")
+LAST = "last.ckpt"
+"""In an attempt's checkpoints: what its run goes on from."""
+
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

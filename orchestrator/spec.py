@@ -25,8 +25,14 @@ VIEW = "<view>"
 PROJECT = "<project>"
 """Stands in a frozen config for the frozen project's folder; replaced on the node (`${project:}`)."""
 
-TASKS = ("fit", "fit_test")
-"""What a run does: train and validate, or also test the best checkpoint afterwards."""
+EVALUATIONS = ("validate", "test", "predict")
+"""The tasks that train nothing: they need weights to start from."""
+
+TASKS = ("fit", "fit_test", *EVALUATIONS)
+"""What a run does: train and validate, or also test the best checkpoint afterwards; or one of the evaluations."""
+
+STARTS = ("init_from", "resume_from")
+"""The keys that say where a run starts from: its weights, or its whole state. A config has at most one of them."""
 
 
 ASK_ABOVE = 1_000
@@ -103,7 +109,10 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One grid point, resolved. `config` holds model, data, trainer, seed and task, ready to be built."""
+    """One grid point, resolved. `config` holds model, data, trainer, seed and task, ready to be built.
+
+    Where it starts from another run's checkpoint, or a file, it also holds one of STARTS.
+    """
 
     id: RunId
     point: Point
@@ -148,7 +157,7 @@ class Experiment:
 
     `choices` are the config groups chosen (group -> option), `sweep` the sweep's definition as written,
     `overrides` the command line, `tags` words to find its launches by, and `notes` what a person should know before.
-    A launch of more than `ask_above` runs is one to confirm.
+    A launch of more than `ask_above` runs is one to confirm. It starts once the experiments named in `after` are done.
     """
 
     name: str
@@ -165,3 +174,4 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     ask_above: int = ASK_ABOVE
+    after: tuple[str, ...] = ()

@@ -7,14 +7,15 @@ by its comment.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator import after as others
 from orchestrator import ledger
 from orchestrator.cluster import Capacity, Change, Waiting, check_data
 from orchestrator.errors import ClusterError, OrchError, RequestError
-from orchestrator.layout import ExperimentPaths, LaunchPaths
+from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
 from orchestrator.slurm import control, handover, limits, packed, preflight, queue, script, submission, turns
@@ -62,13 +63,13 @@ class SlurmCluster:
         return Capacity(scratch=preflight.scratch(self._site), hours=limits.default_hours(self._site.chosen))
 
     def submit(self, launch: LaunchPaths) -> Waiting | None:
-        return handover.start(launch, lambda: self.allowed)
+        return handover.start(launch, lambda: self.allowed, after=self.jobs_before(launch))
 
     def go_on(self, launch: LaunchPaths) -> int:
         if shutil.which("sbatch") is None:
             return 0
         try:
-            return handover.go_on(launch, lambda: self.allowed).tasks
+            return handover.go_on(launch, lambda: self.allowed, after=lambda: self.jobs_before(launch)).tasks
         except (OrchError, OSError):
             return 0  # and what is observed says why
 
@@ -80,10 +81,24 @@ class SlurmCluster:
         """Return the arrays that tasks make, by their index in the plan."""
         return script.arrays(tasks, max_array_size=self.allowed.max_array_size)
 
-    def script_of(self, array: script.Array, launch: LaunchPaths, *, experiment: str, token: str) -> str:
-        """Return the text that sbatch gets for an array of a launch. `token` is the launch's own."""
-        given = handover.parameters(array, self.options, launch, experiment=experiment, token=token)
+    def script_of(
+        self, array: script.Array, launch: LaunchPaths, *, experiment: str, token: str, after: Sequence[str] = ()
+    ) -> str:
+        """Return the text that sbatch gets for an array of a launch, to start after experiments of these names.
+
+        `token` is the launch's own.
+        """
+        given = handover.parameters(
+            array, self.options, launch, experiment=experiment, token=token, after=self._jobs_of(launch.runs, after)
+        )
         return submission.text(given, launch.submitit)
+
+    def jobs_before(self, launch: LaunchPaths) -> list[str]:
+        """Return the jobs that a launch is to start after, as far as they are under way."""
+        return self._jobs_of(launch.runs, ledger.read_launch(launch).header.get("after", ()))
+
+    def _jobs_of(self, runs: RunsRoot, experiments: Sequence[str]) -> list[str]:
+        return others.jobs(runs, experiments, {"slurm": self})
 
     @property
     def allowed(self) -> limits.Limits:
@@ -127,7 +142,7 @@ class SlurmCluster:
 
     def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         control.release(jobs_of(launch), ledger.read_packs(launch).firsts(tasks))
-        handover.go_on(launch, lambda: self.allowed, at_once=True)
+        handover.go_on(launch, lambda: self.allowed, at_once=True, after=lambda: self.jobs_before(launch))
 
     def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
         packs, waiting = ledger.read_packs(launch), handover.left(launch)

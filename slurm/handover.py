@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
@@ -58,8 +58,8 @@ class Tried:
 # --- submit -----------------------------------------------------------------------------------------------
 
 
-def start(launch: LaunchPaths, limits: Callable[[], Limits]) -> Waiting | None:
-    """Submit a launch just published; return what must wait for room.
+def start(launch: LaunchPaths, limits: Callable[[], Limits], *, after: Sequence[str] = ()) -> Waiting | None:
+    """Submit a launch just published, to start after these jobs; return what must wait for room.
 
     Raises ClusterError where Slurm refuses an array for good; those before it are submitted, the others given up.
     """
@@ -69,7 +69,7 @@ def start(launch: LaunchPaths, limits: Callable[[], Limits]) -> Waiting | None:
     shapes = _left(launch, known=())
     wanted, kept = _admitted(launch, shapes, gate(launch))
     try:
-        reason = _submit(launch, turn, wanted, limits) or kept
+        reason = _submit(launch, turn, wanted, limits, after) or kept
     except ClusterError as error:
         turn.finish(reason=error.why or error.what, refused=True)
         told = f"{_runs_in(launch, turn.tasks)} of {_runs_in(launch, shapes)} runs were submitted"
@@ -79,8 +79,13 @@ def start(launch: LaunchPaths, limits: Callable[[], Limits]) -> Waiting | None:
     return Waiting(tasks=left, reason=reason, later=_later(ledger.read_launch(launch).header)) if left else None
 
 
-def go_on(launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = "", at_once: bool = False) -> Tried:
+def go_on(
+    launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = "", at_once: bool = False,
+    after: Callable[[], Sequence[str]] = tuple,
+) -> Tried:  # fmt: skip
     """Submit what waits. `ending`: the job at whose end we do so; `at_once`: however lately somebody has tried.
+
+    `after` gives the jobs that it is to start after.
 
     Raises ClusterError where Slurm does not answer.
     """
@@ -99,7 +104,7 @@ def go_on(launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = ""
     if turn is None:
         return Tried(outcome=Outcome.BUSY)
     try:
-        reason = _submit(launch, turn, wanted, limits) or kept
+        reason = _submit(launch, turn, wanted, limits, after() if wanted else ()) or kept
     except (OrchError, OSError) as error:  # a turn that is left open would keep everybody else waiting
         reason = (error.why or error.what) if isinstance(error, OrchError) else str(error)
     turn.finish(reason=reason)
@@ -123,16 +128,18 @@ def shape(
 
 
 def parameters(
-    array: script.Array, options: SlurmOptions, launch: LaunchPaths, *, experiment: str, token: str
-) -> dict[str, Any]:
-    """Return submitit's parameters for an array of a launch. `token` is the launch's own."""
+    array: script.Array, options: SlurmOptions, launch: LaunchPaths, *, experiment: str, token: str,
+    after: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Return submitit's parameters for an array of a launch, to start after these jobs. `token` is the launch's own."""
     name, told = f"{experiment}.{launch.number:04d}", script.comment(token, array.offset)
-    return script.parameters(array, options, name=name, comment=told, folder=launch.submitit)
+    return script.parameters(array, options, name=name, comment=told, folder=launch.submitit, after=after)
 
 
 def _submit(
-    launch: LaunchPaths, turn: OwnTurn, wanted: Mapping[int, script.Shape], limits: Callable[[], Limits]
-) -> str:
+    launch: LaunchPaths, turn: OwnTurn, wanted: Mapping[int, script.Shape], limits: Callable[[], Limits],
+    after: Sequence[str],
+) -> str:  # fmt: skip
     """Submit these tasks, in halves where a limit forbids the whole; return why some are left, or nothing."""
     if not wanted:
         return ""
@@ -142,7 +149,7 @@ def _submit(
         array = waiting.popleft()
         try:
             _check_room(array, limits().max_job_count)
-            turn.add(_submit_array(array, launch, header, turn))
+            turn.add(_submit_array(array, launch, header, turn, after))
         except submission.SubmitLimitError as error:
             if len(array.indices) == 1 or isinstance(error, submission.QueueFullError):
                 return error.why
@@ -150,10 +157,13 @@ def _submit(
     return ""
 
 
-def _submit_array(array: script.Array, launch: LaunchPaths, header: Mapping[str, Any], turn: OwnTurn) -> Job:
+def _submit_array(
+    array: script.Array, launch: LaunchPaths, header: Mapping[str, Any], turn: OwnTurn, after: Sequence[str]
+) -> Job:
     options, folder = control.options(launch), launch.submitit
     ledger.make_private(folder)
-    given = parameters(array, options, launch, experiment=header["experiment"], token=header["token"])
+    names = {"experiment": header["experiment"], "token": header["token"]}
+    given = parameters(array, options, launch, **names, after=after)
     worker = PACK if array.shape.resources.pack else tuple(header["worker"])
     begin = StartWorker(worker, str(launch.path), array.offset)
 

@@ -105,8 +105,13 @@ def pickle_name(array: Array) -> str:
     return f"start.{array.offset}{'.packs' if array.shape.resources.pack else ''}.pkl"
 
 
-def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, folder: Path) -> dict[str, Any]:
-    """Return submitit's parameters for an array. Its defaults that we do not want are overridden (FACTS 15)."""
+def parameters(
+    array: Array, options: SlurmOptions, *, name: str, comment: str, folder: Path, after: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return submitit's parameters for an array that starts after these jobs, however they end.
+
+    Its defaults that we do not want are overridden (FACTS 15).
+    """
     need = array.shape.resources.job
     throttle = f"%{options.throttle}" if options.throttle else ""
     fixed: dict[str, Any] = {
@@ -122,6 +127,7 @@ def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, 
         **{key: value for key, value in texts.items() if key == "reservation"},
         "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", **_requeue(options),
         "time": minutes(need.hours) if need.hours else None, "wckey": None,
+        **({"dependency": f"afterany:{':'.join(after)}"} if after else {}),
         **({"tmp": f"{array.shape.tmp_mb}M"} if array.shape.tmp_mb else {}),
         "comment": f"{comment} {options.comment}" if options.comment else comment,
     }  # fmt: skip

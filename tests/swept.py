@@ -15,18 +15,20 @@ from orchestrator.record import Claim
 from orchestrator.tracking import SpoolWriter
 
 STEPS = 12
+DIGEST = "da7a" * 16
 Point = Mapping[str, Any]
 
 
 def swept(
     runs: Path, points: Iterable[Point], *, name: str = "sweep",
     reach: Callable[[Point], float] = lambda point: 0.5, state: Callable[[Point], str] = lambda point: "done",
-    metrics: Iterable[str] = ("val/acc", "val/loss"), curves: bool = True,
+    metrics: Iterable[str] = ("val/acc", "val/loss"), curves: bool = True, tracking: str = "none",
 ) -> ExperimentPaths:  # fmt: skip
     """Write an experiment of one run per point. The first metric rises to what its run reaches, the others fall."""
     paths = RunsRoot(runs).experiment(name)
     lines = [_line(index, point) for index, point in enumerate(points)]
-    launch = ledger.publish(paths, 1, _header(name), [{"model": {}, "data": {}, "trainer": {}, "seed": 0}], lines)
+    config = {"model": {"lr": 0.1}, "data": {}, "trainer": {}, "seed": 0, "task": "fit"}
+    launch = ledger.publish(paths, 1, _header(name, tracking), [config], lines)
     assert launch is not None
     launch.complete.touch()
     for line in lines:
@@ -59,14 +61,17 @@ def _train(
 def _line(index: int, point: Point) -> dict[str, Any]:
     return {
         "index": index, "run": hashlib.sha256(json.dumps(point).encode()).hexdigest()[:12], "action": "submit",
-        "reason": "new", "attempt": 1, "generation": 1, "history": 1, "code": "c0de", "data": None, "base": 0,
+        "reason": "new", "attempt": 1, "generation": 1, "history": 1, "code": "c0de", "data": DIGEST, "base": 0,
         "set": [], "point": dict(point), "resources": {},
     }  # fmt: skip
 
 
-def _header(name: str) -> dict[str, Any]:
+def _header(name: str, tracking: str) -> dict[str, Any]:
+    code = {"tree": "c0de", "commit": "f00d" * 10, "dirty": False}
+    version = {"source": "dvc", "path": "data/digits", "rev": "v1", "files": 3, "bytes": 1000}
     return {
-        "experiment": name, "message": "", "argv": [], "overrides": [], "choices": {}, "sweep": {},
-        "objective": {"metric": "val/acc", "mode": "max"}, "cluster": {"kind": "inline"}, "tracking": {"kind": "none"},
-        "env": "warn", "environment": {}, "python": "python", "code": [], "data": {},
+        "experiment": name, "message": "", "argv": [], "overrides": ["experiment=sweep"], "choices": {}, "sweep": {},
+        "objective": {"metric": "val/acc", "mode": "max"}, "cluster": {"kind": "inline"},
+        "tracking": {"kind": tracking}, "env": "warn", "environment": {}, "python": "python", "code": [code],
+        "data": {DIGEST: version},
     }  # fmt: skip

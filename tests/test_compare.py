@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import statistics
@@ -72,6 +74,9 @@ def test_runs_that_differ_in_their_seed_only_are_one_row_with_mean_and_standard_
     assert best.split() == ["3", "0.001", "0.930", "±", "0.012", "3", "done", "best"]
     assert other.split()[:3] == ["3", "0.01", "0.870"]
     assert len(compared(runs, capsys, "--each").splitlines()) == 7
+    [row, _] = csv.DictReader(io.StringIO(compared(runs, capsys, "--csv")))
+    assert float(row["val/acc"]) == first["val/acc"]["mean"]
+    assert float(row["val/acc ±"]) == first["val/acc"]["error"]
 
 
 def test_of_a_group_only_what_is_done_counts_and_the_rest_is_told(runs, capsys):

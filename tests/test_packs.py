@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -160,7 +161,8 @@ why = warm.prepare("orchestrator.worker")
 import torch
 print(json.dumps({
     "why": why, "threads": psutil.Process().num_threads(), "cuda": torch.cuda.is_initialized(),
-    "there": [name for name in ("mlflow", "pynvml", "pytorch_lightning") if name in sys.modules],
+    "nvml": getattr(sys.modules.get("pynvml"), "nvmlLib", None) is not None,
+    "there": [name for name in ("mlflow", "pytorch_lightning") if name in sys.modules],
 }))
 """
 
@@ -169,10 +171,10 @@ def test_at_the_fork_there_is_one_thread_and_neither_cuda_nor_nvml_nor_mlflow():
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # numerical libraries would start a pool
     done = subprocess.run([sys.executable, "-c", PREPARE], env=environment, capture_output=True, check=True)
     told = json.loads(done.stdout)
-    assert told == {"why": "", "threads": 1, "cuda": False, "there": ["pytorch_lightning"]}
+    assert told == {"why": "", "threads": 1, "cuda": False, "nvml": False, "there": ["pytorch_lightning"]}
 
 
-def test_a_process_with_a_second_thread_or_with_mlflow_is_not_forked(monkeypatch):
+def test_a_process_with_a_second_thread_mlflow_or_nvml_is_not_forked(monkeypatch):
     alone = psutil.Process().num_threads()
     wait = threading.Event()
     second = threading.Thread(target=wait.wait)
@@ -184,7 +186,10 @@ def test_a_process_with_a_second_thread_or_with_mlflow_is_not_forked(monkeypatch
         second.join()
     monkeypatch.setattr(psutil.Process, "num_threads", lambda _: 1)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    assert warm.unfit() == "mlflow is imported"
+    assert warm.unfit() == "MLflow is imported"
+    monkeypatch.delitem(sys.modules, "mlflow")
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlLib="loaded"))
+    assert warm.unfit() == "NVML is in use"
 
 
 SAYS = """

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import psutil
@@ -81,6 +82,17 @@ def test_every_question_waits_and_is_counted_and_bytes_do_not(mount):
         for _ in range(20):
             file.write(b"some bytes")
     assert mount.counts() == before
+
+
+def test_reads_wait_too_where_that_is_asked_for_and_callers_wait_together(folder, tmp_path):
+    if (reason := unavailable()) is not None:
+        pytest.skip(f"no slow mount here: {reason}")
+    names = [f"file {number}" for number in range(50)]
+    for name in names:
+        (folder / name).write_text(name)
+    with slow_mount(folder, tmp_path / "at", reads=True) as mount, ThreadPoolExecutor(50) as pool:
+        assert list(pool.map(lambda name: (mount.path / name).read_text(), names)) == names
+        assert (mount.counts()["open"], mount.counts()["read"]) == (50, 50)
 
 
 def test_errors_are_those_of_the_folder(mount):

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from orchestrator.api import TOKEN, Plan, Prepared, told
+from orchestrator.cli import grouping
 from orchestrator.cli.points import points
 from orchestrator.cluster import Waiting
 from orchestrator.comparison import Comparison, Group
@@ -36,6 +37,9 @@ STATE_COLOURS: Mapping[RunState, str] = {
 _WEEK_SECONDS = 6 * 86_400
 ROWS = 50
 """How many runs `status` and `plan` list before they ask for --all."""
+
+_FEW_ROWS = 10
+"""Of more runs than that `status` lists so many, below a table that counts all of them."""
 
 
 def paint(text: str, colour: str, stream: IO[str]) -> str:
@@ -268,16 +272,24 @@ def _time_taken(most_taken: Consumption) -> str:
 
 
 def status_lines(book: Ledger, records: Sequence[Record], *, everything: bool = False) -> list[str]:
-    """Return the runs as a table, failures grouped by signature, and what is to be done about them."""
+    """Return the runs as a table, failures grouped by signature, and what is to be done about them.
+
+    Many runs are counted by state and by what was swept, and only the first of them are listed.
+    """
     objective = objective_of(book)
     order = {state: place for place, state in enumerate(RunState)}
     shown = sorted(records, key=lambda record: order[record.state])
-    cut = shown if everything else shown[:ROWS]
+    grouped = len(shown) > ROWS and not everything
+    cut = shown[:_FEW_ROWS] if grouped else shown
     metric, at = objective.metric if objective else "METRIC", points(book, cut)
     rows = [_status_row(record, told(at[record.id]), objective) for record in cut]
     header = ["RUN", "POINT", "STATE", "TRY", "PROGRESS", metric, "TIME", "WHERE", ""]
-    lines = [summary(book), *outlook(book, time.time()), *table(header, rows)]
-    if len(cut) < len(shown):
+    lines = [summary(book), *outlook(book, time.time())]
+    if grouped:
+        groups = grouping.rows(records, objective)
+        lines += ["", *table(*groups), ""] if groups[1] else []
+    lines += table(header, rows)
+    if grouped:
         lines.append(f"... and {len(shown) - len(cut)} more: orch status {book.experiment.name} --all")
     return [*lines, *_failures(book.experiment, records)]
 
@@ -385,13 +397,13 @@ def outlook_json(book: Ledger, now: float) -> dict[str, Any]:
 # --- compare ----------------------------------------------------------------------------------------------
 
 
-def comparison_table(made: Comparison) -> tuple[list[str], list[list[Any]]]:
+def comparison_table(made: Comparison, *, most: int | None = None) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows of ranked runs, or of groups over seeds: `runs` are then those that count, of how many.
 
-    The last column marks the best.
+    The last column marks the best. `most`: only so many rows.
     """
     rows = []
-    for group in made.groups:
+    for group in made.groups[:most]:
         values = [made.estimate(group, metric) for metric in made.metrics]
         rows.append([
             _runs_of(group) if made.over else group.records[0].id[:8], *(group.point[key] for key in made.keys),
@@ -417,6 +429,19 @@ def comparison_json(made: Comparison) -> list[dict[str, Any]]:
         }
         for group in made.groups
     ]  # fmt: skip
+
+
+def comparison_csv(made: Comparison) -> list[list[Any]]:
+    """Return the same for a spreadsheet: a mean and its standard error are two columns, numbers in full."""
+    header, rows = comparison_table(made)
+    first = 1 + len(made.keys)
+    last = first + (len(made.metrics) if made.over else 0)
+    twice = [name for metric in header[first:last] for name in (metric, f"{metric} ±")]
+    lines = [[*header[:first], *twice, *header[last:-1]]]
+    for row in rows:
+        numbers = [(value.mean, value.error) if value else (None, None) for value in row[first:last]]
+        lines.append([*row[:first], *(number for pair in numbers for number in pair), *row[last:-1]])
+    return lines
 
 
 def _runs_of(group: Group) -> str:

@@ -382,19 +382,17 @@ def compare(arguments: Namespace) -> int:
     made = comparison.compare(book, records, objective, metrics, over=over)
     if arguments.html:
         return _write_page(book, made, Path(arguments.html))
-    header, rows = render.comparison_table(made)
     if arguments.json:
         _print_json(render.comparison_json(made))
     elif arguments.csv:
         import csv
 
-        writer = csv.writer(sys.stdout)
-        writer.writerows([header[:-1], *(row[:-1] for row in rows)])
+        csv.writer(sys.stdout).writerows(render.comparison_csv(made))
     else:
-        shown = rows if arguments.all else rows[: render.ROWS]
-        _print(render.table(header, [[render.cell(value) for value in row] for row in shown]))
-        if len(shown) < len(rows):
-            _say(f"... and {len(rows) - len(shown)} more: --all")
+        header, rows = render.comparison_table(made, most=None if arguments.all else render.ROWS)
+        _print(render.table(header, [[render.cell(value) for value in row] for row in rows]))
+        if len(rows) < len(made.groups):
+            _say(f"... and {len(made.groups) - len(rows)} more: --all")
     return 0
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.identity import TRAINER_NOT_IDENTITY
 from orchestrator.layout import EXPERIMENT_NAME
-from orchestrator.spec import TASKS, LaunchOptions, Objective, Pack, Resources, SnapshotOptions
+from orchestrator.spec import EVALUATIONS, STARTS, TASKS, LaunchOptions, Objective, Pack, Resources, SnapshotOptions
 
 TOP_LEVEL = (
     "name", "data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "seed", "vars", "task",
-    "objective", "env", "snapshot", "experiment", "launch", "tags",
+    "objective", "env", "snapshot", "experiment", "launch", "tags", "after", *STARTS,
 )  # fmt: skip
 _ENGINE_OWNS = {
     "devices": "resources.gpus_per_node", "num_nodes": "resources.nodes", "accelerator": "resources.gpus_per_node",
@@ -47,7 +47,7 @@ def check_top_level(config: Mapping[str, Any]) -> None:
     """Refuse unknown keys at the top level, and sections that are not mappings."""
     _known("", config, TOP_LEVEL, hint="put values of your own under vars:")
     for key in TOP_LEVEL:
-        if key not in config and key not in {"experiment", "vars"}:
+        if key not in config and key not in {"experiment", "vars", "after", *STARTS}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
     for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot", "launch"):
         _mapping(section, config.get(section))
@@ -255,6 +255,33 @@ def seed(value: Any) -> int:
 def task(value: Any) -> str:
     """Return the task."""
     return _choice("task", value, TASKS)
+
+
+def starts(config: Mapping[str, Any], task: str) -> dict[str, str]:
+    """Return where a run of a task starts from, as written; at most one of STARTS."""
+    found = {key: config[key] for key in STARTS if config.get(key) is not None}
+    for key, value in found.items():
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{key} is {value!r}", why="it names a checkpoint", fix=f"{key}=run:3fa2c81b/best")
+    if len(found) > 1:
+        raise ConfigError(
+            "init_from and resume_from are both set", why="a run starts from weights, or goes on from a whole state",
+            fix="remove one of them",
+        )  # fmt: skip
+    if task in EVALUATIONS and "init_from" not in found:
+        raise ConfigError(
+            f"task is {task}, and init_from is not set", why="it trains nothing: the weights come from elsewhere",
+            fix="init_from=run:3fa2c81b/best, or a path",
+        )  # fmt: skip
+    return found
+
+
+def after(value: Any) -> tuple[str, ...]:
+    """Return the experiments that are to be done first."""
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list) or not all(isinstance(n, str) and EXPERIMENT_NAME.fullmatch(n) for n in names):
+        raise ConfigError(f"after is {value!r}", why="it names an experiment, or is a list of names", fix="after=NAME")
+    return tuple(dict.fromkeys(names))
 
 
 def env(value: Any) -> str:

@@ -48,9 +48,11 @@ class Forking:
             return Children(start)
         kind = _kind(start)
         parent = self._parents.get(kind)
-        if parent is not None and parent.lost:
-            self._drop(kind, parent)
-            parent = None
+        if parent is not None:
+            parent.poll()
+            if parent.lost:
+                self._drop(kind, parent)
+                parent = None
         if parent is None and kind not in self._unfit:
             for other in [each for each, parent in self._parents.items() if not parent.busy]:
                 self._drop(other, self._parents[other])
@@ -195,6 +197,10 @@ class Forked:
 
     def over(self, status: int) -> None:
         self._status = status
+
+    @property
+    def pending(self) -> bool:
+        return self._process is None and self._instead is None and self._status is None
 
     def ended(self) -> int | None:
         if self._status is None and self._instead is None:

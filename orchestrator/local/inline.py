@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Unpack
 
-from orchestrator import ledger
-from orchestrator.cluster import Capacity, Change
+from orchestrator import after, ledger
+from orchestrator.cluster import Capacity, Change, Cluster
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local import machine, room
@@ -31,11 +32,18 @@ class Inline:
 
     background = False
 
-    def __init__(self, *, scratch: str | None = None, **options: Unpack[machine.Options]) -> None:
+    def __init__(
+        self, *, scratch: str | None = None, others: Mapping[str, Cluster] = MappingProxyType({}),
+        **options: Unpack[machine.Options],
+    ) -> None:  # fmt: skip
+        """`others` are asked about the launches that ours start after."""
         self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
         self._told = ""
         self._forking = Forking()
-        self._supervisor = Supervisor(sync=self._sidecars.sync, start=self._forking, holds=Holds(), users=Users())
+        self._supervisor = Supervisor(
+            sync=self._sidecars.sync, start=self._forking, holds=Holds(), users=Users(),
+            early=lambda launch: after.under_way(launch, others),
+        )  # fmt: skip
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         machine.check(shapes, self._terms, cluster="inline")

@@ -30,6 +30,8 @@ from orchestrator.record import Attempt, Claim, RunState
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0  # at what a launch waits for
+_LOOK_SECONDS = 1.0  # at what a launch waits for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,15 +73,18 @@ class Supervisor:
         self, *, sync: Callable[[str, Path, str], None], start: Starter = Children, holds: Holds | None = None,
         users: Callable[[Sequence[Device]], Mapping[str, str]] = lambda _: {},
         clock: Callable[[], float] = time.monotonic, restarts: bool = False,
+        early: Callable[[LaunchPaths], bool] = lambda _: False,
     ) -> None:  # fmt: skip
         """`sync(python, runs, experiment)` is told each time something of an experiment has changed.
 
         `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `users` tells by
         address who else computes on devices. `head` is afterwards what is next, and what it waits for. `restarts`: the
         tasks are some of a launch's, and of those stopped before they began nothing is written: they are started again.
+        `early` says of a launch that starts after others whether it has to wait for them.
         """
         self._sync, self._make, self._holds, self._users, self._clock = sync, start, holds, users, clock
-        self._restarts = restarts
+        self._restarts, self._early = restarts, early
+        self._looked: dict[LaunchPaths, tuple[float, bool]] = {}
         self.head: Head | None = None
         self._arrivals = itertools.count()
         self._queue: list[_Waiting] = []
@@ -177,11 +182,20 @@ class Supervisor:
                 self._start(chosen, choice.devices)
 
     def _may_start(self, waiting: _Waiting) -> bool:
-        """Return whether a task is neither held nor behind a canary; its launch is asked once in a step."""
+        """Return whether a task is neither held nor behind a canary or others; its launch is asked once in a step."""
         launch = waiting.task.launch
         if launch not in self._gates:
             self._gates[launch] = guard.gate(launch)
-        return waiting.task.cancelled or self._gates[launch].admits(waiting.task.index)
+        return waiting.task.cancelled or (self._gates[launch].admits(waiting.task.index) and not self._is_early(launch))
+
+    def _is_early(self, launch: LaunchPaths) -> bool:
+        """Return whether a launch waits for others, as far as was seen lately; its runs see how they went."""
+        if not self._headers[launch].get("after"):
+            return False
+        looked, early = self._looked.get(launch, (-math.inf, True))
+        if early and self._clock() - looked >= _LOOK_SECONDS:
+            self._looked[launch] = self._clock(), self._early(launch)
+        return self._looked[launch][1]
 
     def _let_go(self) -> frozenset[str]:
         """Let go of devices that no task has any more, and return which."""
@@ -217,6 +231,8 @@ class Supervisor:
 
     def _watch(self, running: _Running) -> None:
         status = running.handle.ended()
+        if running.handle.pending:
+            running.deadline = self._deadline(running.task)
         if status is not None:
             self._reap(running, status)
         elif running.kill_at is not None:

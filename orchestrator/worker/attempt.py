@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from orchestrator import environment, ledger
+from orchestrator import after, environment, ledger, start
 from orchestrator.credentials import masked
 from orchestrator.errors import OrchError
 from orchestrator.record import RunState
-from orchestrator.spec import PROJECT, VIEW, Objective
+from orchestrator.spec import PROJECT, STARTS, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
 from orchestrator.worker import aftermath, data, requeue
 from orchestrator.worker.assignment import Assignment
@@ -59,6 +59,7 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
 def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
         requeue.check(assignment)
+        after.require(assignment.launch)
         _check_environment(assignment)
         with measured(assignment), data.staged(assignment, events, stop) as view:
             config = _place(assignment, view)
@@ -111,18 +112,30 @@ def _train(
     from orchestrator.tracking.logger import SpoolLogger
     from orchestrator.worker import checkpoints, training
 
+    weights, state = (_start(assignment, config.get(key)) for key in STARTS)
     earlier = [assignment.run.attempt(n) for n in range(assignment.wish.history, assignment.wish.attempt)]
     objective = assignment.header["objective"]
     work = training.Training(
         config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
         folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
-        resume_from=checkpoints.latest(earlier), place=assignment.place, conceal=events.conceal,
+        artifacts=assignment.run.artifacts, resume_from=checkpoints.latest(earlier), weights_from=weights,
+        state_from=state, place=assignment.place, conceal=events.conceal,
         example=assignment.attempt.example if assignment.header["tracking"].get("register") else None,
     )  # fmt: skip
     path = assignment.attempt.metrics if assignment.leads else Path(os.devnull)
     with SpoolWriter(path, conceal=events.conceal) as spool:
         logger = SpoolLogger(spool, assignment.run.artifacts)
         return training.train(work, logger=logger, events=events, stop=stop)
+
+
+def _start(assignment: Assignment, frozen: start.Start | None) -> Path | None:
+    """Return the checkpoint that the run starts from, if it does; raise StateError where it is not what it was."""
+    if frozen is None:
+        return None
+    path = start.locate(frozen, assignment.launch.runs)
+    if assignment.leads:
+        start.check_content(frozen, path)
+    return path
 
 
 def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str:

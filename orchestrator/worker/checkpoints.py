@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from orchestrator.layout import AttemptPaths
+from orchestrator.layout import LAST, AttemptPaths
 
-LAST = "last.ckpt"
 BEST = "best.ckpt"
+INHERITED = "inherited-best.ckpt"
+"""The best of the run that this one goes on from: its own first best would overwrite it."""
 
 
 _ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")

@@ -35,7 +35,6 @@ from orchestrator.worker import log
 _MESSAGE_BYTES = 2**18
 _MOST_DESCRIPTORS = 64
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
-_UNFORKABLE = ("mlflow", "pynvml")
 
 
 def unfit() -> str:
@@ -43,8 +42,10 @@ def unfit() -> str:
     threads = psutil.Process().num_threads()
     if threads > 1:
         return f"it has {threads} threads"
-    if found := [name for name in _UNFORKABLE if name in sys.modules]:
-        return f"{' and '.join(found)} is imported"
+    if "mlflow" in sys.modules:
+        return "MLflow is imported"
+    if getattr(sys.modules.get("pynvml"), "nvmlLib", None) is not None:  # torch imports it, and calls nothing
+        return "NVML is in use"
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     return "CUDA is in use" if cuda is not None and cuda.is_initialized() else ""
 

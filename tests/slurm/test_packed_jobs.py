@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cluster_contract import Gate, states, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output, processes_with
+from real_slurm import output, processes_of
 
 from orchestrator.layout import ExperimentPaths
 from orchestrator.record import RunState
@@ -101,11 +101,11 @@ def test_a_run_that_has_had_its_time_makes_way_for_the_others(slurm, tmp_path, g
     assert bench.records()[long.id].reason.startswith("time limit of 0.001 h")
 
 
-def test_runs_go_on_when_the_process_that_forks_them_is_killed(bench, gate):
+def test_runs_go_on_when_the_process_that_forks_them_is_killed(bench, gate, slurm):
     runs = [scripted(gate.script(), seed=seed, pack=Pack(runs=6, at_once=2)) for seed in range(4)]
     bench.launch(runs)
     wait_for(lambda: begun(bench, *runs[:2]), "two runs to begin")
-    (parent,) = {each.parent() for each in processes_with("orchestrator.worker.warm") if _is_forked(each)}
+    (parent,) = {each.parent() for each in workers(slurm) if _is_forked(each)}
     parent.kill()
     gate.open()
     wait_for_end(bench)
@@ -113,9 +113,14 @@ def test_runs_go_on_when_the_process_that_forks_them_is_killed(bench, gate):
     assert played_by(bench, runs) == [1] * 4
 
 
+def workers(cluster):
+    """Return the processes of packs: their supervisors, warm parents, and what these have forked."""
+    return [each for each in processes_of(cluster) if "orchestrator.worker" in " ".join(each.cmdline())]
+
+
 def _is_forked(process):
     parent = process.parent()
-    return parent is not None and parent.cmdline() == process.cmdline()
+    return "orchestrator.worker.warm" in process.cmdline() and parent.cmdline() == process.cmdline()
 
 
 def test_a_job_ends_when_all_that_it_has_left_is_cancelled(bench, gate):
@@ -130,13 +135,13 @@ def test_a_job_ends_when_all_that_it_has_left_is_cancelled(bench, gate):
     assert played_by(bench, runs) == [1, 1, 0, 0]
 
 
-def test_a_job_that_is_cancelled_in_slurm_leaves_no_run_behind(bench, gate):
+def test_a_job_that_is_cancelled_in_slurm_leaves_no_run_behind(bench, gate, slurm):
     runs = packed(3, gate.script())
     bench.launch(runs)
     wait_for(lambda: begun(bench, runs[0]), "the first run to begin")
     output("scancel", "--user=root")
     wait_for(lambda: not output("squeue", "--noheader"), "the job to end")
-    assert not processes_with("orchestrator.worker")
+    wait_for(lambda: not workers(slurm), "all its processes to be gone")
     assert states(bench, runs) == [RunState.INTERRUPTED] * 3
     gate.open()
     bench.launch(runs)
