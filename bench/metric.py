@@ -30,12 +30,15 @@ def rows(box: Sandbox) -> list[Row]:
     with SpoolWriter(box.folder / "metrics.jsonl") as writer, server(box) as mlflow:
         logger = SpoolLogger(writer, box.folder / "artifacts")
         sqlite = MLFlowLogger(tracking_uri=f"sqlite:///{box.folder / 'mlflow.db'}")
+        queued: list[Any] = []
         http = MLFlowLogger(tracking_uri=mlflow.address)
         calls: dict[str, Callable[[dict[str, float], int], Any]] = {
             "writer": writer.metrics, "logger": logger.log_metrics, "sqlite": sqlite.log_metrics,
-            "http": http.log_metrics, "async": _asynchronous(mlflow.address),
+            "http": http.log_metrics, "async": _asynchronous(mlflow.address, queued),
         }  # fmt: skip
         found = in_turns("metric", _ROUNDS, {side: partial(_per_call, calls[side], _CALLS[side]) for side in calls})
+        for operation in queued:  # while there is a server: at its exit MLflow would wait minutes for one
+            operation.wait()
     row = partial(Row, budget=2e-5)
     return [
         *(
@@ -49,14 +52,14 @@ def rows(box: Sandbox) -> list[Row]:
     ]  # fmt: skip
 
 
-def _asynchronous(address: str) -> Callable[[dict[str, float], int], Any]:
-    """Return MLflow's asynchronous logging of one metric."""
+def _asynchronous(address: str, queued: list[Any]) -> Callable[[dict[str, float], int], Any]:
+    """Return MLflow's asynchronous logging of one metric; what it has queued is added to a list."""
     client = MlflowClient(address)
     run = client.create_run(client.create_experiment("async")).info.run_id
 
     def log(values: dict[str, float], step: int) -> None:
         metrics = [Metric(name, value, 1_000 + step, step) for name, value in values.items()]
-        client.log_batch(run, metrics, synchronous=False)
+        queued.append(client.log_batch(run, metrics, synchronous=False))
 
     return log
 
