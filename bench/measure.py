@@ -35,7 +35,7 @@ class Row:
     """One line of the table: what was measured, in seconds, and what stands beside it.
 
     `budget` is in seconds; None where the design names none for what is measured here. `cpu` are the CPU seconds of
-    the same measurements, where they were taken.
+    the same measurements, where they were taken, and `peak` their memory in bytes.
     """
 
     what: str
@@ -45,6 +45,8 @@ class Row:
     peer_measured: Sequence[Seconds] = ()
     cpu: Sequence[Seconds] = ()
     peer_cpu: Sequence[Seconds] = ()
+    peak: Sequence[int] = ()
+    peer_peak: Sequence[int] = ()
 
     @property
     def ratio(self) -> float | None:

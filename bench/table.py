@@ -8,7 +8,10 @@ from typing import Any
 
 from bench.measure import Row
 
-HEADER = ("WHAT", "MEDIAN (MIN..MAX)", "CPU", "BUDGET", "", "PEER", "ITS MEDIAN (MIN..MAX)", "CPU", "PEER/OURS")
+HEADER = (
+    "WHAT", "MEDIAN (MIN..MAX)", "CPU", "PEAK", "BUDGET", "",
+    "PEER", "ITS MEDIAN (MIN..MAX)", "CPU", "PEAK", "PEER/OURS",
+)  # fmt: skip
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
@@ -23,14 +26,17 @@ def to_json(row: Row) -> dict[str, Any]:
         "what": row.what, "seconds": list(row.measured), "budget_seconds": row.budget, "over": row.over,
         "peer": row.peer or None, "peer_seconds": list(row.peer_measured), "ratio": row.ratio,
         "cpu_seconds": list(row.cpu), "peer_cpu_seconds": list(row.peer_cpu),
+        "peak_bytes": list(row.peak), "peer_peak_bytes": list(row.peer_peak),
     }  # fmt: skip
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     verdict = "" if row.budget is None else "over" if row.over else "kept"
     return (
-        row.what, _spread(row.measured), _least(row.cpu), "" if row.budget is None else _time(row.budget), verdict,
-        row.peer, _spread(row.peer_measured), _least(row.peer_cpu), "" if row.ratio is None else f"{row.ratio:.3g}x",
+        row.what, _spread(row.measured), _least(row.cpu), _most(row.peak),
+        "" if row.budget is None else _time(row.budget), verdict,
+        row.peer, _spread(row.peer_measured), _least(row.peer_cpu), _most(row.peer_peak),
+        "" if row.ratio is None else f"{row.ratio:.3g}x",
     )  # fmt: skip
 
 
@@ -40,6 +46,10 @@ def _spread(seconds: Sequence[float]) -> str:
 
 def _least(seconds: Sequence[float]) -> str:
     return _time(min(seconds)) if seconds else ""
+
+
+def _most(sizes: Sequence[int]) -> str:
+    return f"{max(sizes) / 1e6:.0f} MB" if sizes else ""
 
 
 def _time(seconds: float) -> str:
