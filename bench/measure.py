@@ -35,7 +35,7 @@ class Row:
     """One line of the table: what was measured, in seconds or `unit`, and what stands beside it.
 
     `budget` is in the same; None where the design names none for what is measured here. `cpu` are the CPU seconds of
-    the same measurements, where they were taken.
+    the same measurements, where they were taken, and `peak` their memory in bytes.
     """
 
     what: str
@@ -46,6 +46,8 @@ class Row:
     cpu: Sequence[Seconds] = ()
     peer_cpu: Sequence[Seconds] = ()
     unit: str = "s"
+    peak: Sequence[int] = ()
+    peer_peak: Sequence[int] = ()
 
     @property
     def ratio(self) -> float | None:

@@ -8,7 +8,10 @@ from typing import Any
 
 from bench.measure import Row
 
-HEADER = ("WHAT", "MEDIAN (MIN..MAX)", "CPU", "BUDGET", "", "PEER", "ITS MEDIAN (MIN..MAX)", "CPU", "PEER/OURS")
+HEADER = (
+    "WHAT", "MEDIAN (MIN..MAX)", "CPU", "PEAK", "BUDGET", "",
+    "PEER", "ITS MEDIAN (MIN..MAX)", "CPU", "PEAK", "PEER/OURS",
+)  # fmt: skip
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
@@ -24,15 +27,17 @@ def to_json(row: Row) -> dict[str, Any]:
         "over": row.over,
         "peer": row.peer or None, "peer_seconds": list(row.peer_measured), "ratio": row.ratio,
         "cpu_seconds": list(row.cpu), "peer_cpu_seconds": list(row.peer_cpu),
+        "peak_bytes": list(row.peak), "peer_peak_bytes": list(row.peer_peak),
     }  # fmt: skip
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     verdict = "" if row.budget is None else "over" if row.over else "kept"
     return (
-        row.what, _spread(row.measured, row.unit), _least(row.cpu),
-        "" if row.budget is None else _amount(row.budget, row.unit), verdict, row.peer,
-        _spread(row.peer_measured, row.unit), _least(row.peer_cpu), "" if row.ratio is None else f"{row.ratio:.3g}x",
+        row.what, _spread(row.measured, row.unit), _least(row.cpu), _most(row.peak),
+        "" if row.budget is None else _amount(row.budget, row.unit), verdict,
+        row.peer, _spread(row.peer_measured, row.unit), _least(row.peer_cpu), _most(row.peer_peak),
+        "" if row.ratio is None else f"{row.ratio:.3g}x",
     )  # fmt: skip
 
 
@@ -47,6 +52,10 @@ def _amount(value: float, unit: str) -> str:
 
 def _least(seconds: Sequence[float]) -> str:
     return _time(min(seconds)) if seconds else ""
+
+
+def _most(sizes: Sequence[int]) -> str:
+    return f"{max(sizes) / 1e6:.0f} MB" if sizes else ""
 
 
 def _time(seconds: float) -> str:
