@@ -25,7 +25,7 @@ a damaged line
 @pytest.mark.parametrize(
     ("folder", "kind", "network"),
     [
-        ("/work/runs", "ext4", False),
+        ("/disk/runs", "ext4", False),
         ("/home/me/project/runs", "nfs4", True),
         ("/home/me/my disk/runs", "xfs", False),
         ("/homes/me", "ext4", False),
