@@ -63,7 +63,7 @@ def _kinds(records: Sequence[Record], key: str) -> list[Row]:
     if all(_is_number(value) for value, _ in values.values()):
         ordered = sorted(values.values(), key=_first)
         return _ranges(ordered) if len(ordered) > _VALUES else [(_text(value), found) for value, found in ordered]
-    ranked = [(_text(value), found) for value, found in values.values()]
+    ranked: list[tuple[str, Sequence[Record]]] = [(_text(value), found) for value, found in values.values()]
     if len(ranked) <= _VALUES:
         return ranked
     ranked.sort(key=lambda row: -len(row[1]))

@@ -437,7 +437,7 @@ def comparison_csv(made: Comparison) -> list[list[Any]]:
     first = 1 + len(made.keys)
     last = first + (len(made.metrics) if made.over else 0)
     twice = [name for metric in header[first:last] for name in (metric, f"{metric} ±")]
-    lines = [[*header[:first], *twice, *header[last:-1]]]
+    lines: list[list[Any]] = [[*header[:first], *twice, *header[last:-1]]]
     for row in rows:
         numbers = [(value.mean, value.error) if value else (None, None) for value in row[first:last]]
         lines.append([*row[:first], *(number for pair in numbers for number in pair), *row[last:-1]])

@@ -11,7 +11,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from orchestrator.data.answers import Answers
 from orchestrator.data.checksum import checksum_of
 from orchestrator.data.manifest import Entry, Manifest
+from orchestrator.data.threads import map_in_threads
 from orchestrator.errors import RequestError, nearest
 
 _THREADS = 8
@@ -123,9 +123,8 @@ def _follow(child: os.DirEntry[str], root: Path) -> tuple[str, os.stat_result]:
 def _checksums(found: list[Found], answers: Answers, root: Path, now: int) -> list[str]:
     kept = _kept(answers.read(str(root)))
     known = {file.path: checksum for file in found if (checksum := _known(kept, file))}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        hashed = pool.map(_hash, [file for file in found if file.path not in known])
-        checksums = [known.get(file.path) or next(hashed) for file in found]
+    hashed = iter(map_in_threads(_hash, [file for file in found if file.path not in known], threads=_THREADS))
+    checksums = [known.get(file.path) or next(hashed) for file in found]
     settled = {
         file.path: [*file.stamp, checksum]
         for file, checksum in zip(found, checksums, strict=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from orchestrator.data.checksum import CHUNK, Checksum
 from orchestrator.data.manifest import Entry, Manifest
 from orchestrator.data.origin import Arrival
 from orchestrator.data.repository import some_of
+from orchestrator.data.threads import map_in_threads
 from orchestrator.errors import ConfigError, OrchError, RequestError, nearest
 
 _HASHES = ("etag", "content")
@@ -109,8 +109,7 @@ class _Hashes:
         kept = self._answers.read(*question)
         known: dict[str, str] = kept if isinstance(kept, dict) else {}
         plain = self._trusting and self._bucket.ask(rows[0]).md5_in_etag
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            hashes = list(pool.map(lambda row: self._one(row, known.get(_stamp(row)), plain=plain), rows))
+        hashes = map_in_threads(lambda row: self._one(row, known.get(_stamp(row)), plain=plain), rows, threads=AT_ONCE)
         new = {_stamp(row): found for row, found in zip(rows, hashes, strict=True) if found != f"md5:{row.etag}"}
         if new and new != known:
             self._answers.write(new, *question)

@@ -17,7 +17,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +33,7 @@ from orchestrator.data.origin import FULL, Origin
 from orchestrator.data.progress import Meter, Report
 from orchestrator.data.room import Need, Room
 from orchestrator.data.staging import Staging
+from orchestrator.data.threads import map_in_threads
 from orchestrator.data.versions import UNREADABLE, Facts, File, Version, remove_tree, versions
 from orchestrator.errors import DataError
 
@@ -271,8 +271,7 @@ class Store:
             files = list(version.files())
         except UNREADABLE as error:
             return self._unlisted(version, error)
-        with ThreadPoolExecutor(self._staging.threads) as pool:
-            found = list(pool.map(version.damage, files))
+        found = map_in_threads(version.damage, files, threads=self._staging.threads)
         problems = [problem for problem in found if problem] + version.strangers()
         if problems:
             log.warning("data version %s on this node is damaged: %s", version.digest[:12], "; ".join(problems[:3]))
