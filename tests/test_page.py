@@ -208,3 +208,13 @@ def test_names_and_values_are_shown_as_text_and_never_run(tmp_path, browser, cap
     assert browser.ask("document.querySelector('#plots-1 .xtitle').textContent").startswith("model.</script><script>")
     assert browser.requests() == []
     assert browser.complaints() == []
+
+
+def test_what_looks_like_a_credential_is_not_on_the_page(tmp_path, capsys):
+    points = [{"model.api_key": key, "model.lr": lr} for key in ("hunter2a", "hunter2b") for lr in (0.1, 0.2)]
+    swept(tmp_path / "runs", points)
+    assert main(["compare", "sweep", "--runs", str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")]) == 0
+    assert "hunter2" not in (tmp_path / "page.html").read_text()
+    swept(tmp_path / "runs", [{**point, "model.width": i} for i in range(20) for point in points], name="many")
+    assert main(["status", "many", "--runs", str(tmp_path / "runs")]) == 0
+    assert "hunter2" not in capsys.readouterr().out

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from orchestrator.spec import Point
 
-_LOGARITHMIC = 50.0
-"""Positive numbers whose largest is so many times the smallest are drawn on a logarithmic scale."""
+_LOGARITHMIC = 9.9
+"""Positive numbers whose largest is ten times the smallest, or more, are drawn on a logarithmic scale."""
 
 COLOURS = [[0, "#4a6fd4"], [0.5, "#2a9d8f"], [1, "#e9a820"]]
 """A scale from low to high that can be told apart on white and on black."""
