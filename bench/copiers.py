@@ -141,7 +141,7 @@ def _started(pipeline: Sequence[Sequence[str]], environment: Mapping[str, str]) 
 
 
 class _Watch:
-    """Looks at processes while they run: `peak_bytes` is the sum of the most that each of them, and its children, had."""
+    """Looks at processes while they run: `peak_bytes` is the sum of the most that each, and its children, had."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self._processes, self._most, self._ended = processes, dict[int, int](), threading.Event()
