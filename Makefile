@@ -1,6 +1,7 @@
 # make demo     a sweep of eight runs on real data, from nothing to a comparison; again: all is done, nothing runs
 # make test     all tests              make lint     ruff, its format, mypy
 # make bench    the budgets            make clean    what was made, except runs/
+# make scale    10,000 runs on a real Slurm, slurmctld restarted in the midst of them: an hour; RUNS=500 minutes
 #
 # PY=python3.12 make demo    makes the environment with another Python (3.11 or later)
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TYPED := build/typed/orchestrator
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench scale clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -33,6 +34,9 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	$(BIN)/python -m bench
+
+scale: .venv/.installed-dev
+	SCALE_RUNS=$(or $(RUNS),10000) $(BIN)/python -m pytest tests/slurm/test_scale.py --capture=no --quiet
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,7 +12,9 @@ from bench.measure import Row, say
 from bench.sandbox import sandbox
 
 # What loads torch or MLflow into this process comes last.
-BENCHMARKS = ("startup", "status", "plan", "launch", "stage", "job_start", "metric")
+BENCHMARKS = (
+    "startup", "status", "plan", "launch", "stage", "job_start", "pack", "steps", "uploaders", "metric",
+)  # fmt: skip
 
 
 def main() -> int:

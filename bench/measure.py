@@ -32,9 +32,9 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table: what was measured, in seconds, and what stands beside it.
+    """One line of the table: what was measured, in seconds or `unit`, and what stands beside it.
 
-    `budget` is in seconds; None where the design names none for what is measured here. `cpu` are the CPU seconds of
+    `budget` is in the same; None where the design names none for what is measured here. `cpu` are the CPU seconds of
     the same measurements, where they were taken, and `peak` their memory in bytes.
     """
 
@@ -45,6 +45,7 @@ class Row:
     peer_measured: Sequence[Seconds] = ()
     cpu: Sequence[Seconds] = ()
     peer_cpu: Sequence[Seconds] = ()
+    unit: str = "s"
     peak: Sequence[int] = ()
     peer_peak: Sequence[int] = ()
 

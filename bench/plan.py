@@ -42,18 +42,26 @@ def rows(box: Sandbox) -> list[Row]:
     def orch(verb: str, points: int) -> Seconds:
         return box.seconds(box.orch(verb, *sweep_of(points), "--runs", str(next(fresh))), cwd=project)
 
+    def peak_mb(verb: str, *words: str) -> float:
+        return box.peak_mb(box.orch(verb, *sweep_of(10_000), *words, "--runs", str(next(fresh))), cwd=project)
+
     with box.idle_workstation():
         found = in_turns(
             "plan", _ROUNDS,
             {
                 "launch 1,000": lambda: orch("launch", 1_000), "plan 1,000": lambda: orch("plan", 1_000),
                 "plan 10,000": lambda: orch("plan", 10_000), "compose": lambda: _compose(box, project),
+                "memory, plan": lambda: peak_mb("plan"), "memory, launch": lambda: peak_mb("launch", "--yes"),
             },
         )  # fmt: skip
     return [
         _row("orch plan (1,000 points)", found["plan 1,000"], 1_000, found["compose"]),
         _row("orch plan (10,000 points)", found["plan 10,000"], 10_000, found["compose"]),
         _row("orch launch (1,000 runs, workstation)", found["launch 1,000"], 1_000, found["compose"]),
+        *(
+            Row(what=f"orch {verb} (10,000 points), memory", measured=found[f"memory, {verb}"], budget=300, unit="MB")
+            for verb in ("plan", "launch")
+        ),
     ]
 
 

@@ -18,7 +18,12 @@ TREE = hashlib.sha1(b"some code", usedforsecurity=False).hexdigest()
 _EPOCHS = 10
 
 
-def make_experiment(runs: Path, name: str, count: int, *, running: int = 0) -> ExperimentPaths:
+_UNTRACKED: Mapping[str, Any] = {"kind": "none"}
+
+
+def make_experiment(
+    runs: Path, name: str, count: int, *, running: int = 0, tracking: Mapping[str, Any] = _UNTRACKED
+) -> ExperimentPaths:
     """Write an experiment: of ten runs, seven are done, one has failed, two never started.
 
     Its launcher left without handing it to a scheduler, so that looking at it asks nobody. With `running` runs, the
@@ -26,7 +31,7 @@ def make_experiment(runs: Path, name: str, count: int, *, running: int = 0) -> E
     """
     paths = RunsRoot(runs).experiment(name)
     lines = [_line(index) for index in range(count)]
-    launch = ledger.publish(paths, 1, _header(name), [_config()], lines)
+    launch = ledger.publish(paths, 1, {**_header(name), "tracking": tracking}, [_config()], lines)
     if launch is None:
         raise FileExistsError(paths.path)
     launch.complete.touch()

@@ -20,6 +20,11 @@ from orchestrator.process import run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
+_PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,11 @@ class Sandbox:
         before = _children_cpu_seconds()
         seconds = self.seconds(argv, cwd=cwd, env=env)
         return Cost(seconds=seconds, cpu_seconds=_children_cpu_seconds() - before)
+
+    def peak_mb(self, argv: Sequence[str], *, cwd: Path) -> float:
+        """Return the most memory (10**6 bytes) that a command's process has had, or the largest of its children."""
+        wrapped = [PYTHON, "-c", _PEAK, *argv]
+        return int(self.run(wrapped, cwd=cwd).splitlines()[-1]) * 1024 / 1e6
 
     def start(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start a command that prints to a file."""

@@ -23,7 +23,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 def to_json(row: Row) -> dict[str, Any]:
     return {
-        "what": row.what, "seconds": list(row.measured), "budget_seconds": row.budget, "over": row.over,
+        "what": row.what, "unit": row.unit, "seconds": list(row.measured), "budget_seconds": row.budget,
+        "over": row.over,
         "peer": row.peer or None, "peer_seconds": list(row.peer_measured), "ratio": row.ratio,
         "cpu_seconds": list(row.cpu), "peer_cpu_seconds": list(row.peer_cpu),
         "peak_bytes": list(row.peak), "peer_peak_bytes": list(row.peer_peak),
@@ -33,15 +34,20 @@ def to_json(row: Row) -> dict[str, Any]:
 def _cells(row: Row) -> tuple[str, ...]:
     verdict = "" if row.budget is None else "over" if row.over else "kept"
     return (
-        row.what, _spread(row.measured), _least(row.cpu), _most(row.peak),
-        "" if row.budget is None else _time(row.budget), verdict,
-        row.peer, _spread(row.peer_measured), _least(row.peer_cpu), _most(row.peer_peak),
+        row.what, _spread(row.measured, row.unit), _least(row.cpu), _most(row.peak),
+        "" if row.budget is None else _amount(row.budget, row.unit), verdict,
+        row.peer, _spread(row.peer_measured, row.unit), _least(row.peer_cpu), _most(row.peer_peak),
         "" if row.ratio is None else f"{row.ratio:.3g}x",
     )  # fmt: skip
 
 
-def _spread(seconds: Sequence[float]) -> str:
-    return f"{_time(median(seconds))} ({_time(min(seconds))}..{_time(max(seconds))})" if seconds else ""
+def _spread(measured: Sequence[float], unit: str) -> str:
+    middle, least, most = (_amount(each(measured), unit) if measured else "" for each in (median, min, max))
+    return f"{middle} ({least}..{most})" if measured else ""
+
+
+def _amount(value: float, unit: str) -> str:
+    return _time(value) if unit == "s" else f"{value:.3g} {unit}"
 
 
 def _least(seconds: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -18,25 +19,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import guard, ledger
+from orchestrator import after, guard, ledger
 from orchestrator.cluster import Capacity, Change, Cluster, Scratch
+from orchestrator.credentials import masked
 from orchestrator.errors import ConfigError, OrchError, RequestError, TrackingError
 from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths, LaunchPaths, cache_dir
+from orchestrator.packing import packs, sized
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Experiment, LaunchOptions, Objective, Resources, Run, RunId, SnapshotOptions
+from orchestrator.spec import STARTS, Experiment, LaunchOptions, Objective, Resources, Run, RunId, SnapshotOptions
 from orchestrator.waiting import hand_over
 
 if TYPE_CHECKING:
-    from orchestrator.config import Draft
+    from orchestrator.config import Draft, DraftPoint
     from orchestrator.data import Manifest
     from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
     from orchestrator.local.inline import Inline
     from orchestrator.slurm import script
     from orchestrator.tracking import Report
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 60.0
@@ -70,22 +74,26 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
         composed = composed if batches is None else debugging(composed, batches)
         composed = replace(composed, tracking=_addressed(project, composed))
         cluster_for(composed.cluster)  # checks its options
+        waits = after.check(project.runs, composed.name, composed.after, observers(), composed.cluster["kind"])
+        composed = _started(project, composed)
         check_targets(project, composed)
         manifests = _resolve_data(project, composed)
         experiment = _experiment(composed, manifests)
     with ExitStack() as stack:
         facts = _facts(project, experiment.snapshot, {m.digest: m for m in manifests.values()}, stack)
-        yield Prepared(experiment=experiment, facts=facts, notes=_notes(experiment, facts))
+        yield Prepared(experiment=experiment, facts=facts, notes=(*_notes(experiment, facts), *waits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a launch would do now: its steps, and what those to do would ask for.
 
-    `launch` is the folder that it would get, `arrays` what it would submit (None: the cluster knows no arrays).
+    `acting` are the steps to do, `launch` is the folder that it would get, `arrays` what it would submit (None: the
+    cluster knows no arrays).
     """
 
     steps: tuple[Step, ...]
+    acting: tuple[Step, ...]
     launch: LaunchPaths
     arrays: tuple[script.Array, ...] | None
     shapes: tuple[ShapeTotal, ...]
@@ -104,23 +112,24 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh:
     paths, cluster = project.runs.experiment(experiment.name), cluster_for(experiment.cluster)
     book = read(project, experiment.name)
     steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
-    acting = to_do(steps)
+    acting = sized(to_do(steps), book.records)
     needs = {step.run.resources for step in acting}
     notes = cluster.check(needs, paths.path, data_of(acting, facts.manifests)) if acting else ()
     capacity = cluster.capacity() if acting else Capacity(scratch=Scratch(where=""))  # then nobody is asked
-    arrays = _arrays(cluster, acting, facts, paths) if acting else None
+    arrays = _arrays(cluster, acting, facts, paths, canary=experiment.launch.canary) if acting else None
     counted = None if arrays is None else Counter(array.shape.resources for array in arrays)
+    jobs = None if arrays is None else _jobs(arrays)
     checkpoints = disk_forecast(acting, book.records, paths, _models(project, facts, ask=weigh))
     return Plan(
-        steps=steps, launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
-        shapes=shape_totals(acting, arrays=counted, default_hours=capacity.hours),
+        steps=steps, acting=tuple(acting), launch=paths.launch(book.next_number), arrays=arrays, capacity=capacity,
+        shapes=shape_totals(acting, arrays=counted, jobs=jobs, default_hours=capacity.hours),
         data=data_totals(acting, facts.manifests), checkpoints=checkpoints,
         notes=(*notes, *([checkpoints.note] if checkpoints.note else [])),
     )  # fmt: skip
 
 
 def _arrays(
-    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths
+    cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths, *, canary: int
 ) -> tuple[script.Array, ...] | None:
     """Return the arrays that a launch of these steps would submit."""
     from orchestrator.slurm.cluster import SlurmCluster
@@ -134,11 +143,18 @@ def _arrays(
     }
     codes = {step.code: tuple(paths.python_path(step.code, unwritten=unwritten)) for step in acting}
     sizes = {digest: manifest.bytes for digest, manifest in facts.manifests.items()}
+    later = {index for pack in packs(acting, canary=canary) for index in pack[1:]}  # a pack goes by its first
     shapes = {
         index: cluster.shape(step.run.resources, codes[step.code], data_bytes=sizes.get(step.run.data_digest or "", 0))
         for index, step in enumerate(acting)
+        if index not in later
     }
     return tuple(cluster.arrays_of(shapes))
+
+
+def _jobs(arrays: Iterable[script.Array]) -> Counter[Resources]:
+    """Return how many jobs there are of each shape."""
+    return sum((Counter({array.shape.resources: len(array.indices)}) for array in arrays), Counter())
 
 
 TOKEN = "TOKEN"  # noqa: S105 - stands for what is no secret
@@ -152,17 +168,18 @@ def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], s
     """
     from orchestrator.slurm.cluster import SlurmCluster
 
-    cluster, acting = cluster_for(prepared.experiment.cluster), to_do(planned.steps)
+    cluster, acting = cluster_for(prepared.experiment.cluster), planned.acting
     if not isinstance(cluster, SlurmCluster):
         raise RequestError(
             f"cluster={prepared.experiment.cluster['kind']} submits no scripts", why="only a Slurm cluster does",
             fix="orch plan --sbatch ... cluster=slurm, or a site's own profile",
         )  # fmt: skip
     name = prepared.experiment.name
+    runs = {pack[0]: pack for pack in packs(acting, canary=prepared.experiment.launch.canary)}
     return [
         (
-            tuple(acting[index] for index in array.indices),
-            cluster.script_of(array, planned.launch, experiment=name, token=TOKEN),
+            tuple(acting[index] for first in array.indices for index in runs.get(first, [first])),
+            cluster.script_of(array, planned.launch, experiment=name, token=TOKEN, after=prepared.experiment.after),
         )
         for array in planned.arrays or ()
     ]
@@ -224,7 +241,7 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
         cluster=header["cluster"], tracking=header["tracking"], env=header["env"], choices=header["choices"],
         snapshot=SnapshotOptions(**{**header["snapshot"], "include": tuple(header["snapshot"]["include"])}),
         sweep=header["sweep"], overrides=tuple(header["overrides"]), tags=tuple(header.get("tags", ())),
-        launch=LaunchOptions.from_json(header.get("launch", {})),
+        launch=LaunchOptions.from_json(header.get("launch", {})), after=tuple(header.get("after", ())),
     )  # fmt: skip
     manifests = {run.data_digest: _manifest(paths, run.data_digest) for run in runs if run.data_digest}
     with ExitStack() as stack:
@@ -247,6 +264,27 @@ def _addressed(project: Project, composed: Draft) -> Mapping[str, Any]:
         )  # fmt: skip
     own = f"{getpass.getuser()}/{project.folder.name}/{composed.name}"
     return checked({**tracking, "uri": uri, "experiment": tracking["experiment"] or own})
+
+
+def _started(project: Project, composed: Draft) -> Draft:
+    """Return a draft whose points say for good where they start from. Raises ConfigError."""
+    from orchestrator import start
+
+    known: dict[tuple[str, str], start.Start] = {}
+
+    def frozen(point: DraftPoint) -> DraftPoint:
+        found: dict[str, Any] = {key: point.config[key] for key in STARTS if key in point.config}
+        for key, text in found.items():
+            if (key, text) not in known:
+                known[key, text] = start.resolve(
+                    key, text, runs=project.runs, project=project.folder, after=composed.after
+                )
+            found[key] = known[key, text]
+            if key == "resume_from":
+                start.check_more_to_train(found[key], point.config["trainer"], project.runs)
+        return replace(point, config={**point.config, **found}) if found else point
+
+    return replace(composed, points=tuple(map(frozen, composed.points)))
 
 
 def check_targets(project: Project, composed: Draft) -> None:
@@ -315,7 +353,7 @@ def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experimen
         tracking=composed.tracking, snapshot=composed.snapshot, launch=composed.launch, tags=composed.tags,
         env="refuse" if composed.env == "refuse" else "warn",
         choices=composed.choices, sweep=composed.sweep, overrides=composed.overrides, notes=composed.notes,
-        ask_above=composed.ask_above,
+        ask_above=composed.ask_above, after=composed.after,
     )  # fmt: skip
 
 
@@ -366,7 +404,7 @@ def _run_again(launch: LaunchPaths, record: Record) -> Run:
     line = ledger.read_line(launch, record.planned.index)
     return Run(
         id=record.id, point=record.planned.point, config=ledger.read_config(launch, line),
-        resources=Resources(**line["resources"]), data_digest=line["data"],
+        resources=Resources.from_json(line["resources"]), data_digest=line["data"],
     )  # fmt: skip
 
 
@@ -411,7 +449,7 @@ def in_foreground(options: Mapping[str, Any]) -> Inline:
     from orchestrator.local.inline import Inline
     from orchestrator.local.machine import given
 
-    return Inline(scratch=options.get("scratch"), **given(options))
+    return Inline(scratch=options.get("scratch"), others=observers(), **given(options))
 
 
 class _Observers(Mapping[str, Cluster]):
@@ -535,7 +573,7 @@ def _sync_in_background(project: Project, experiment: ExperimentPaths) -> None:
 
 def told(point: Mapping[str, Any]) -> str:
     """Return a point as it is written on the command line."""
-    return " ".join(f"{key}={value}" for key, value in point.items()) or "(no sweep)"
+    return " ".join(f"{key}={value}" for key, value in masked(point).items()) or "(no sweep)"
 
 
 # --- act on runs ------------------------------------------------------------------------------------------
@@ -614,15 +652,24 @@ def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool =
 
 def sync(project: Project, name: str) -> Report:
     """Bring an experiment's tracking store up to date with its runs' own records and spools."""
-    from orchestrator.tracking.mlflow_store import MlflowStore
     from orchestrator.tracking_view import tracked
+
+    return store_of(project, name).sync(tracked(read(project, name)))
+
+
+def store_of(project: Project, name: str) -> MlflowStore:
+    """Return the tracking store of an experiment. Raises TrackingError if it cannot be used."""
+    from orchestrator.tracking.mlflow_store import MlflowStore
 
     if not (project.runs.experiment(name).path / "launches").is_dir():
         raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
     uri = server_of(project, name)
-    ids = project.runs.experiment(name).tracking(uri) if uri else None
-    store = MlflowStore.server(uri, ids) if uri and ids else MlflowStore.embedded(_private_store(project))
-    return store.sync(tracked(read(project, name)))
+    if uri:
+        return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
+    folder = _private_store(project)
+    # Where the database had to leave the runs, artifacts stay with them, by the machine: checkpoints are links there.
+    beside = None if folder == project.runs.mlflow else project.runs.mlflow / socket.gethostname() / "artifacts"
+    return MlflowStore.embedded(folder, beside)
 
 
 def _private_store(project: Project) -> Path:
@@ -636,6 +683,32 @@ def _private_store(project: Project) -> Path:
 
 def server_of(project: Project, name: str) -> str | None:
     """Return the address of the tracking server that an experiment's latest launch sends to, if it does."""
-    launches = project.runs.experiment(name).launches()
-    tracking = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    tracking = _tracking(project.runs.experiment(name))
     return str(tracking["uri"]) if tracking.get("kind") == "server" else None
+
+
+def _tracking(paths: ExperimentPaths) -> Mapping[str, Any]:
+    launches = paths.launches()
+    found: Mapping[str, Any] = ledger.read_launch(launches[-1]).header["tracking"] if launches else {}
+    return found
+
+
+def open_in_store(project: Project, name: str) -> bool:
+    """Return whether runs were cancelled that still seem to wait: what the store says of them is not the last word."""
+    book = read(project, name)
+    cancelled = {launch.number: launch.paths.cancelled for launch in book.launches}
+    waiting = [r for r in book.records.values() if r.last is not None and r.state is RunState.QUEUED]
+    return any((cancelled[record.task[0]] / record.id).exists() for record in waiting)
+
+
+def register(project: Project, name: str) -> str | None:
+    """Register the best run's model if the experiment wants it, all runs have ended, and it is not registered yet.
+
+    Returns what was done, in words. The model is built and loaded in a process of its own, with the run's own code.
+    Raises TrackingError where that fails.
+    """
+    from orchestrator.registering import register as act
+    from orchestrator.registering import wanted
+
+    wish = wanted(read(project, name)) if _tracking(project.runs.experiment(name)).get("register") else None
+    return act(wish, store_of(project, name)) if wish else None

@@ -1,7 +1,8 @@
 """What makes a run the same run: its identity document and the id hashed from it (docs/explanation/how-it-works.md).
 
 In it: the resolved model, datamodule and trainer with their arguments, the data digest, the seed, the task
-and the world size. Not in it: partition, time, memory, cluster, tracking, devices, loggers, paths.
+and the world size; and where it starts from other weights, whose they are. Not in it: partition, time, memory,
+cluster, tracking, devices, loggers, paths.
 The golden ids in tests/test_identity.py never change: ids lie in users' folders and MLflow stores.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import ConfigError
-from orchestrator.spec import Config, RunId
+from orchestrator.spec import STARTS, Config, RunId
 
 ID_VERSION = 1
 
@@ -74,8 +75,14 @@ def document(config: Config, *, data_digest: str | None, world_size: int) -> dic
         "seed": config["seed"], "task": config["task"],
         "data_digest": data_digest, "world_size": world_size,
     }  # fmt: skip
+    entries |= {key: _weights(config[key]) for key in STARTS if config.get(key)}
     kept = {key: value for key, value in entries.items() if not _is_default(_DEFAULTS, key, value)}
     return {"id_version": ID_VERSION, **kept}
+
+
+def _weights(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what names the weights that a run starts from: not where they lie."""
+    return {key: value for key, value in start.items() if key not in {"experiment", "path"}}
 
 
 def run_id(identity: Mapping[str, Any]) -> RunId:

@@ -19,6 +19,7 @@ from orchestrator.data import Manifest
 from orchestrator.environment import Environment
 from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
+from orchestrator.packing import packs, sized
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.record import Record
 from orchestrator.snapshot import Pending, write
@@ -82,16 +83,17 @@ def launch(
         if hand_over(book, cluster_of):
             book = ledger.read(paths, cluster_of)
         steps = make_plan(experiment.runs, book.records, code=facts.code_id, rerun=rerun)
-        acting = [step for step in to_do(steps) if only(step)]
+        acting = sized((step for step in to_do(steps) if only(step)), book.records)
         if not acting:
             return Launched(steps=steps, paths=None, records=book.records)
-        confirm(steps)
         notes = cluster.check({step.run.resources for step in acting}, paths.path, data_of(acting, facts.manifests))
+        confirm(steps)
         with ledger.writing(paths.path):
             _freeze(facts, paths)
         bases, lines = _write_plan(acting)
         header = _header(experiment, facts, message, worker, tasks=len(acting))
-        published = ledger.publish(paths, book.next_number, header, bases, lines)
+        shared = packs(acting, canary=header["launch"]["canary"])
+        published = ledger.publish(paths, book.next_number, header, bases, lines, packs=shared)
         if published is not None:
             try:
                 with ledger.writing(published.path):
@@ -138,6 +140,7 @@ def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence
         "objective": asdict(experiment.objective) if experiment.objective else None,
         "cluster": dict(experiment.cluster), "tracking": dict(experiment.tracking), "env": experiment.env,
         "snapshot": asdict(experiment.snapshot), "launch": options.to_json(), "tags": list(experiment.tags),
+        "after": list(experiment.after),
         "environment": facts.environment.to_json(), "python": sys.executable, "worker": list(worker),
         "code": [pending.snapshot.to_json() for pending in facts.code],
         "data": {digest: manifest.summary for digest, manifest in facts.manifests.items()},

@@ -7,7 +7,7 @@
 <runs>/<experiment>/tracking/<server>/     which of a tracking server's runs are ours
 <runs>/<experiment>/hidden/                empty files named by run: left out of what is shown
 <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
-<runs>/.mlflow/                            the embedded tracking store
+<runs>/.mlflow/                            the embedded tracking store (without its database on a network filesystem)
 <runs>/.waiting/                           empty files `<experiment>.<launch>`: not all of it was submitted; a hint
 """
 
@@ -21,7 +21,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 _LAUNCH = re.compile(r"\d{4,}")
+_LOG = re.compile(r"log(\.rank\d+)?")
+_SYSTEM = re.compile(r"system\..+\.jsonl")
 ATTEMPT_NAME = re.compile(r"a(\d{3,})")
+LAST = "last.ckpt"
+"""In an attempt's checkpoints: what its run goes on from."""
+
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -72,9 +77,21 @@ class AttemptPaths:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def system(self, node: str) -> Path:
+        """What a node itself does while the attempt runs there; one writer each, in the format of `metrics`."""
+        return self.path / f"system.{node}.jsonl"
+
+    def system_metrics(self) -> list[Path]:
+        return [self.path / name for name in _names(self.path) if _SYSTEM.fullmatch(name)]
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def example(self) -> Path:
+        """A few samples of the first validation batch; only if the best run is to be registered."""
+        return self.path / "example.pt"
 
     @property
     def log(self) -> Path:
@@ -82,6 +99,10 @@ class AttemptPaths:
 
     def rank_log(self, rank: int) -> Path:
         return self.path / f"log.rank{rank}" if rank else self.log
+
+    def logs(self) -> list[Path]:
+        """Return the logs of all ranks."""
+        return [self.path / name for name in _names(self.path) if _LOG.fullmatch(name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +181,11 @@ class LaunchPaths:
         return self.path / f"base-{number}.json"
 
     @property
+    def packs(self) -> Path:
+        """Which tasks share a job; absent where none do."""
+        return self.path / "packs.json"
+
+    @property
     def experiment(self) -> ExperimentPaths:
         return ExperimentPaths(self.path.parent.parent)
 
@@ -187,6 +213,10 @@ class LaunchPaths:
     def outputs(self, job: str, *, processes: int) -> list[Path]:
         """Return the files that a job's script and its processes print to until they have a log, or have died."""
         return [self.submitit / f"{job}{end}.out" for end in ("", *(f"_{i}" for i in range(processes)))]
+
+    def script(self, job: str) -> Path:
+        """Return the script that a job was submitted with."""
+        return self.submitit / f"{job}_submission.sh"
 
     def exit_status(self, job: str) -> Path:
         """Return the file with the exit status of a job that failed by itself."""

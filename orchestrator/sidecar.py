@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from orchestrator import api
@@ -22,6 +24,7 @@ from orchestrator.project import Project
 
 _log = logging.getLogger(__name__)
 _PERIOD_SECONDS = 3.0
+_LEAVING_SECONDS = 20.0
 
 
 def follow(project: Project) -> None:
@@ -34,6 +37,8 @@ def follow(project: Project) -> None:
         more = _collect(named, experiments)
         for experiment in sorted(experiments):
             _sync(project, experiment)
+    for experiment in sorted(experiments):  # all runs of ours have ended
+        _quietly(partial(api.register, project, experiment))
 
 
 def _read(named: queue.SimpleQueue[str | None]) -> None:
@@ -56,23 +61,38 @@ def _collect(named: queue.SimpleQueue[str | None], experiments: set[str]) -> boo
 
 
 def _sync(project: Project, experiment: str) -> bool:
+    return _quietly(partial(api.sync, project, experiment))
+
+
+def _quietly(act: Callable[[], object]) -> bool:
+    """Do something to the store; return whether that worked."""
     try:
-        api.sync(project, experiment)
+        act()
     except OrchError as error:
-        _log.warning("not synced yet: %s", error)
+        _log.warning("not done yet: %s", error)
         return False
     except Exception:  # noqa: BLE001 - nothing that a store does may end the sidecar: it tries again
-        _log.exception("not synced yet")
+        _log.exception("not done yet")
         return False
     return True
 
 
 def catch_up(project: Project, experiment: str) -> None:
-    """Sync an experiment once. Where that fails, the next who looks at it tries again."""
+    """Sync an experiment, until its cancelled runs have left their queue.
+
+    Where that fails, or takes long, the next who looks at the experiment tries again.
+    """
     unsynced = project.runs.experiment(experiment).unsynced
     unsynced.unlink(missing_ok=True)  # first: what ends from now on is for the next
-    if not _sync(project, experiment):
-        unsynced.touch(mode=0o600)
+    deadline = time.monotonic() + _LEAVING_SECONDS
+    while synced := _sync(project, experiment):
+        if not api.open_in_store(project, experiment):
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_PERIOD_SECONDS)
+    _log.info("%s: %s", experiment, "cancelled runs still wait" if synced else "not synced")
+    unsynced.touch(mode=0o600)
 
 
 if __name__ == "__main__":

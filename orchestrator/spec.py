@@ -5,8 +5,9 @@ Plain data, no behaviour beyond derived numbers. Everything here is JSON-seriali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NewType, Self
 
 RunId = NewType("RunId", str)
@@ -24,12 +25,31 @@ VIEW = "<view>"
 PROJECT = "<project>"
 """Stands in a frozen config for the frozen project's folder; replaced on the node (`${project:}`)."""
 
-TASKS = ("fit", "fit_test")
-"""What a run does: train and validate, or also test the best checkpoint afterwards."""
+EVALUATIONS = ("validate", "test", "predict")
+"""The tasks that train nothing: they need weights to start from."""
+
+TASKS = ("fit", "fit_test", *EVALUATIONS)
+"""What a run does: train and validate, or also test the best checkpoint afterwards; or one of the evaluations."""
+
+STARTS = ("init_from", "resume_from")
+"""The keys that say where a run starts from: its weights, or its whole state. A config has at most one of them."""
 
 
 ASK_ABOVE = 1_000
 """A launch of more runs is confirmed first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """How many runs share one job, and how many of them run at the same time. `runs`: None is still to be chosen."""
+
+    runs: int | None = None
+    at_once: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """How many runs are worked off one after another."""
+        return math.ceil((self.runs or 1) / self.at_once)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +61,7 @@ class Resources:
     cpus_per_node: int = 1
     mem_gb_per_node: float | None = None
     hours: float | None = None
+    pack: Pack | None = None
 
     @property
     def processes_per_node(self) -> int:
@@ -51,8 +72,28 @@ class Resources:
     def world_size(self) -> int:
         return self.nodes * self.processes_per_node
 
+    @property
+    def job(self) -> Resources:
+        """What the job asks for that the run is in: runs of a pack share its GPU, and have each CPUs of their own."""
+        if self.pack is None:
+            return self
+        at_once = self.pack.at_once
+        return replace(
+            self, pack=None, cpus_per_node=self.cpus_per_node * at_once,
+            mem_gb_per_node=self.mem_gb_per_node and self.mem_gb_per_node * at_once,
+            hours=self.hours and self.hours * self.pack.rounds,
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        pack = value.get("pack")
+        return cls(**{**value, "pack": Pack(**pack) if pack else None})
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if self.pack is None:
+            del found["pack"]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +109,10 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One grid point, resolved. `config` holds model, data, trainer, seed and task, ready to be built."""
+    """One grid point, resolved. `config` holds model, data, trainer, seed and task, ready to be built.
+
+    Where it starts from another run's checkpoint, or a file, it also holds one of STARTS.
+    """
 
     id: RunId
     point: Point
@@ -113,7 +157,7 @@ class Experiment:
 
     `choices` are the config groups chosen (group -> option), `sweep` the sweep's definition as written,
     `overrides` the command line, `tags` words to find its launches by, and `notes` what a person should know before.
-    A launch of more than `ask_above` runs is one to confirm.
+    A launch of more than `ask_above` runs is one to confirm. It starts once the experiments named in `after` are done.
     """
 
     name: str
@@ -130,3 +174,4 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     ask_above: int = ASK_ABOVE
+    after: tuple[str, ...] = ()

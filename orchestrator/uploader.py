@@ -94,11 +94,11 @@ class Source:
 class Carrier:
     """Sends, pauses, and backs off while the store fails."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source, self._clock = source, clock
         self._follower: Follower | None = None
         self._pause_seconds = _PERIOD_SECONDS
-        self._shown = False
+        self._shown = self._failing = False
 
     def carry(self, closed: threading.Event) -> bool:
         """Send until `closed`, then a last time. Return whether all has been sent."""
@@ -118,38 +118,49 @@ class Carrier:
         try:
             if self._source.is_last():
                 api.sync(self._source.project, self._source.paths.name)
+                if done := api.register(self._source.project, self._source.paths.name):
+                    _log.warning("%s", done)
         except OrchError as error:
             _log.warning("the experiment's summary is not sent yet: %s", error)
 
     def _send(self, *, last: bool) -> bool:
-        began = time.monotonic()
+        took = 0.0
         try:
-            self._send_run(last=last)
+            took = self._send_run(last=last)
         except OrchError as error:
             self._failed(str(error))
             return False
         except Exception as error:  # noqa: BLE001 - nothing that a store does may end the uploader: it tries again
             self._failed(repr(error))
             return False
-        if self._pause_seconds > _LONGEST_PAUSE_SECONDS / 2:
+        if self._failing:
             _log.warning("the tracking server answers again")
-        self._pause_seconds = max(_PERIOD_SECONDS, (time.monotonic() - began) / _SHARE)
+        self._failing = False
+        self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, max(_PERIOD_SECONDS, took / _SHARE))
         return True
 
-    def _send_run(self, *, last: bool) -> None:
+    def _send_run(self, *, last: bool) -> float:
+        """Send what is new, and return how long the server took for it.
+
+        The first time does not count: MLflow is loaded, and what this process has to know is looked up, once.
+        """
         run = self._source.read()
         if run is None:
-            return
-        self._follower = self._follower or self._source.open()
+            return 0.0
+        first, self._follower = self._follower is None, self._follower or self._source.open()
+        began = self._clock()
         # The log grows all the time: it is sent when the run has ended, and its config at the beginning.
         self._follower.send(run if last or not self._shown else replace(run, artifacts=()))
+        took = 0.0 if first else self._clock() - began
         self._shown = True
         if last and run.state == "queued":  # whether its job goes on, only a later look can know
             self._source.paths.unsynced.touch(mode=0o600)
+        return took
 
     def _failed(self, told: str) -> None:
         self._follower = None  # what it had found out may be wrong by now
-        _log.log(logging.WARNING if self._pause_seconds <= _PERIOD_SECONDS else logging.DEBUG, "not sent yet: %s", told)
+        _log.log(logging.DEBUG if self._failing else logging.WARNING, "not sent yet: %s", told)
+        self._failing = True
         self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, 2 * self._pause_seconds)
 
 

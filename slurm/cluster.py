@@ -7,19 +7,20 @@ by its comment.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator import after as others
 from orchestrator import ledger
 from orchestrator.cluster import Capacity, Change, Waiting, check_data
 from orchestrator.errors import ClusterError, OrchError, RequestError
-from orchestrator.layout import ExperimentPaths, LaunchPaths
+from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
 from orchestrator.process import ProgramError, run
 from orchestrator.record import JobState, Observation
-from orchestrator.slurm import control, handover, limits, preflight, queue, script, submission, turns
+from orchestrator.slurm import control, handover, limits, packed, preflight, queue, script, submission, turns
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.slurm.states import OUT_OF_MEMORY, Seen, killed_for_memory
+from orchestrator.slurm.states import Seen, printed
 from orchestrator.slurm.turns import Job
 from orchestrator.spec import Resources
 
@@ -55,20 +56,20 @@ class SlurmCluster:
         for resources in sorted(shapes, key=str):
             (array,) = self.arrays_of({0: script.Shape(resources=resources, python_path=())})
             text = self.script_of(array, launch, experiment="orch-check", token="check")  # noqa: S106 - no password
-            notes[preflight.check(self._site, resources, text)] = None
+            notes[preflight.check(self._site, resources.job, text)] = None
         return tuple(note for note in notes if note)
 
     def capacity(self) -> Capacity:
         return Capacity(scratch=preflight.scratch(self._site), hours=limits.default_hours(self._site.chosen))
 
     def submit(self, launch: LaunchPaths) -> Waiting | None:
-        return handover.start(launch, lambda: self.allowed)
+        return handover.start(launch, lambda: self.allowed, after=self.jobs_before(launch))
 
     def go_on(self, launch: LaunchPaths) -> int:
         if shutil.which("sbatch") is None:
             return 0
         try:
-            return handover.go_on(launch, lambda: self.allowed).tasks
+            return handover.go_on(launch, lambda: self.allowed, after=lambda: self.jobs_before(launch)).tasks
         except (OrchError, OSError):
             return 0  # and what is observed says why
 
@@ -80,10 +81,24 @@ class SlurmCluster:
         """Return the arrays that tasks make, by their index in the plan."""
         return script.arrays(tasks, max_array_size=self.allowed.max_array_size)
 
-    def script_of(self, array: script.Array, launch: LaunchPaths, *, experiment: str, token: str) -> str:
-        """Return the text that sbatch gets for an array of a launch. `token` is the launch's own."""
-        given = handover.parameters(array, self.options, launch, experiment=experiment, token=token)
+    def script_of(
+        self, array: script.Array, launch: LaunchPaths, *, experiment: str, token: str, after: Sequence[str] = ()
+    ) -> str:
+        """Return the text that sbatch gets for an array of a launch, to start after experiments of these names.
+
+        `token` is the launch's own.
+        """
+        given = handover.parameters(
+            array, self.options, launch, experiment=experiment, token=token, after=self._jobs_of(launch.runs, after)
+        )
         return submission.text(given, launch.submitit)
+
+    def jobs_before(self, launch: LaunchPaths) -> list[str]:
+        """Return the jobs that a launch is to start after, as far as they are under way."""
+        return self._jobs_of(launch.runs, ledger.read_launch(launch).header.get("after", ()))
+
+    def _jobs_of(self, runs: RunsRoot, experiments: Sequence[str]) -> list[str]:
+        return others.jobs(runs, experiments, {"slurm": self})
 
     @property
     def allowed(self) -> limits.Limits:
@@ -93,23 +108,29 @@ class SlurmCluster:
     # --- observe and cancel -------------------------------------------------------------------------------
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
+        packs = ledger.read_packs(launch)
+        asked = {packs.first(index) for index in tasks}
         try:
             turn = turns.last(launch)
             jobs = list(turn.jobs) if turn else []
             names = _names(jobs)
-            wanted = [name for index in tasks for name in names.get(index, ())]
+            wanted = [name for index in asked for name in names.get(index, ())]
             seen = dict(queue.tasks(_owner(launch), wanted)) if wanted else {}
-            if not names.keys() >= set(tasks):  # Slurm may have taken what its lost answer did not tell us of
+            if not names.keys() >= asked:  # Slurm may have taken what its lost answer did not tell us of
                 seen |= queue.queue(_owner(launch))
             names = _names([*jobs, *handover.strays(launch, seen.values(), known=[job.id for job in jobs])])
             rest = handover.outlook(launch, turn)
         except ClusterError as error:
             told = Observation(state=JobState.UNKNOWN, reason=f"Slurm does not answer: {error.why or error.what}")
             return dict.fromkeys(tasks, told)
-        return {index: _best(launch, names[index], seen) if index in names else rest(index) for index in tasks}
+        jobs_told = {first: _best(launch, names[first], seen) if first in names else rest(first) for first in asked}
+        found = {index: jobs_told[packs.first(index)] for index in tasks}
+        return found | packed.observe(launch, {index: found[index] for index in tasks if index in packs})
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        chosen, jobs = set(tasks), jobs_of(launch)
+        """Stop these tasks; a pack's own supervisor stops its runs one by one, so its job is ended for all of them."""
+        jobs = jobs_of(launch)
+        chosen = set(packed.cancelled(launch, tasks))
         seen = queue.queue(_owner(launch)).values()
         for job in [*handover.strays(launch, seen, known=[job.id for job in jobs]), *jobs]:
             indices = sorted(index - job.offset for index in job.indices if index in chosen)
@@ -117,14 +138,20 @@ class SlurmCluster:
                 _scancel(f"{job.id}_[{script.ranges(indices)}]")
 
     def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        control.hold(jobs_of(launch), tasks)
+        control.hold(jobs_of(launch), ledger.read_packs(launch).whole(tasks))
 
     def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        control.release(jobs_of(launch), tasks)
-        handover.go_on(launch, lambda: self.allowed, at_once=True)
+        control.release(jobs_of(launch), ledger.read_packs(launch).firsts(tasks))
+        handover.go_on(launch, lambda: self.allowed, at_once=True, after=lambda: self.jobs_before(launch))
 
     def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
-        waiting = handover.left(launch)
+        packs, waiting = ledger.read_packs(launch), handover.left(launch)
+        if change.hours is not None and any(task in packs for task in tasks):
+            raise RequestError(
+                "the hours of packed runs cannot be changed", why="their job's time limit is made of those of its runs",
+                fix="cancel them, and launch them again with other resources",
+            )  # fmt: skip
+        tasks = packs.firsts(tasks)
         if not waiting.isdisjoint(tasks) and (missing := waiting - set(tasks)):
             raise RequestError(
                 f"{len(missing)} more runs of launch {launch.number:04d} wait to be submitted",
@@ -169,8 +196,8 @@ def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Obser
     if not status:
         return task.observation
     output = ledger.job_output(launch, name, processes=_OUTPUTS)
-    if killed_for_memory(output):
-        return replace(task.observation, reason=OUT_OF_MEMORY, forgotten=False)
+    if reason := printed(output):
+        return replace(task.observation, reason=reason, forgotten=False)
     told = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
     return replace(task.observation, reason=told, status=status, output=output, forgotten=False)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
@@ -31,6 +31,8 @@ from orchestrator.spec import Resources
 
 _QUIET_SECONDS = 10.0  # after a try in vain only an ending job tries again at once: ten watchers are one try
 _NEVER = "it was never submitted"
+PACK = ("-m", "orchestrator.worker.pack")
+"""What Python is given where a task is a pack: it starts the launch's own worker for each of its runs."""
 
 
 class Outcome(Enum):
@@ -56,8 +58,8 @@ class Tried:
 # --- submit -----------------------------------------------------------------------------------------------
 
 
-def start(launch: LaunchPaths, limits: Callable[[], Limits]) -> Waiting | None:
-    """Submit a launch just published; return what must wait for room.
+def start(launch: LaunchPaths, limits: Callable[[], Limits], *, after: Sequence[str] = ()) -> Waiting | None:
+    """Submit a launch just published, to start after these jobs; return what must wait for room.
 
     Raises ClusterError where Slurm refuses an array for good; those before it are submitted, the others given up.
     """
@@ -65,20 +67,25 @@ def start(launch: LaunchPaths, limits: Callable[[], Limits]) -> Waiting | None:
     if turn is None:
         raise turns.lost()
     shapes = _left(launch, known=())
-    wanted, kept = _admitted(shapes, gate(launch))
+    wanted, kept = _admitted(launch, shapes, gate(launch))
     try:
-        reason = _submit(launch, turn, wanted, limits) or kept
+        reason = _submit(launch, turn, wanted, limits, after) or kept
     except ClusterError as error:
         turn.finish(reason=error.why or error.what, refused=True)
-        told = f"{turn.tasks} of {len(shapes)} runs were submitted"
+        told = f"{_runs_in(launch, turn.tasks)} of {_runs_in(launch, shapes)} runs were submitted"
         raise ClusterError(told, why=f"{error.what} ({error.why})", fix=error.fix) from error
     turn.finish(reason=reason)
-    left = len(shapes) - turn.tasks
+    left = _runs_in(launch, set(shapes) - set(turn.tasks))
     return Waiting(tasks=left, reason=reason, later=_later(ledger.read_launch(launch).header)) if left else None
 
 
-def go_on(launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = "", at_once: bool = False) -> Tried:
+def go_on(
+    launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = "", at_once: bool = False,
+    after: Callable[[], Sequence[str]] = tuple,
+) -> Tried:  # fmt: skip
     """Submit what waits. `ending`: the job at whose end we do so; `at_once`: however lately somebody has tried.
+
+    `after` gives the jobs that it is to start after.
 
     Raises ClusterError where Slurm does not answer.
     """
@@ -90,20 +97,20 @@ def go_on(launch: LaunchPaths, limits: Callable[[], Limits], *, ending: str = ""
     if not (ending or at_once) and last and last.end and 0 <= time.time() - last.end.time < _QUIET_SECONDS:
         return Tried(outcome=Outcome.NO_ROOM, turn=last.number)
     jobs = [*(last.jobs if last else ()), *(_lost(launch, last) if cut_off(launch, last) else ())]
-    wanted, kept = _admitted(_left(launch, known=jobs), gate(launch))
+    wanted, kept = _admitted(launch, _left(launch, known=jobs), gate(launch))
     if kept and not wanted and last and last.end:
         return Tried(outcome=Outcome.KEPT, turn=last.number)
     turn = turns.take(launch, after=last.number if last else 0, jobs=jobs, job=ending or own_job())
     if turn is None:
         return Tried(outcome=Outcome.BUSY)
     try:
-        reason = _submit(launch, turn, wanted, limits) or kept
+        reason = _submit(launch, turn, wanted, limits, after() if wanted else ()) or kept
     except (OrchError, OSError) as error:  # a turn that is left open would keep everybody else waiting
         reason = (error.why or error.what) if isinstance(error, OrchError) else str(error)
     turn.finish(reason=reason)
     none = Outcome.NO_ROOM if reason else Outcome.NOTHING_LEFT
     outcome = Outcome.SUBMITTED if turn.tasks else none
-    return Tried(outcome=outcome, tasks=turn.tasks, turn=turn.number, before=last)
+    return Tried(outcome=outcome, tasks=len(turn.tasks), turn=turn.number, before=last)
 
 
 def own_job() -> str:
@@ -121,16 +128,18 @@ def shape(
 
 
 def parameters(
-    array: script.Array, options: SlurmOptions, launch: LaunchPaths, *, experiment: str, token: str
-) -> dict[str, Any]:
-    """Return submitit's parameters for an array of a launch. `token` is the launch's own."""
+    array: script.Array, options: SlurmOptions, launch: LaunchPaths, *, experiment: str, token: str,
+    after: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Return submitit's parameters for an array of a launch, to start after these jobs. `token` is the launch's own."""
     name, told = f"{experiment}.{launch.number:04d}", script.comment(token, array.offset)
-    return script.parameters(array, options, name=name, comment=told, folder=launch.submitit)
+    return script.parameters(array, options, name=name, comment=told, folder=launch.submitit, after=after)
 
 
 def _submit(
-    launch: LaunchPaths, turn: OwnTurn, wanted: Mapping[int, script.Shape], limits: Callable[[], Limits]
-) -> str:
+    launch: LaunchPaths, turn: OwnTurn, wanted: Mapping[int, script.Shape], limits: Callable[[], Limits],
+    after: Sequence[str],
+) -> str:  # fmt: skip
     """Submit these tasks, in halves where a limit forbids the whole; return why some are left, or nothing."""
     if not wanted:
         return ""
@@ -140,7 +149,7 @@ def _submit(
         array = waiting.popleft()
         try:
             _check_room(array, limits().max_job_count)
-            turn.add(_submit_array(array, launch, header, turn))
+            turn.add(_submit_array(array, launch, header, turn, after))
         except submission.SubmitLimitError as error:
             if len(array.indices) == 1 or isinstance(error, submission.QueueFullError):
                 return error.why
@@ -148,18 +157,22 @@ def _submit(
     return ""
 
 
-def _submit_array(array: script.Array, launch: LaunchPaths, header: Mapping[str, Any], turn: OwnTurn) -> Job:
+def _submit_array(
+    array: script.Array, launch: LaunchPaths, header: Mapping[str, Any], turn: OwnTurn, after: Sequence[str]
+) -> Job:
     options, folder = control.options(launch), launch.submitit
     ledger.make_private(folder)
-    given = parameters(array, options, launch, experiment=header["experiment"], token=header["token"])
-    begin = StartWorker(tuple(header["worker"]), str(launch.path), array.offset)
+    names = {"experiment": header["experiment"], "token": header["token"]}
+    given = parameters(array, options, launch, **names, after=after)
+    worker = PACK if array.shape.resources.pack else tuple(header["worker"])
+    begin = StartWorker(worker, str(launch.path), array.offset)
 
     def find() -> str | None:
         known = [job.id for job in turn.jobs]
         found = strays(launch, queue.queue(_owner(launch)).values(), known=known)
         return next((job.id for job in found if job.indices == array.indices), None)
 
-    job = submission.submit(given, begin, folder, find=find, renew=turn.renew)
+    job = submission.submit(given, begin, folder / script.pickle_name(array), find=find, renew=turn.renew)
     return Job(id=job, offset=array.offset, indices=array.indices)
 
 
@@ -178,18 +191,32 @@ def left(launch: LaunchPaths) -> set[int]:
     return set(_left(launch, known=last.jobs if last else ()))
 
 
-def _admitted(shapes: Mapping[int, script.Shape], gate: Gate) -> tuple[dict[int, script.Shape], str]:
-    """Return those of some tasks that may start now, and why the others may not."""
-    admitted = {index: shape for index, shape in shapes.items() if gate.admits(index)}
-    return admitted, next((gate.why(index) for index in shapes if index not in admitted), "")
+def _admitted(
+    launch: LaunchPaths, shapes: Mapping[int, script.Shape], gate: Gate
+) -> tuple[dict[int, script.Shape], str]:
+    """Return those of some tasks that may start now, and why the others may not; of a pack one run is enough."""
+    packs = ledger.read_packs(launch)
+    admitted = {first: shape for first, shape in shapes.items() if any(map(gate.admits, packs.tasks(first)))}
+    return admitted, next((gate.why(first) for first in shapes if first not in admitted), "")
 
 
 def _left(launch: LaunchPaths, known: Iterable[Job]) -> dict[int, script.Shape]:
-    """Return the shapes of the tasks that are in no known array, and have not been cancelled."""
-    there = {index for job in known for index in job.indices}
-    lines = [line for line in ledger.read_lines(launch) if line["index"] not in there]
+    """Return the shapes of the tasks that are in no known array, and have not been cancelled.
+
+    A pack is one task, and cancelled where all its runs are.
+    """
+    there, packs = {index for job in known for index in job.indices}, ledger.read_packs(launch)
     shapes = _Shapes(launch)
-    return {line["index"]: shapes.of(line) for line in lines if not shapes.is_cancelled(line)}
+    wanted: dict[int, script.Shape] = {}
+    for line in ledger.read_lines(launch):
+        first = packs.first(line["index"])
+        if first not in there and first not in wanted and not shapes.is_cancelled(line):
+            wanted[first] = shapes.of(line)
+    return wanted
+
+
+def _runs_in(launch: LaunchPaths, tasks: Iterable[int]) -> int:
+    return len(ledger.read_packs(launch).all_tasks(tasks))
 
 
 class _Shapes:
@@ -206,7 +233,7 @@ class _Shapes:
 
     def of(self, line: Mapping[str, Any]) -> script.Shape:
         data_bytes = self._versions.get(line["data"], {}).get("bytes", 0)
-        resources = Resources(**line["resources"])
+        resources = Resources.from_json(line["resources"])
         resources = replace(resources, hours=self._hours or resources.hours)
         return shape(self._options, resources, self._python_path(line["code"]), data_bytes=data_bytes)
 
@@ -268,14 +295,16 @@ def _lost(launch: LaunchPaths, last: Turn | None) -> list[Job]:
 def _begun(launch: LaunchPaths) -> list[Job]:
     """Return the jobs that have claimed an attempt of this launch; Slurm may have forgotten them."""
     started = {path.name for path in (launch.experiment.path / "runs").glob("*")}
-    found = []
+    packs = ledger.read_packs(launch)
+    found: dict[str, Job] = {}
     for line in ledger.read_lines(launch):
         attempt = launch.experiment.run(line["run"]).attempt(line["attempt"])
         claim = ledger.read_claim(attempt) if line["run"] in started else None
         job, _, task = (claim.job if claim else "").partition("_")
         if claim is not None and claim.launch == launch.number and task:
-            found.append(Job(id=job, offset=line["index"] - int(task), indices=(line["index"],)))
-    return found
+            first = packs.first(line["index"])
+            found.setdefault(claim.job, Job(id=job, offset=first - int(task), indices=(first,)))
+    return list(found.values())
 
 
 def _settled(launch: LaunchPaths, turn: Turn | None) -> bool:

@@ -30,7 +30,8 @@ FOLDER = "submitit"
 class Shape:
     """What tasks of one array have in common: resources, the folders that they import from, and the scratch they need.
 
-    `tmp_mb` is asked for with `--tmp`; 0: nothing is.
+    `resources` are those of a run; with `resources.pack` each task is a pack of such runs. `tmp_mb` is asked for with
+    `--tmp`; 0: nothing is.
     """
 
     resources: Resources
@@ -40,7 +41,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Array:
-    """Tasks of one shape. Slurm's index of a task is its index in the plan less `offset` (MaxArraySize)."""
+    """Tasks of one shape. Slurm's index of a task is its index in the plan less `offset` (MaxArraySize).
+
+    The index of a pack is that of its first run.
+    """
 
     shape: Shape
     offset: int
@@ -96,14 +100,19 @@ def offset_in(text: str, token: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def pickle_name(offset: int) -> str:
+def pickle_name(array: Array) -> str:
     """Return the file that an array's tasks are started from; there before sbatch is called."""
-    return f"start.{offset}.pkl"
+    return f"start.{array.offset}{'.packs' if array.shape.resources.pack else ''}.pkl"
 
 
-def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, folder: Path) -> dict[str, Any]:
-    """Return submitit's parameters for an array. Its defaults that we do not want are overridden (FACTS 15)."""
-    need = array.shape.resources
+def parameters(
+    array: Array, options: SlurmOptions, *, name: str, comment: str, folder: Path, after: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return submitit's parameters for an array that starts after these jobs, however they end.
+
+    Its defaults that we do not want are overridden (FACTS 15).
+    """
+    need = array.shape.resources.job
     throttle = f"%{options.throttle}" if options.throttle else ""
     fixed: dict[str, Any] = {
         "job_name": name, "nodes": need.nodes, "ntasks_per_node": need.processes_per_node,
@@ -118,6 +127,7 @@ def parameters(array: Array, options: SlurmOptions, *, name: str, comment: str, 
         **{key: value for key, value in texts.items() if key == "reservation"},
         "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", **_requeue(options),
         "time": minutes(need.hours) if need.hours else None, "wckey": None,
+        **({"dependency": f"afterany:{':'.join(after)}"} if after else {}),
         **({"tmp": f"{array.shape.tmp_mb}M"} if array.shape.tmp_mb else {}),
         "comment": f"{comment} {options.comment}" if options.comment else comment,
     }  # fmt: skip
@@ -157,7 +167,7 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
         *options.setup,
         *(f"export {key}={shlex.quote(value)}" for key, value in own.items()),
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
-        f"ln -sf {pickle_name(array.offset)} {here}/{task}_submitted.pkl",
+        f"ln -sf {pickle_name(array)} {here}/{task}_submitted.pkl",
     ]
 
 

@@ -27,9 +27,8 @@ STATES: Mapping[str, JobState] = {
 OF_ITSELF = frozenset({"COMPLETED", "FAILED"})
 """States of jobs that Slurm did not end: what their script left behind says why."""
 
-OUT_OF_MEMORY = "out of memory: killed by Slurm"
 _REASONS: Mapping[str, str] = {
-    "OUT_OF_MEMORY": OUT_OF_MEMORY,
+    "OUT_OF_MEMORY": "out of memory: killed by Slurm",
     "TIMEOUT": "time limit",
     "NODE_FAIL": "its node failed",
     "PREEMPTED": "preempted",
@@ -39,10 +38,16 @@ _REASONS: Mapping[str, str] = {
     "COMPLETED": "ended without a word",
     "FAILED": "failed in Slurm",
 }
-_MEMORY = re.compile(
-    r"^(slurmstepd.* error: .*(exceeded (job |step )?memory limit|oom.kill)|srun: error: .*: out of memory)",
-    re.IGNORECASE | re.MULTILINE,
-)
+_PRINTED: Mapping[str, re.Pattern[str]] = {
+    "OUT_OF_MEMORY": re.compile(
+        r"^(slurmstepd.* error: .*(exceeded (job |step )?memory limit|oom.kill)|srun: error: .*: out of memory)",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+    "NODE_FAIL": re.compile(
+        r"^srun: error: (node failure on |task launch for \S+ failed on node \S+: (communication|socket|unable to))",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+}
 _TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%k")
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End")
@@ -93,9 +98,9 @@ def observation(job: str, word: str, reason: str, node: str, end: str = "") -> O
     )  # fmt: skip
 
 
-def killed_for_memory(output: str) -> bool:
-    """Return whether Slurm says so in what a job printed: where only a step was killed, the job is but FAILED."""
-    return _MEMORY.search(output) is not None
+def printed(output: str) -> str:
+    """Return why Slurm ended a job, by what it printed: where only its step was killed, the job is but FAILED."""
+    return next((_REASONS[word] for word, pattern in _PRINTED.items() if pattern.search(output)), "")
 
 
 def _name(word: str) -> str:

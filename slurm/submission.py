@@ -71,10 +71,10 @@ def text(parameters: Mapping[str, Any], folder: Path) -> str:
 
 
 def submit(
-    parameters: Mapping[str, Any], start: StartWorker, folder: Path, *,
+    parameters: Mapping[str, Any], start: StartWorker, path: Path, *,
     find: Callable[[], str | None], renew: Callable[[], None],
 ) -> str:  # fmt: skip
-    """Submit an array and return its job's id.
+    """Submit an array and return its job's id. `path` is where its tasks look for what starts them.
 
     `find` looks for it in Slurm after an answer that was lost; `renew` raises if we may submit no longer.
     Raises SubmitLimitError where a limit forbids so many jobs, ClusterError where it is refused otherwise.
@@ -82,7 +82,8 @@ def submit(
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
     # submitit names the pickle after the job only once it is submitted: if we die before, its tasks still find this.
-    _write_start(DelayedSubmission(start), folder / script.pickle_name(start.offset))
+    folder = path.parent
+    _write_start(DelayedSubmission(start), path)
     for pause in (*_PAUSES_SECONDS, None):
         renew()
         try:

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StartWorker:
-    """Becomes `python <worker> LAUNCH INDEX` with the array task's index, counted from `offset`."""
+    """Becomes `python <worker> LAUNCH INDEX` with the array task's index, counted from `offset`.
+
+    Where tasks are packs the worker is `orchestrator.worker.pack`, and the index the pack's first run's.
+    """
 
     worker: tuple[str, ...]
     launch: str

@@ -39,7 +39,7 @@ def _hand_over(launch: LaunchPaths, job: str) -> None:
     for pause in (*_PAUSES_SECONDS, None):
         if mine and _other_later(launch, mine, job):
             return
-        tried = handover.go_on(launch, lambda: cluster.allowed, ending=job)
+        tried = handover.go_on(launch, lambda: cluster.allowed, ending=job, after=lambda: cluster.jobs_before(launch))
         if tried.outcome in {Outcome.SUBMITTED, Outcome.NOTHING_LEFT, Outcome.KEPT} or pause is None:
             return
         if tried.outcome is Outcome.NO_ROOM:

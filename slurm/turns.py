@@ -30,7 +30,7 @@ _TRIES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One submitted array: Slurm's id of it, and the tasks of the plan that it holds."""
+    """One submitted array: Slurm's id of it, and the tasks of the plan that it holds; of a pack only the first."""
 
     id: str
     offset: int
@@ -152,9 +152,9 @@ class OwnTurn:
         return tuple(self._jobs)
 
     @property
-    def tasks(self) -> int:
-        """How many tasks were submitted in this turn."""
-        return sum(len(job.indices) for job in self._jobs[self._before :])
+    def tasks(self) -> tuple[int, ...]:
+        """The tasks that were submitted in this turn."""
+        return tuple(index for job in self._jobs[self._before :] for index in job.indices)
 
     def renew(self) -> None:
         """Give a sign of life. Raises TurnLostError if somebody else goes on in our place."""

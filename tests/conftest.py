@@ -15,7 +15,7 @@ settings.load_profile("house")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: programs would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ("processes", "buckets", "repositories", "small_disk")
+pytest_plugins = ("processes", "buckets", "repositories", "small_disk", "browser")
 pytest.register_assert_rewrite("cluster_contract")
 
 
@@ -29,7 +29,7 @@ def _private_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
 
 # --- the tests on a real Slurm: counted, and begun first: they take longest ----------------------------------
 
-PINNED = 137
+PINNED = 200
 """In CI at least so many tests must have passed on a real Slurm: none may be lost without a word."""
 
 _passed: set[str] = set()

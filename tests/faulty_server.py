@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,25 +20,58 @@ _PATIENCE_SECONDS = 180.0
 _HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive", "server", "date", "content-length"}
 
 
+class MlflowServer:
+    """`mlflow server` on loopback, over SQLite unless another backend is given; it can be killed and frozen."""
+
+    def __init__(self, folder: Path, *, backend: str = "") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._port = folder, _free_port()
+        self._argv = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            "--workers", "1", "--backend-store-uri", backend or f"sqlite:///{folder / 'mlflow.db'}",
+            "--artifacts-destination", str(folder / "artifacts"),
+        ]  # fmt: skip
+        self.address = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, again after `kill`, and return once it answers."""
+        env = {
+            **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+            "XDG_STATE_HOME": str(self._folder),  # it is no process of the test in which it happens to be started
+        }  # fmt: skip
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._argv, env=env, stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+            )
+        _wait_until_up(self._process, self._port, self._folder / "log")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all its processes while the body runs: connections are taken, and nothing answers."""
+        if self._process is None:
+            raise RuntimeError("it is not running")
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
+
+
 @contextmanager
 def mlflow_server(folder: Path, *, backend: str = "") -> Iterator[str]:
-    """Run `mlflow server` on loopback, over SQLite unless another backend is given; give its address."""
-    folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
-    argv = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", backend or f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(argv, env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    """Run a server, and give its address."""
+    server = MlflowServer(folder, backend=backend)
     try:
-        _wait_until_up(process, port, folder / "log")
-        yield f"http://127.0.0.1:{port}"
+        server.start()
+        yield server.address
     finally:
-        os.killpg(process.pid, 9)
-        process.wait()
+        server.kill()
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -77,6 +111,7 @@ class Proxy:
 
     def __init__(self, target: str) -> None:
         self.fault: str | None = None
+        self.slow_seconds = 2.0
         self.calls = 0
         self.closing = threading.Event()
         self.host, self.port = target.removeprefix("http://").split(":")
@@ -109,7 +144,7 @@ class Proxy:
                 self.closing.wait(600)
                 return
             case "slow":
-                self.closing.wait(2)
+                self.closing.wait(self.slow_seconds)
             case "500":
                 handler.send_error(500)
                 return

@@ -23,17 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from the lines above its own, and within its own package.
 LAYERS = (
-    {"errors", "process", "filesystem"},
+    {"errors", "process", "filesystem", "credentials", "override"},
     {"spec", "layout"},
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
-    {"guard"},
-    {"local", "slurm", "waiting"},
-    {"launch", "worker"},
-    {"project", "selection", "estimate", "forecast", "consumption", "tracking_view"},
-    {"api"},
-    {"sidecar", "uploader", "cli"},
+    {"guard", "after", "start"},
+    {"local", "slurm", "waiting", "packing"},
+    {"launch", "worker", "tracking_notes"},
+    {"project", "selection", "estimate", "forecast", "consumption", "tracking_view", "comparison", "curves"},
+    {"registering"},
+    {"api", "page"},
+    {"registrar", "sidecar", "uploader", "cli"},
     {"testing", "__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -41,7 +42,9 @@ CONTENT = {"models", "datasets", "conf"}  # usable without the engine; met only 
 
 TRAINING = (
     "orchestrator/estimate/weigh_probe.py",
+    "orchestrator/registrar.py",
     "orchestrator/testing/net.py",
+    "orchestrator/worker/example.py",
     "orchestrator/worker/training.py",
     "orchestrator/worker/checkpoints.py",
     "orchestrator/tracking/logger.py",
@@ -59,10 +62,13 @@ MAY_IMPORT = {
     "mlflow": (
         "orchestrator/tracking/mlflow_store.py",
         "orchestrator/tracking/mlflow_run.py",
+        "orchestrator/tracking/mlflow_model.py",
+        "orchestrator/registrar.py",
         "orchestrator/tracking/embedded.py",
     ),
     "omegaconf": ("orchestrator/config/",),
-    "pynvml": ("orchestrator/local/nvml.py",),
+    "plotly": ("orchestrator/page/document.py",),
+    "pynvml": ("orchestrator/local/nvml.py", "orchestrator/tracking/node.py"),
     "pytorch_lightning": TRAINING,
     "rich": (),
     "sklearn": (),
@@ -76,7 +82,9 @@ HEAVY = (
     "hydra",
     "lightning_fabric",
     "mlflow",
+    "numpy",
     "omegaconf",
+    "plotly",
     "pynvml",
     "pytorch_lightning",
     "rich",

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from orchestrator.config import draft, overrides
 from orchestrator.errors import ConfigError, RequestError
-from orchestrator.spec import Objective, Resources
+from orchestrator.spec import Objective, Pack, Resources
 
 CONF = {
     "model/small.yaml": "_target_: mine.Small\nlr: 1e-3\nwidth: 8\nname: small\nnested: {a: 1, b: [1, 2]}\n",
@@ -333,6 +333,10 @@ def test_odd_values_of_an_axis_arrive_as_they_are(project, written, meant):
     assert [point.point["model.new"] for point in found.points] == meant
 
 
+def no_groups(_):
+    return None
+
+
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False),
     st.text(st.characters(exclude_characters="$", exclude_categories=["Cs"])).filter(lambda text: text != "???"),
@@ -346,9 +350,9 @@ trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dic
 @example({"a\\,b": ["'", "\\'", 1e16, -0.0, 5e-324]})
 def test_what_an_override_is_quoted_to_is_read_back(value):
     text = overrides.to_override("+", "model.x", value, group=False)
-    back = overrides.parse([text]).fixed
+    back = overrides.parse([text], no_groups).fixed
     assert back == (text,)
-    assert repr(overrides.axis_of("k", f"{text.partition('=')[2]},0").values[0]) == repr(value)
+    assert repr(overrides.axis_of("k", f"{text.partition('=')[2]},0", no_groups).values[0]) == repr(value)
 
 
 def test_values_that_interpolate_are_resolved_per_point(project):
@@ -421,6 +425,10 @@ def test_a_value_given_instead_of_what_is_refused_is_taken(project):
         (["resources.hours=-1"], "resources.hours is -1"),
         (["resources.hours=.inf"], "resources.hours"),
         (["resources.gpus_per_node=1.5"], "resources.gpus_per_node is 1.5"),
+        (["resources.pack=8"], "resources.pack is 8"),
+        (["resources.pack={run:8}"], "resources.pack.run is unknown (did you mean 'runs'?)"),
+        (["resources.pack={runs:2,at_once:3}"], "resources.pack.runs is 2"),
+        (["resources.pack=auto", "resources.gpus_per_node=2"], "resources.pack is given for runs of 2 processes"),
         (["cluster.kind=slrm"], "cluster.kind is 'slrm'"),
         (["name='a/b'"], "name is 'a/b'"),
         (["name=a,b"], "name is swept"),
@@ -568,3 +576,12 @@ def test_overrides_are_kept_as_they_were_given(project):
     args = ["experiment=first", "seed=1,2", "+model.new='a b'"]
     assert draft(project, args).overrides == tuple(args)
     assert re.fullmatch("first", draft(project, args).name)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("null", None), ("auto", Pack()), ("{runs:8}", Pack(runs=8)), ("{runs:auto,at_once:2}", Pack(at_once=2))],
+)
+def test_runs_are_packed_as_it_is_written(project, written, expected):
+    (point,) = draft(project, ["name=x", "model=small", f"resources.pack={written}"]).points
+    assert point.resources.pack == expected

@@ -112,7 +112,7 @@ FIXED = ("experiment=all",)
 def by_hydra(composer, point, prefixes=None):
     """Return the config that one composition with the point as overrides gives; None where Hydra refuses it."""
     overrides = [
-        to_override((prefixes or {}).get(key, ""), key, value, group=key in composer.groups)
+        to_override((prefixes or {}).get(key, ""), key, value, group=composer.chooses(key, value))
         for key, value in point.items()
     ]
     try:
@@ -281,6 +281,22 @@ class Counting(Composer):
     def compose(self, overrides):
         self.composed += 1
         return super().compose(overrides)
+
+
+def test_added_keys_and_lists_compose_once_per_list_whatever_the_number_of_points(composer):
+    counting = Counting(composer.folder.parent)
+    lists = ([1, "${seed}"], [], [{"a": 1}])
+    points = [{"vars.new": i, "model.nested.list": each, "model.lr": i} for each in lists for i in range(20)]
+    configs = [dict(item.config) for item in resolve_points(counting, FIXED, points, {"vars.new": "+"})]
+    assert counting.composed == 3
+    for i in (0, 25, 59):
+        assert same(configs[i], by_hydra(composer, points[i], {"vars.new": "+"}))
+
+
+def test_of_keys_that_lie_in_each_other_the_last_one_holds(composer):
+    inner, outer = {"model.lr": 5}, {"model": {"lr": 6}}
+    for point in ({**inner, **outer}, {**outer, **inner}, {"model.nested": {"a": 7}, "model.nested.a": 8}):
+        assert same(by_us(composer, [point])[0], by_hydra(composer, point))
 
 
 def test_hydra_composes_once_per_choice_of_groups_whatever_the_number_of_points(composer):

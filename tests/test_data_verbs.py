@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
+from repositories import git, write
 
 from orchestrator.cli import main
 from orchestrator.data import Staging, Store, resolve, scratch_dir
@@ -57,6 +59,18 @@ def test_a_damaged_version_is_named_and_copied_anew(data, tmp_path):
     again = json.loads(data("stage", VERSION, "--json").out)
     assert (again["hit"], again["digest"]) == (False, first["digest"])
     assert data("verify").out.count("ok") == 1
+
+
+def test_what_dvc_2_hashed_without_its_line_endings_is_told(data, tmp_path, private_settings):
+    repo, checksum = tmp_path / "my project", hashlib.md5(b"a\nb\n").hexdigest()
+    write(repo, {f".dvc/cache/{checksum[:2]}/{checksum[2:]}": b"a\r\nb\r\n", ".dvc/config": b""})
+    write(repo, {"t.csv.dvc": f"outs:\n- md5: {checksum}\n  size: 6\n  path: t.csv\n".encode()})
+    git(repo, "init", "-q")
+    git(repo, "add", "-f", ".dvc/config", "t.csv.dvc")
+    git(repo, "commit", "-q", "-m", "old")
+    told = data("resolve", "data.version={source: dvc, path: t.csv}").out
+    assert "line endings are not pinned: 1 files have a hash of DVC 2's; dvc cache migrate" in told
+    assert "line endings" not in data("resolve", VERSION).out
 
 
 def test_what_a_run_holds_is_named_and_stays(data, tmp_path):

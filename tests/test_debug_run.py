@@ -14,7 +14,7 @@ from orchestrator import ledger
 from orchestrator.config import Draft, DraftPoint, debugging
 from orchestrator.plan import Action, make_plan
 from orchestrator.record import Attempt, Claim, JobState, Observation, Planned, RunState, reconcile
-from orchestrator.spec import Resources, Run, RunId, SnapshotOptions
+from orchestrator.spec import LaunchOptions, Resources, Run, RunId, SnapshotOptions
 from orchestrator.tracking import Metrics, read
 
 
@@ -32,6 +32,7 @@ def draft(name="mine", **trainer):
     return Draft(
         name=name, points=(point,), objective=None, cluster={"kind": "slurm"}, tracking={"kind": "embedded"},
         snapshot=SnapshotOptions(), env="warn", choices={}, sweep={}, overrides=(), notes=(),
+        launch=LaunchOptions(), tags=(),
     )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def ledger_record(desk):
         (("--on", "slrum"), "did you mean 'slurm'"),
         (("--on", "inline,slurm"), "cluster is swept"),
         (("--on", "inline", "seed=1,2"), "`orch run` runs one"),
-        (("--on", "inline", "resources.nodes=2"), "cluster=inline is one machine"),
+        (("--on", "inline", "cluster.devices=[7]", "resources.gpus_per_node=2"), "resources.gpus_per_node is 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -127,7 +127,8 @@ class Story:
         }  # fmt: skip
         work = training.Training(
             config=config, resources=Resources(), objective=None, folder=self.path,
-            checkpoints=self.path / "checkpoints", resume_from=checkpoints[-1] if checkpoints else None, place=Place(),
+            checkpoints=self.path / "checkpoints", artifacts=self.folder / "artifacts", place=Place(),
+            resume_from=checkpoints[-1] if checkpoints else None,
         )  # fmt: skip
         stop = StopSignal()
         stop.install()

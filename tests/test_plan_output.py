@@ -37,7 +37,8 @@ def planned(steps, *, hours=None, scratch=None, data=(), **known):
     known = {"runs": 0, "bytes": 0, "largest_bytes": 0, "saved": 0, "unknown": {}, "problem": "", **known}
     acting = [each for each in steps if each.action is not Action.SKIP]
     return Plan(
-        steps=tuple(steps), launch=LaunchPaths(Path("/r/x/launches/0003")), arrays=None, data=data, notes=(),
+        steps=tuple(steps), acting=tuple(acting), launch=LaunchPaths(Path("/r/x/launches/0003")), arrays=None,
+        data=data, notes=(),
         shapes=shape_totals(acting, arrays=None, default_hours=hours),
         capacity=Capacity(scratch=scratch or Scratch(where="scratch /tmp")),
         checkpoints=DiskForecast(free_bytes=10**9, folder=Path("/r"), **known),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator import ledger
-from orchestrator.cli import render
+from orchestrator.cli import comparison, render
 from orchestrator.cli.points import points
 from orchestrator.layout import RunsRoot
 from orchestrator.spec import Resources
@@ -78,8 +78,9 @@ def test_runs_that_differ_in_their_data_or_their_ranks_show_those(book):
 def test_compare_has_a_column_for_what_tells_equal_points_apart(book):
     short, long = book.launch({"seed": 1}), book.launch({"seed": 1}, trainer__max_epochs=9)
     found = book.read()
-    header, rows = render.comparison(found, list(found.records.values()), None)
-    assert header == ["run", "seed", "trainer.max_epochs", "state", "time"]
+    made = comparison.compare(found, list(found.records.values()), None, [])
+    header, rows = render.comparison_table(made)
+    assert header == ["run", "seed", "trainer.max_epochs", "state", "time", ""]
     assert [row[:3] for row in rows] == [[short[:8], 1, 3], [long[:8], 1, 9]]
 
 

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cluster_contract import Gate
+from cluster_contract import Gate, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 
 from orchestrator.cli.render import progress
 from orchestrator.data import Manifest, resolve, scratch_dir
 from orchestrator.layout import ExperimentPaths
 from orchestrator.local.inline import Inline
+from orchestrator.local.workstation import Workstation
 from orchestrator.record import RunState
 from orchestrator.testing.launches import Bench, scripted
 
@@ -76,6 +77,17 @@ def test_the_summary_says_what_it_took(desk):
         (os.uname().nodename, desk.version.bytes, 20)
     }
     assert view_of(first) == view_of(second)
+
+
+def test_of_runs_beside_each_other_on_a_workstation_one_copies(desk):
+    bench = replace(desk.bench, kind="workstation", cluster=Workstation(cpus=4))
+    runs = [replace(scripted(seed=seed), data_digest=desk.version.digest) for seed in range(6)]
+    bench.launch(runs)
+    wait_for_end(bench)
+    records = bench.records().values()
+    assert {record.state for record in records} == {RunState.DONE}
+    assert sorted(record.last.data["hit"] for record in records) == [False, *[True] * 5]
+    assert len({view_of(record) for record in records}) == 1
 
 
 def test_nobody_holds_the_version_once_the_run_has_ended(desk):

@@ -10,12 +10,16 @@ from orchestrator.cluster import Scratch
 from orchestrator.record import JobState
 from orchestrator.slurm import limits, preflight, queue
 from orchestrator.slurm.limits import Limits, Partition
-from orchestrator.slurm.states import killed_for_memory, observation, parse
+from orchestrator.slurm.states import observation, parse, printed
 from orchestrator.spec import Resources
 
+MEMORY, NODE = "out of memory: killed by Slurm", "its node failed"
 PENDING, RUNNING, ENDED = JobState.PENDING, JobState.RUNNING, JobState.ENDED
 WORDS = {
-    # squeue(1), sacct(1): JOB STATE CODES
+    # squeue(1), sacct(1): JOB STATE CODES, all of them. A real Slurm says most of them in tests/slurm. Of these only
+    # the word is here: BOOT_FAIL (no node here boots: it is one that Slurm powers up or reboots for the job, and that
+    # does not come), LAUNCH_FAILED, RECONFIG_FAIL, REVOKED (federations), STAGE_OUT (burst buffers) and OUT_OF_MEMORY
+    # (told by a cgroup's counter; without cgroups Slurm says FAILED, and prints why: see below).
     "BOOT_FAIL": (ENDED, "its node did not boot"), "CANCELLED": (ENDED, "cancelled in Slurm"),
     "COMPLETED": (ENDED, "ended without a word"), "DEADLINE": (ENDED, "deadline"), "FAILED": (ENDED, "failed in Slurm"),
     "NODE_FAIL": (ENDED, "its node failed"), "OUT_OF_MEMORY": (ENDED, "out of memory: killed by Slurm"),
@@ -76,17 +80,20 @@ def test_an_unknown_word_stays_unknown_and_is_shown(word):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("slurmstepd-n0: error: StepId=1.0 exceeded memory limit (328437760 > 104857600), being killed", True),
-        ("slurmstepd-n0: error: Exceeded job memory limit", True),
-        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=5.0. Some of your processes may have been", True),
-        ("slurmstepd: error: Detected 1 oom_kill event in StepId=5.batch. Some of the step tasks have been", True),
-        ("srun: error: n0: task 0: Out Of Memory", True),
-        ("srun: error: n0: task 0: Killed", False), ("the loss exceeded memory limit", False),
-        ("RuntimeError: CUDA out of memory", False), ("", False),
+        ("slurmstepd-n0: error: StepId=1.0 exceeded memory limit (328437760 > 104857600), being killed", MEMORY),
+        ("slurmstepd-n0: error: Exceeded job memory limit", MEMORY),
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=5.0. Some of your processes may have been", MEMORY),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=5.batch. Some of the step tasks have been", MEMORY),
+        ("srun: error: n0: task 0: Out Of Memory", MEMORY),
+        ("srun: error: Node failure on n1", NODE),
+        ("srun: error: Task launch for StepId=2.0 failed on node n1: Communication connection failure", NODE),
+        ("srun: error: Task launch for StepId=2.0 failed on node n1: Invalid job credential", ""),
+        ("srun: error: n0: task 0: Killed", ""), ("the loss exceeded memory limit", ""),
+        ("RuntimeError: CUDA out of memory", ""), ("", ""),
     ],
 )  # fmt: skip
-def test_a_step_killed_for_its_memory_is_known_by_what_slurm_printed(line, told):
-    assert killed_for_memory(f"loading data\n{line}\nsrun: error: n0: task 0: Exited\n") is told
+def test_why_slurm_killed_a_step_is_known_by_what_it_printed(line, told):
+    assert printed(f"loading data\n{line}\nsrun: error: n0: task 0: Exited\n") == told
 
 
 # --- lines ------------------------------------------------------------------------------------------------

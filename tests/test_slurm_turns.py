@@ -35,7 +35,7 @@ def test_a_turn_tells_who_took_it_what_is_known_and_how_it_ended(launch):
     later = turns.take(launch, after=1, jobs=found.jobs, job="7_1")
     later.add(SECOND)
     later.finish()
-    assert (later.tasks, turns.last(launch).jobs, turns.last(launch).who) == (1, (FIRST, SECOND), "job 7_1")
+    assert (later.tasks, turns.last(launch).jobs, turns.last(launch).who) == ((2,), (FIRST, SECOND), "job 7_1")
     assert launch.runs.launches_waiting() == []
 
 

@@ -30,6 +30,7 @@ from orchestrator.errors import RequestError, TrackingError
 from orchestrator.tracking import (
     Artifact,
     ArtifactLine,
+    Dataset,
     Metrics,
     Params,
     Report,
@@ -42,13 +43,13 @@ from orchestrator.tracking import (
 from orchestrator.tracking.fields import cut_name, decode, encode, flatten, shorten
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.tracking.mlflow_store import MlflowStore
-from orchestrator.tracking.upload import batches
+from orchestrator.tracking.upload import Seen, batches
 
 # MLflow's own tables use a loader that SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 WRITES = {
-    "create_experiment", "create_run", "delete_run", "log_artifact", "log_batch", "log_text",
+    "create_experiment", "create_run", "delete_run", "log_artifact", "log_batch", "log_inputs", "log_text",
     "set_terminated", "update_run",
 }  # fmt: skip
 
@@ -362,6 +363,53 @@ def test_a_metric_of_any_name_arrives_and_its_name_can_be_told(store, folder, na
     assert told == name
 
 
+def test_what_was_stored_is_not_read_again_while_the_same_process_sends(folder):
+    """A spool grows for days: reading all of it every few seconds would cost the job more and more."""
+    path = spool(folder, 1, *(("loss", step, float(step)) for step in range(1_000)))
+    seen = Seen()
+    committed = list(batches([path], {}, seen))[-1].offsets
+    whole = path.read_bytes()
+    path.write_bytes(b"\0" * (len(whole) - 1) + b"\n")  # nobody looks at it again
+    spool(folder, 1, ("loss", 999, 999.0), ("loss", 5, 5.5), ("loss", 1_000, 1.0))
+    (more,) = batches([path], committed, seen)
+    assert [(point.step, point.value) for point in more.points] == [(1_000, 1.0)]
+    assert more.diverged == "loss@5"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(-(2**70), 2**70) | st.integers(0, 5), st.floats()), max_size=40
+    )
+)
+def test_the_first_value_of_a_step_is_kept_in_whatever_order_steps_come(points):
+    seen, expected = Seen(), {}
+    for key, step, value in points:
+        clamped = max(-(2**63 - 1), min(2**63 - 1, step))
+        first = seen.first(key, step, value)
+        assert repr(first) == repr(expected.get((key, clamped)))
+        expected.setdefault((key, clamped), value)
+
+
+def test_what_a_node_measures_contradicts_nothing(store, folder):
+    path = spool(folder, 1, ("system/cpu", 5, 1.0), ("system/cpu", 5, 2.0))
+    store.sync(experiment(run(spools=(path,))))
+    assert history(store, "system/cpu") == [(5, 1.0)]
+    assert "metrics_diverged" not in child(store).data.tags
+
+
+def test_each_nodes_own_metrics_are_committed_by_themselves(store, folder):
+    path = spool(folder, 1, ("loss", 0, 1.0))
+    files = [path.with_name(f"system.{node}.jsonl") for node in ("n-0", "n.1")]
+    for file in files:
+        with SpoolWriter(file) as writer:
+            writer.metrics({f"system/{file.name}/cpu": 1.0}, step=0, time_ms=1)
+    tracked = experiment(run(spools=(path, *files)))
+    assert store.sync(tracked).metrics_sent == 3
+    assert store.sync(tracked) == Report()
+    offsets = {key for key in child(store).data.tags if key.startswith("orch.offset.")}
+    assert offsets == {f"orch.offset.a001{name}" for name in ("", ".system.n-0", ".system.n.1")}
+
+
 # ---- params and tags
 
 
@@ -492,7 +540,53 @@ def test_an_artifact_cannot_leave_its_run(folder):
         Artifact(path=Path("x"), folder=folder)
 
 
+def test_a_text_is_an_artifact_and_is_logged_again_when_it_changes(store):
+    def tracked(text):
+        return experiment(run(artifacts=(Artifact(path=Path("é.txt"), folder="launch", content=text),)))
+
+    assert store.sync(tracked("one")).artifacts_logged == 1
+    assert store.sync(tracked("one")) == Report()
+    assert store.sync(tracked("two")).artifacts_logged == 1
+    assert artifact(store, "launch/é.txt").read_text(encoding="utf-8") == "two"
+
+
+def test_a_data_version_is_the_runs_input_once(store):
+    data = Dataset(name="data/x", digest="d" * 64, source_type="dvc", source='{"rev": "v1"}', profile='{"files": 2}')
+    for _ in range(2):
+        store.sync(experiment(run(data=data)))
+    (found,) = store.client.get_run(child(store).info.run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest, found.dataset.source_type) == ("data/x", "d" * 36, "dvc")
+    assert (found.dataset.source, found.dataset.profile) == ('{"rev": "v1"}', '{"files": 2}')
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+
+
+def test_a_note_links_to_runs_of_its_experiment(store):
+    tracked = experiment(run(), note="best: [lr=0.1](run:abc123), [gone](run:zzz)")
+    store.sync(tracked)
+    found = child(store).info
+    link = f"#/experiments/{found.experiment_id}/runs/{found.run_id}"
+    assert parent(store).data.tags["mlflow.note.content"] == f"best: [lr=0.1]({link}), [gone]()"
+    assert store.sync(tracked) == Report()
+
+
+def test_artifacts_may_lie_elsewhere_than_the_database_and_checkpoints_are_links_all_the_same(
+    template, tmp_path, folder
+):
+    (tmp_path / "local disk").mkdir()
+    shutil.copy(template, tmp_path / "local disk" / "mlflow.db")
+    apart = MlflowStore.embedded(tmp_path / "local disk", tmp_path / "runs" / ".mlflow" / "host" / "artifacts")
+    checkpoint = folder / "best.ckpt"
+    checkpoint.write_bytes(b"weights")
+    apart.sync(experiment(run(artifacts=(Artifact(path=checkpoint, folder="checkpoints"),))))
+    shown = artifact(apart, "checkpoints/best.ckpt")
+    assert shown.samefile(checkpoint)
+    assert shown.is_relative_to(tmp_path / "runs")
+
+
 # ---- once, whatever interrupts it
+
+
+DATA = Dataset(name="data/x", digest="d1", source_type="dvc", source="{}", profile="{}")
 
 
 def full(folder):
@@ -514,7 +608,7 @@ def full(folder):
     given = {"params": params, "tags": {"long": "y" * 9_000}, "artifacts": artifacts, "ended_ms": 9_000}
     return [
         experiment(run(spools=spools[:1], history=9, state="queued", params=params)),
-        experiment(run(spools=spools, state="done", **given), run(run_id="second", state="failed")),
+        experiment(run(spools=spools, state="done", data=DATA, **given), run(run_id="second", state="failed")),
     ]
 
 

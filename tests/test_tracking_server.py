@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty_server import Proxy, mlflow_server
+from faulty_server import MlflowServer, Proxy
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from postgres import postgresql
 from processes import of_this_test, wait_for
 
 from orchestrator import api
 from orchestrator.config import schema
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.layout import ExperimentPaths, RunsRoot
 from orchestrator.local.workstation import Workstation
 from orchestrator.project import Project
@@ -27,6 +28,7 @@ from orchestrator.record import RunState
 from orchestrator.testing.launches import WORKER, Bench, scripted
 from orchestrator.tracking import Metrics, SpoolWriter, TrackedExperiment, TrackedRun, read
 from orchestrator.tracking.mlflow_store import MlflowStore
+from orchestrator.uploader import Carrier
 from orchestrator.worker.uploading import Uploader
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -34,9 +36,29 @@ POINTS = 3_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_server(tmp_path_factory.mktemp("mlflow server")) as address:
-        yield address
+def over_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    made = MlflowServer(tmp_path_factory.mktemp("mlflow server"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture(scope="module")
+def over_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with postgresql() as backend:
+        made = MlflowServer(tmp_path_factory.mktemp("mlflow server on postgresql"), backend=backend)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.kill()
+
+
+@pytest.fixture(scope="module")
+def server(over_sqlite: MlflowServer) -> str:
+    return over_sqlite.address
 
 
 @pytest.fixture
@@ -47,7 +69,8 @@ def proxy(server: str) -> Iterator[Proxy]:
 
 
 def tracking(uri: str, name: str, **changes: object) -> dict[str, object]:
-    return schema.tracking({"kind": "server", "uri": uri, "experiment": name, "end_seconds": 60, **changes})
+    given = {"kind": "server", "uri": uri, "experiment": name, "end_seconds": 60, "system_metrics": False}
+    return schema.tracking({**given, **changes})
 
 
 @pytest.fixture
@@ -263,6 +286,66 @@ def test_two_projects_with_an_experiment_of_the_same_name_keep_apart(server, tmp
         assert len(found) == 2
 
 
+def test_an_uploaders_own_start_is_not_taken_for_a_slow_server(caplog):
+    """Loading MLflow takes seconds: a twentieth of the time would be a pause of a minute."""
+    clock, sent = [0.0], []
+
+    class Stub:
+        end_seconds = 0.0
+
+        def read(self):
+            return TrackedRun(
+                experiment="e", run_id="r", generation=1, history=1, name="r", params={}, tags={}, state="running"
+            )
+
+        def open(self):
+            clock[0] += 7.0
+            return self
+
+        def send(self, run):
+            sent.append(run)
+            clock[0] += 3.0 if len(sent) == 1 else 0.1
+
+    carrier = Carrier(Stub(), clock=lambda: clock[0])
+    assert carrier._send(last=False)
+    assert carrier._pause_seconds == 5.0
+    assert carrier._send(last=False)
+    assert carrier._pause_seconds == 5.0
+    assert "answers again" not in caplog.text
+
+
+def test_a_server_that_is_slow_is_asked_less_often_and_one_that_failed_is_greeted(caplog):
+    clock, fails = [0.0], [False]
+
+    class Stub:
+        end_seconds = 0.0
+
+        def read(self):
+            return TrackedRun(
+                experiment="e", run_id="r", generation=1, history=1, name="r", params={}, tags={}, state="running"
+            )
+
+        def open(self):
+            return self
+
+        def send(self, run):
+            clock[0] += 2.0
+            if fails[0]:
+                raise TrackingError("no")
+
+    carrier = Carrier(Stub(), clock=lambda: clock[0])
+    carrier._send(last=False)
+    carrier._send(last=False)
+    assert carrier._pause_seconds == 40.0
+    fails[0] = True
+    assert not carrier._send(last=False)
+    assert not carrier._send(last=False)
+    assert caplog.text.count("not sent yet") == 1
+    fails[0] = False
+    assert carrier._send(last=False)
+    assert caplog.text.count("answers again") == 1
+
+
 def test_the_uploader_is_told_to_end_though_a_forked_child_holds_its_input_open():
     uploader = Uploader([sys.executable, "-c", "import sys; sys.exit(sys.stdin.buffer.read(1) != b'\\n')"])
     inherited = os.dup(uploader._process.stdin.fileno())
@@ -271,6 +354,71 @@ def test_the_uploader_is_told_to_end_though_a_forked_child_holds_its_input_open(
         assert uploader._process.returncode == 0
     finally:
         os.close(inherited)
+
+
+# --- everything at once ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["over_sqlite", "over_postgresql"])
+def test_whatever_dies_hangs_or_is_slow_mlflow_holds_in_the_end_what_the_spools_hold(backend, request, tmp_path):
+    """Server killed, frozen and slow, uploaders and runs killed by -9, at random moments while runs log."""
+    server: MlflowServer = request.getfixturevalue(backend)
+    proxy, moments = Proxy(server.address), random.Random()
+    proxy.slow_seconds = 0.5
+    paths = ExperimentPaths(tmp_path / "runs" / "e")
+    options = tracking(proxy.address, str(tmp_path), end_seconds=3, system_metrics=1)
+    bench = Bench(paths=paths, kind="workstation", cluster=Workstation(cpus=3), tracking=options)
+    try:
+        long = [scripted({"steps": 120, "seconds": 0.05}, seed=seed) for seed in (1, 2)]
+        mortal = scripted({"steps": 20, "seconds": 0.05, "ends": ["kill", "done"]}, seed=3)
+        failing = scripted({"steps": 5, "ends": ["raise"]}, seed=4)
+        bench.launch([*long, mortal, failing], worker=WORKER)
+        wait_for(lambda: len(bench.played()) >= 3, "runs to begin")
+        for fault in moments.sample(["freeze", "slow", "uploaders", "server", "runs", "500"], 6):
+            strike(fault, server, proxy, moments)
+        wait_for(lambda: ended(bench), "the runs to end")
+        bench.launch([*long, mortal], worker=WORKER)  # what was killed goes on
+        wait_for(lambda: ended(bench), "the runs to end, which had been killed")
+        wait_for(lambda: not uploaders(), "the uploaders to end")
+        api.sync(project(bench), "e")
+        holds_what_the_spools_hold(bench, server.address)
+    finally:
+        proxy.close()
+
+
+def strike(fault: str, server: MlflowServer, proxy: Proxy, moments: random.Random) -> None:
+    """Let one thing go wrong for a moment."""
+    pause = moments.uniform(0.2, 1.5)
+    if fault == "server":
+        server.kill()
+        server.start()
+    elif fault == "freeze":
+        with server.frozen():
+            time.sleep(pause)
+    elif fault in {"uploaders", "runs"}:
+        module = "orchestrator.uploader" if fault == "uploaders" else WORKER[-1]
+        for process in of_this_test():
+            if module in (process.info["cmdline"] or []):
+                process.kill()
+        time.sleep(pause)
+    else:
+        proxy.fault = fault
+        time.sleep(pause)
+        proxy.fault = None
+
+
+def holds_what_the_spools_hold(bench: Bench, server: str) -> None:
+    """Compare all of it: one child a run, its status, and each (key, step, value) once."""
+    records = bench.records()
+    found = {child.data.tags["orch.run"]: child for child in children(server, bench)}
+    assert len(children(server, bench)) == len(found) == len(records)
+    for run_id, record in records.items():
+        status = {RunState.DONE: "FINISHED", RunState.FAILED: "FAILED"}[record.state]
+        assert found[run_id].info.status == status
+        attempts = [bench.paths.run(run_id).attempt(attempt.number) for attempt in record.history]
+        spools = [spool for attempt in attempts for spool in (attempt.metrics, *attempt.system_metrics())]
+        assert stored(server, found[run_id]) == spooled(*spools)
+        assert any(key.startswith("system/") for key, _, _ in spooled(*spools))
 
 
 # --- options ------------------------------------------------------------------------------------------------

@@ -200,6 +200,15 @@ def test_a_gpu_that_another_user_holds_is_waited_for_and_let_go_of_by_the_kernel
     wait_for_end(bench)  # whoever held them was killed
 
 
+def test_in_the_foreground_it_is_said_that_a_gpu_is_waited_for(tmp_path, gpus, caplog):
+    bench = Bench(paths=ExperimentPaths(tmp_path / "x"), kind="inline", cluster=Inline(devices=gpus[:1]))
+    bench.launch([scripted(gpus_per_node=1)])
+    with somebody_else_holding(gpus[:1]):
+        bench.cluster.run(until=lambda: bool(caplog.messages))
+    (said,) = caplog.messages
+    assert said == f"the next run waits for 1 GPU (0 free; GPU {gpus[0]} is held by somebody else's run)"
+
+
 def test_what_a_run_has_stays_held_when_its_supervisor_dies_and_the_next_one_gives_it_to_nobody(make, gpus, gate):
     bench = make(devices=gpus[:3])
     runs = [scripted(gate.script(), seed=seed, gpus_per_node=1) for seed in range(6)]

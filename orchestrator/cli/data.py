@@ -48,6 +48,8 @@ def _origin(manifest: Manifest) -> Iterator[str]:
     for key, value in manifest.origin.items():
         if key != "remotes" and value not in (None, ""):
             yield f"{key}: {value}"
+    if loose := sum(entry.algorithm == "md5-dos2unix" for entry in manifest.entries):
+        yield f"line endings are not pinned: {loose} files have a hash of DVC 2's; dvc cache migrate --dvc-files"
     afar = [entry for entry in manifest.entries if not entry.sources]
     if (origin := origin_of(manifest)) and afar:
         count = f"{len(afar)} files, {sum(entry.size for entry in afar)} bytes"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import ledger
+from orchestrator.credentials import MASK, is_credential
 from orchestrator.ledger import Launch, Ledger
 from orchestrator.record import Record
 
@@ -52,7 +53,7 @@ def leaves(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():
             yield from leaves(value, f"{at}.{key}" if at else str(key))
     else:
-        yield at, tree
+        yield at, MASK if is_credential(at, tree) else tree
 
 
 def _data(launch_a: Launch, a: Record, launch_b: Launch, b: Record) -> Iterator[str]:

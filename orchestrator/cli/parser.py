@@ -188,7 +188,17 @@ def _retry(subparsers: argparse._SubParsersAction[_Parser]) -> None:
 def _compare(subparsers: argparse._SubParsersAction[_Parser]) -> None:
     parser = _verb(subparsers, "compare", "rank the runs of an experiment", verbs.compare)
     _selection(parser)
-    parser.add_argument("--metric", metavar="NAME", help="rank by this metric (default: the objective)")
+    parser.add_argument(
+        "--metric", action="append", default=[], metavar="NAME",
+        help="rank by this metric (default: the objective), and show no others; may be given again",
+    )  # fmt: skip
+    each = parser.add_mutually_exclusive_group()
+    each.add_argument("--each", action="store_true", help="every run by itself, also where only seeds differ")
+    each.add_argument(
+        "--over", action="append", metavar="KEY", help="average over this swept key (default: seed); may be given again"
+    )
+    parser.add_argument("--all", action="store_true", help="every row, however many")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the curves and plots, complete in itself")
     parser.add_argument("--hidden", action="store_true", help="also what `orch hide` has hidden")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--csv", action="store_true", help="as CSV")

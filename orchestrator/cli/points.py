@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator import ledger
 from orchestrator.cli.difference import leaves
+from orchestrator.credentials import masked
 from orchestrator.ledger import Ledger
 from orchestrator.record import Record
 from orchestrator.spec import RunId
@@ -21,7 +22,7 @@ def points(book: Ledger, records: Sequence[Record]) -> dict[RunId, dict[str, Any
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(_text(dict(record.planned.point)), []).append(record)
-    found = {record.id: dict(record.planned.point) for record in records}
+    found = {record.id: masked(record.planned.point) for record in records}
     for group in groups.values():
         if len(group) > 1:
             for run_id, more in _differing(book, group).items():

@@ -11,16 +11,19 @@ from dataclasses import asdict, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from orchestrator.api import TOKEN, Plan, Prepared, told
-from orchestrator.cli.points import complete, points
+from orchestrator.cli import grouping
+from orchestrator.cli.points import points
 from orchestrator.cluster import Waiting
+from orchestrator.comparison import Comparison, Group
 from orchestrator.consumption import Consumption, consumption, most
+from orchestrator.credentials import masked
 from orchestrator.errors import size
 from orchestrator.forecast import Forecast, forecast
 from orchestrator.layout import ExperimentPaths
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Action, Step
 from orchestrator.record import Record, RunState
-from orchestrator.spec import Objective, Resources
+from orchestrator.spec import Objective, Pack, Resources
 
 if TYPE_CHECKING:
     from orchestrator.estimate import DiskForecast, ShapeTotal
@@ -34,6 +37,9 @@ STATE_COLOURS: Mapping[RunState, str] = {
 _WEEK_SECONDS = 6 * 86_400
 ROWS = 50
 """How many runs `status` and `plan` list before they ask for --all."""
+
+_FEW_ROWS = 10
+"""Of more runs than that `status` lists so many, below a table that counts all of them."""
 
 
 def paint(text: str, colour: str, stream: IO[str]) -> str:
@@ -175,12 +181,18 @@ def need(resources: Resources) -> str:
     node += [f"{resources.mem_gb_per_node:g} GB"] if resources.mem_gb_per_node else []
     per_node = ", ".join(node)
     nodes = f"{resources.nodes} nodes x ({per_node})" if resources.nodes > 1 else per_node
+    nodes += f", {_pack(resources.pack)}" if resources.pack else ""
     return f"{nodes}, {resources.hours:g} h" if resources.hours else nodes
+
+
+def _pack(pack: Pack) -> str:
+    told = f"packed by {pack.runs or 'auto'}"
+    return f"{told}, {pack.at_once} at once" if pack.at_once > 1 else told
 
 
 def step_json(step: Step) -> dict[str, Any]:
     return {
-        "run": step.run.id, "action": step.action.value, "reason": step.reason, "point": dict(step.run.point),
+        "run": step.run.id, "action": step.action.value, "reason": step.reason, "point": masked(step.run.point),
         "attempt": step.attempt, "generation": step.generation, "code": step.code,
         "resources": step.run.resources.to_json(), "data": step.run.data_digest,
     }  # fmt: skip
@@ -260,16 +272,24 @@ def _time_taken(most_taken: Consumption) -> str:
 
 
 def status_lines(book: Ledger, records: Sequence[Record], *, everything: bool = False) -> list[str]:
-    """Return the runs as a table, failures grouped by signature, and what is to be done about them."""
+    """Return the runs as a table, failures grouped by signature, and what is to be done about them.
+
+    Many runs are counted by state and by what was swept, and only the first of them are listed.
+    """
     objective = objective_of(book)
     order = {state: place for place, state in enumerate(RunState)}
     shown = sorted(records, key=lambda record: order[record.state])
-    cut = shown if everything else shown[:ROWS]
+    grouped = len(shown) > ROWS and not everything
+    cut = shown[:_FEW_ROWS] if grouped else shown
     metric, at = objective.metric if objective else "METRIC", points(book, cut)
     rows = [_status_row(record, told(at[record.id]), objective) for record in cut]
     header = ["RUN", "POINT", "STATE", "TRY", "PROGRESS", metric, "TIME", "WHERE", ""]
-    lines = [summary(book), *outlook(book, time.time()), *table(header, rows)]
-    if len(cut) < len(shown):
+    lines = [summary(book), *outlook(book, time.time())]
+    if grouped:
+        groups = grouping.rows(records, objective)
+        lines += ["", *table(*groups), ""] if groups[1] else []
+    lines += table(header, rows)
+    if grouped:
         lines.append(f"... and {len(shown) - len(cut)} more: orch status {book.experiment.name} --all")
     return [*lines, *_failures(book.experiment, records)]
 
@@ -354,7 +374,7 @@ def objective_of(book: Ledger) -> Objective | None:
 def record_json(record: Record) -> dict[str, Any]:
     last = record.last
     return {
-        "run": record.id, "state": record.state.value, "reason": record.reason, "point": dict(record.planned.point),
+        "run": record.id, "state": record.state.value, "reason": record.reason, "point": masked(record.planned.point),
         "launch": record.planned.launch, "attempt": last.number if last else None,
         "generation": record.planned.generation, "code": record.code, "node": record.node, "job": record.job,
         "started": record.started, "ended": record.ended, "progress": dict(last.progress) if last else {},
@@ -377,32 +397,61 @@ def outlook_json(book: Ledger, now: float) -> dict[str, Any]:
 # --- compare ----------------------------------------------------------------------------------------------
 
 
-def comparison(
-    book: Ledger, records: Sequence[Record], objective: Objective | None
-) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows: runs ranked by the objective, the keys that were swept, their metrics."""
-    found = points(book, records)
-    keys = list(dict.fromkeys(key for point in found.values() for key in point))
-    at = {record.id: complete(book, record, found[record.id], keys) for record in records}
-    names = sorted({name for record in records for name in record.metrics if not objective or name != objective.metric})
-    target = [objective.metric] if objective else []
-    ranked = sorted(records, key=lambda record: _rank(record, objective))
-    rows = [
-        [
-            record.id[:8], *(at[record.id][key] for key in keys),
-            *(record.best_value(name) for name in target), *(record.metrics.get(name) for name in names),
-            record.state.value, duration(record),
-        ]
-        for record in ranked
+def comparison_table(made: Comparison, *, most: int | None = None) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows of ranked runs, or of groups over seeds: `runs` are then those that count, of how many.
+
+    The last column marks the best. `most`: only so many rows.
+    """
+    rows = []
+    for group in made.groups[:most]:
+        values = [made.estimate(group, metric) for metric in made.metrics]
+        rows.append([
+            _runs_of(group) if made.over else group.records[0].id[:8], *(group.point[key] for key in made.keys),
+            *(value if made.over else value and value.mean for value in values),
+            _states_of(group) if made.over else group.records[0].state.value,
+            "" if made.over else duration(group.records[0]), "",
+        ])  # fmt: skip
+    if made.best:
+        rows[0][-1] = "best"
+    return ["runs" if made.over else "run", *made.keys, *made.metrics, "state", "time", ""], rows
+
+
+def comparison_json(made: Comparison) -> list[dict[str, Any]]:
+    """Return the same as JSON: of a group the mean, the standard error and the number of runs of each metric."""
+    header, rows = comparison_table(made)
+    if not made.over:
+        return [dict(zip(header[:-1], row[:-1], strict=True)) for row in rows]
+    return [
+        {
+            "runs": [record.id for record in group.records], **group.point,
+            **{metric: asdict(found) if (found := made.estimate(group, metric)) else None for metric in made.metrics},
+            "states": dict(Counter(record.state.value for record in group.records)),
+        }
+        for group in made.groups
     ]  # fmt: skip
-    return ["run", *keys, *target, *names, "state", "time"], rows
 
 
-def _rank(record: Record, objective: Objective | None) -> tuple[bool, float]:
-    value = record.best_value(objective.metric) if objective else None
-    if value is None or objective is None:
-        return True, 0.0
-    return False, -value if objective.mode == "max" else value
+def comparison_csv(made: Comparison) -> list[list[Any]]:
+    """Return the same for a spreadsheet: a mean and its standard error are two columns, numbers in full."""
+    header, rows = comparison_table(made)
+    first = 1 + len(made.keys)
+    last = first + (len(made.metrics) if made.over else 0)
+    twice = [name for metric in header[first:last] for name in (metric, f"{metric} ±")]
+    lines: list[list[Any]] = [[*header[:first], *twice, *header[last:-1]]]
+    for row in rows:
+        numbers = [(value.mean, value.error) if value else (None, None) for value in row[first:last]]
+        lines.append([*row[:first], *(number for pair in numbers for number in pair), *row[last:-1]])
+    return lines
+
+
+def _runs_of(group: Group) -> str:
+    done, all_of_them = len(group.done), len(group.records)
+    return str(done) if done == all_of_them else f"{done} of {all_of_them}"
+
+
+def _states_of(group: Group) -> str:
+    counts = Counter(record.state for record in group.records)
+    return ", ".join(f"{counts[state]} {state.value}" for state in RunState if counts[state])
 
 
 def cell(value: Any) -> str:

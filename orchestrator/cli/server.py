@@ -10,7 +10,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from orchestrator import api
 from orchestrator.errors import OrchError, RequestError, TrackingError
@@ -18,29 +20,58 @@ from orchestrator.project import Project
 
 _PERIOD_SECONDS = 5.0
 _START_SECONDS = 180.0
+_STOP_SECONDS = 10.0
+_ONLY_ASKED = 0
+"""The signal that is none: it fails where nobody would get it."""
 
 
 def serve(project: Project, names: Sequence[str], *, port: int) -> int:
-    """Sync, serve until Ctrl-C, and stop cleanly. Says how to reach it from another machine."""
+    """Sync, serve until told to stop, and leave no process. Says how to reach it from another machine.
+
+    Ctrl-C, SIGTERM and a terminal that is closed stop it. Raises TrackingError if the server ends by itself.
+    """
     port = _free_port(port)
-    _sync(project, names)
-    for name in names:
-        if uri := api.server_of(project, name):
-            _say(f"{name} is on {uri}")
-    _say("starting the MLflow UI ...")
-    server = _start(project, port)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in _told_to_stop(signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
+    server = None
     try:
+        _sync(project, names)
+        for name in names:
+            if uri := api.server_of(project, name):
+                _say(f"{name} is on {uri}")
+        _say("starting the MLflow UI ...")
+        with _put_off():
+            server = _start(project, port)
         _wait_until_up(server, port)
-        host = socket.gethostname()
         print(f"http://127.0.0.1:{port}", flush=True)
-        _say(f"from another machine: ssh -L {port}:127.0.0.1:{port} {host}", "Ctrl-C stops it")
+        _say(f"from another machine: ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}", "Ctrl-C stops it")
         _sync_while_up(project, names, server)
     except KeyboardInterrupt:
         return 0
     finally:
-        _stop(server)
-    return 0
+        if server is not None:
+            with _put_off():
+                _stop(server)
+
+
+def _told_to_stop(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Return those of some signals that are not ignored, as SIGHUP is below `nohup`."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
+def _put_off() -> Iterator[None]:
+    """Have signals to stop wait for the end of a block: what it starts has to be known, what it stops be gone."""
+    came: list[int] = []
+    numbers = _told_to_stop(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda received, _: came.append(received)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for received in came[:1]:
+            signal.raise_signal(received)
 
 
 def _start(project: Project, port: int) -> subprocess.Popen[bytes]:
@@ -72,28 +103,35 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int) -> None:
     )  # fmt: skip
 
 
-def _sync_while_up(project: Project, names: Sequence[str], server: subprocess.Popen[bytes]) -> None:
+def _sync_while_up(project: Project, names: Sequence[str], server: subprocess.Popen[bytes]) -> NoReturn:
     while server.poll() is None:
         time.sleep(_PERIOD_SECONDS)
         _sync(project, names)
+    raise TrackingError(
+        "the MLflow server has ended", why=f"exit status {server.poll()}", fix="orch ui starts it again"
+    )
 
 
 def _sync(project: Project, names: Sequence[str]) -> None:
     for name in names:
         try:
             api.sync(project, name)
+            if done := api.register(project, name):
+                _say(f"{name}: {done}")
         except OrchError as error:
             _say(f"not synced yet: {error}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+    """Stop the server and its worker, which may outlive it: they are a process group of their own."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    number: int = signal.SIGTERM
+    with suppress(ProcessLookupError):
+        while True:
+            os.killpg(server.pid, number)  # until there is nobody left
+            server.poll()
+            time.sleep(0.05)
+            number = signal.SIGKILL if time.monotonic() > deadline else _ONLY_ASKED
 
 
 def _free_port(port: int) -> int:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import api, ledger, selection
-from orchestrator.cli import render
+from orchestrator.cli import comparison, render
 from orchestrator.cli.confirm import confirming
 from orchestrator.cli.foreground import Tail, launch_and_follow
 from orchestrator.cli.watch import Watch, wait
 from orchestrator.cluster import Change
+from orchestrator.comparison import SEEDS, Comparison
+from orchestrator.credentials import masked, masked_override
 from orchestrator.errors import OrchError, RequestError, nearest
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Rerun, to_do
@@ -221,11 +223,11 @@ def show(arguments: Namespace) -> int:
     line = ledger.read_line(launch.paths, record.planned.index)
     document = {
         "experiment": name, **render.record_json(record),
-        "folder": str(book.experiment.run(record.id).path), "config": ledger.read_config(launch.paths, line),
+        "folder": str(book.experiment.run(record.id).path), "config": masked(ledger.read_config(launch.paths, line)),
         "resources": line["resources"], "data": {"digest": line["data"], **launch.header["data"].get(line["data"], {})},
         "frozen": launch.header["code"], "cluster": launch.header["cluster"], "launched": {
             "by": launch.header["user"], "time": launch.header["time"], "why": launch.header["message"],
-            "command": f"orch launch {' '.join(launch.header['overrides'])}",
+            "command": f"orch launch {' '.join(map(masked_override, launch.header['overrides']))}",
         },
         "attempts": [_attempt_json(attempt) for attempt in record.attempts],
     }  # fmt: skip
@@ -374,17 +376,35 @@ def compare(arguments: Namespace) -> int:
     project = _project(arguments)
     _, book, records = _select(project, arguments.words)
     records = _shown(book, records, arguments)
-    objective = _objective(arguments.metric, book, records)
-    header, rows = render.comparison(book, records, objective)
+    metrics = [name for text in arguments.metric for name in text.split(",")]
+    objective = _objective(metrics[0] if metrics else None, book, records)
+    over = () if arguments.each else arguments.over or SEEDS
+    made = comparison.compare(book, records, objective, metrics, over=over)
+    if arguments.html:
+        return _write_page(book, made, Path(arguments.html))
     if arguments.json:
-        _print_json([dict(zip(header, row, strict=True)) for row in rows])
+        _print_json(render.comparison_json(made))
     elif arguments.csv:
         import csv
 
-        writer = csv.writer(sys.stdout)
-        writer.writerows([header, *rows])
+        csv.writer(sys.stdout).writerows(render.comparison_csv(made))
     else:
+        header, rows = render.comparison_table(made, most=None if arguments.all else render.ROWS)
         _print(render.table(header, [[render.cell(value) for value in row] for row in rows]))
+        if len(rows) < len(made.groups):
+            _say(f"... and {len(made.groups) - len(rows)} more: --all")
+    return 0
+
+
+def _write_page(book: Ledger, made: Comparison, path: Path) -> int:
+    text = comparison.page(book, made)
+    try:
+        ledger.replace_text(path, text)
+    except OSError as error:
+        raise RequestError(
+            f"cannot write {path}", why=error.strerror or str(error), fix="--html with another file"
+        ) from error
+    print(path)
     return 0
 
 
@@ -425,10 +445,12 @@ def _sync(project: Project, name: str) -> int:
     """Sync one experiment and say so. A server that is down holds up no other."""
     try:
         report = api.sync(project, name)
+        _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
+        if done := api.register(project, name):
+            _say(f"{name}: {done}")
     except OrchError as error:
         _say(f"error: {error}")
         return 1
-    _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
     return 0
 
 

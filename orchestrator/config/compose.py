@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 import orchestrator
 from orchestrator.config.explain import explain
 from orchestrator.config.place import in_files, in_overrides, named_in
+from orchestrator.credentials import reference
 from orchestrator.errors import ConfigError
 from orchestrator.spec import PROJECT, VIEW
 
@@ -43,6 +44,7 @@ class Composer:
         self.folder = project / "conf"
         OmegaConf.register_new_resolver("view", lambda: VIEW, replace=True)
         OmegaConf.register_new_resolver("project", lambda: PROJECT, replace=True)
+        OmegaConf.register_new_resolver("secret", reference, replace=True)
 
     @cached_property
     def _loader(self) -> ConfigLoaderImpl:
@@ -59,6 +61,17 @@ class Composer:
     def groups(self) -> frozenset[str]:
         """All config groups, nested ones with a slash."""
         return frozenset(self._groups_under(""))
+
+    def chooses(self, key: str, value: Any) -> bool:
+        """Return whether an override chooses from a config group, perhaps into a package (`group@package`).
+
+        A mapping as value changes keys of what was chosen, as Hydra has it.
+        """
+        return key.partition("@")[0] in self.groups and not isinstance(value, Mapping)
+
+    def options_of(self, key: str) -> list[str] | None:
+        """Return the options of a key that is a config group, and None for others."""
+        return self.options(key) if key in self.groups else None
 
     def options(self, group: str) -> list[str]:
         """Return the options of a config group."""
@@ -83,7 +96,7 @@ class Composer:
 
     def place_of(self, message: str, overrides: Sequence[str]) -> str:
         """Return where the value that a message complains about was written; empty if that cannot be told."""
-        values = [text for text in overrides if text.lstrip("+").partition("=")[0] not in self.groups]
+        values = [text for text in overrides if text.lstrip("+").partition("=")[0].partition("@")[0] not in self.groups]
         folders = [self.folder, *(Path(folder) / "conf" for folder in orchestrator.__path__)]
         try:
             choices = self.compose([text for text in overrides if text not in values]).choices

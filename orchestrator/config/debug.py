@@ -23,18 +23,20 @@ _LONGEST_NAME = 100
 def debugging(draft: Draft, batches: int) -> Draft:
     """Return a draft of one epoch of so many training, validation and test batches."""
     return replace(
-        draft, name=draft.name[: _LONGEST_NAME - len(SUFFIX)] + SUFFIX, tracking={"kind": "none"},
+        draft, after=(), name=draft.name[: _LONGEST_NAME - len(SUFFIX)] + SUFFIX, tracking={"kind": "none"},
         points=tuple(_point(point, batches) for point in draft.points),
     )  # fmt: skip
 
 
 def _point(point: DraftPoint, batches: int) -> DraftPoint:
     config = {**point.config, "trainer": _trainer(point.config["trainer"], batches)}
-    return replace(point, config=config, resources=replace(point.resources, nodes=1))
+    if start := config.pop("resume_from", None):  # it has as many epochs behind it as it may have
+        config["init_from"] = start
+    return replace(point, config=config, resources=replace(point.resources, nodes=1, pack=None))
 
 
 def _trainer(trainer: Mapping[str, Any], batches: int) -> dict[str, Any]:
-    limits = {f"limit_{loop}_batches": batches for loop in ("train", "val", "test")}
+    limits = {f"limit_{loop}_batches": batches for loop in ("train", "val", "test", "predict")}
     # Lightning refuses intervals and minima that the limits leave no room for; null leaves an argument out.
     freed = {key: None for key in ("val_check_interval", "min_epochs", "min_steps") if key in trainer}
     return {

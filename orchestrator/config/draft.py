@@ -6,6 +6,7 @@ not looked at, so its points have no ids yet.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from orchestrator.config import schema, sweep
 from orchestrator.config.compose import Composer, resolve
 from orchestrator.config.points import IDENTITY, Resolved, resolve_points
 from orchestrator.config.space import distribution
+from orchestrator.credentials import literal, referred
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.spec import ASK_ABOVE, Config, LaunchOptions, Objective, Point, Resources, SnapshotOptions
 
 _ONE_PER_LAUNCH = frozenset(
-    {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "launch", "tags"}
+    {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "launch", "tags", "after"}
 )
 
 
@@ -54,12 +56,13 @@ class Draft:
     overrides: tuple[str, ...]
     notes: tuple[str, ...]
     ask_above: int = ASK_ABOVE
+    after: tuple[str, ...] = ()
 
 
 def draft(project: Path, overrides: Sequence[str]) -> Draft:
     """Compose and check an experiment. Raises ConfigError; writes nothing."""
     composer = Composer(project)
-    line = command_line.parse(overrides)
+    line = command_line.parse(overrides, composer.options_of)
     _check_axes([axis.key for axis in line.axes])
     head, definition = _definition(composer, line)
     points, notes = sweep.expand(definition, line.values)
@@ -73,12 +76,13 @@ def draft(project: Path, overrides: Sequence[str]) -> Draft:
 
 def data_version(project: Path, overrides: Sequence[str]) -> Any:
     """Return only the data version that overrides choose, as written; the rest need not be complete."""
-    line = command_line.parse(overrides)
+    composer = Composer(project)
+    line = command_line.parse(overrides, composer.options_of)
     if line.axes:
         raise ConfigError(
             f"{line.axes[0].key} is swept", why="one data version at a time is shown", fix="give it one value"
         )
-    return resolve(Composer(project).compose(line.fixed).config, where="the data", only="data").get("version")
+    return resolve(composer.compose(line.fixed).config, where="the data", only="data").get("version")
 
 
 @contextmanager
@@ -101,12 +105,15 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     raw = OmegaConf.to_container(config, resolve=False)
     _check_package(raw)
     schema.check_top_level(cast("Mapping[str, Any]", raw))
-    head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment"})}
+    head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment", "after"})}
+    head["after"] = schema.after(_section(config, "after") if "after" in config else None)
+    for key in head.keys() - {"sweep"}:
+        _refuse_secrets(key, head[key])
     written = {} if line.drop_sweep else head["sweep"]
     axes = {axis.key: axis.values for axis in line.axes}
     head["ask_above"] = sweep.ask_above(head["sweep"])
     head["sweep"] = {key: value for key, value in written.items() if value and key != "ask_above"}
-    return head, sweep.define(_expand_text(written), replaced=line.keys, axes=axes)
+    return head, sweep.define(_expand_text(written, composer.options_of), replaced=line.keys, axes=axes)
 
 
 def _check_package(raw: Any) -> None:
@@ -119,16 +126,26 @@ def _check_package(raw: Any) -> None:
         )
 
 
+def _refuse_secrets(key: str, value: Any) -> None:
+    """Refuse a secret where no node would put it in place."""
+    if name := next(referred(value), None):
+        raise ConfigError(
+            f"{key} refers to ${{secret:{name}}}",
+            why="secrets are put in place on the node, in model, data and trainer",
+            fix="use the environment variables of whoever reads it: MLFLOW_TRACKING_TOKEN, AWS_PROFILE",
+        )  # fmt: skip
+
+
 def _section(config: Any, key: str) -> Any:
     return resolve(config, where="the experiment", only=key)
 
 
-def _expand_text(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Expand axes written as text in Hydra's grammar, such as `seed: range(0,5)`."""
+def _expand_text(written: Mapping[str, Any], options: command_line.Options) -> dict[str, Any]:
+    """Expand axes written as text in Hydra's grammar, such as `seed: range(0,5)`, and the space of random points."""
     zips = written.get("zip")
-    together = [_expand_keys(each) for each in zips] if isinstance(zips, list) else _expand_keys(zips)
-    expanded = {"grid": _expand_keys(written.get("grid")), "zip": together, "random": _spaced(written.get("random"))}
-    return {**written, **expanded}
+    together = [_expand_keys(each, options) for each in zips] if isinstance(zips, list) else _expand_keys(zips, options)
+    grid, random = _expand_keys(written.get("grid"), options), _spaced(written.get("random"))
+    return {**written, "grid": grid, "zip": together, "random": random}
 
 
 def _spaced(written: Any) -> Any:
@@ -143,30 +160,32 @@ def _distribution(key: str, written: Any) -> Any:
     return distribution(key, *command_line.call_of(key, written)) if isinstance(written, str) else written
 
 
-def _expand_keys(axes: Any) -> Any:
+def _expand_keys(axes: Any, options: command_line.Options) -> Any:
     if not isinstance(axes, Mapping):
         return axes
-    found = {key: command_line.axis_of(key, text) for key, text in axes.items() if isinstance(text, str)}
+    found = {key: command_line.axis_of(key, text, options) for key, text in axes.items() if isinstance(text, str)}
     return {key: list(axis.values) if (axis := found.get(key)) else values for key, values in axes.items()}
 
 
 def _check_axes(keys: Sequence[str]) -> None:
     for key in keys:
-        if key.split(".")[0].split("/")[0] in _ONE_PER_LAUNCH:
+        if re.split(r"[./@]", key.lstrip("+"))[0] in _ONE_PER_LAUNCH:
             raise ConfigError(
                 f"{key} is swept", why="a launch has one of it", fix=f"give {key} one value, and launch once per value"
             )
 
 
 def _check_group_values(composer: Composer, definition: sweep.Sweep) -> None:
-    for block in definition.blocks:
-        for key, value in ((k, v) for point in block for k, v in point.items() if k in composer.groups):
-            options = composer.options(key)
-            if str(value) not in options:
-                raise ConfigError(
-                    f"sweep: {key}={value!r} is no option{nearest(str(value), options)}",
-                    why=f"the options of {key} are {', '.join(options)}", fix=f"choose one of them for {key}",
-                )  # fmt: skip
+    chosen = ((k, v) for block in definition.blocks for point in block for k, v in point.items())
+    for key, value in chosen:
+        if composer.chooses(key, value) and value is not None:
+            options = composer.options(key.partition("@")[0])
+            for option in map(str, value if isinstance(value, list) else [value]):
+                if option not in options:
+                    raise ConfigError(
+                        f"sweep: {key}={option!r} is no option{nearest(option, options)}",
+                        why=f"the options of {key} are {', '.join(options)}", fix=f"choose one of them for {key}",
+                    )  # fmt: skip
 
 
 def _assemble(
@@ -177,12 +196,19 @@ def _assemble(
     points = tuple(_point(item, definition, used) for item in resolved)
     unused = [rule for i, rule in enumerate(definition.resources) if i not in used]
     more = tuple(f"sweep.resources: when {dict(when)} matches no point" for when, _ in unused)
+    shown = dict.fromkeys(key for point in points for key in literal(point.config))
+    more += tuple(
+        f"{key} looks like a credential, and is written to disk: name it by ${{secret:NAME}}" for key in shown
+    )
+    objective, tracking = schema.objective(head["objective"]), schema.tracking(head["tracking"])
+    schema.check_register(tracking, objective)
     return Draft(
-        name=schema.name(head["name"]), points=points, objective=schema.objective(head["objective"]),
-        cluster=schema.cluster(head["cluster"]), tracking=schema.tracking(head["tracking"]),
+        name=schema.name(head["name"]), points=points, objective=objective,
+        cluster=schema.cluster(head["cluster"]), tracking=tracking,
         snapshot=schema.snapshot(head["snapshot"]), launch=schema.launch(head["launch"]),
         tags=schema.tags(head["tags"]), env=schema.env(head["env"]), choices=resolved[0].choices,
         sweep=head["sweep"], overrides=overrides, notes=notes + more, ask_above=head["ask_above"],
+        after=head["after"],
     )  # fmt: skip
 
 
@@ -196,8 +222,10 @@ def _point(item: Resolved, definition: sweep.Sweep, used: set[int]) -> DraftPoin
         config = {key: item.config[key] for key in IDENTITY}
         schema.component("model", config["model"], optional=False)
         schema.component("data", config["data"], optional=True)
+        _refuse_secrets("data.version", config["data"].get("version"))
         config["trainer"] = schema.trainer(config["trainer"])
         config["seed"], config["task"] = schema.seed(config["seed"]), schema.task(config["task"])
+        config |= schema.starts(item.config, config["task"])
         return DraftPoint(point=item.point, config=config, resources=schema.resources(wanted))
     except ConfigError as error:
         if not item.point:

@@ -75,8 +75,9 @@ def _override(composer: Composes, error: Exception, text: str, overrides: Sequen
             f"override {text!r} deletes nothing", why=said.splitlines()[0], fix="correct the key, or leave it out"
         )
     is_option = f"'{key}/{value}'" in said or "Config group override must be" in said
-    if is_option and key in composer.groups and value not in composer.options(key):
-        return unknown_option(composer, key, value)
+    group = key.partition("@")[0]
+    if is_option and group in composer.groups and value not in composer.options(group):
+        return unknown_option(composer, group, value)
     if f"'{key}'" in said and "struct" in f"{said}{error.__cause__}":
         full = _FULL_KEY.search(f"{said}\n{error.__cause__}")  # a mapping as value has keys of its own
         deeper = full is not None and full[1].startswith(f"{key}.")

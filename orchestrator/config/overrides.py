@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from hydra._internal.grammar.utils import escape_special_characters
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, Transformer
+from hydra._internal.grammar import grammar_functions
+from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
+from hydra.core.override_parser.types import Glob, Override, QuotedString, Transformer
 from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError
+from orchestrator.override import as_override
+
+Options = Callable[[str], Sequence[str] | None]
+"""The options of a config group; None for what is no group."""
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 
@@ -37,21 +42,28 @@ class CommandLine:
     drop_sweep: bool
 
 
-def parse(overrides: Sequence[str]) -> CommandLine:
-    """Sort the overrides into fixed ones and axes; raise ConfigError for what Hydra cannot read."""
-    parsed = [_parse_one(text) for text in overrides]
-    drop = any(o.key_or_group == "sweep" and o.value() == "none" for o in parsed)
-    axes = tuple(_axis(override) for override in parsed if override.is_sweep_override())
-    fixed = tuple(text for text, o in zip(overrides, parsed, strict=True) if not o.is_sweep_override())
-    values = {o.key_or_group: _plain(o.value()) for o in parsed if not o.is_sweep_override() and not o.is_delete()}
-    keys = frozenset(o.key_or_group for o in parsed)
-    return CommandLine(fixed=fixed, values=values, axes=axes, keys=keys, drop_sweep=drop)
+def parse(overrides: Sequence[str], options: Options) -> CommandLine:
+    """Sort the overrides into fixed ones and axes; raise ConfigError for what Hydra cannot read.
+
+    Of a key that is given twice, once as an axis, the last one holds, as in Hydra's own sweeps.
+    """
+    parsed = _last_ones([_parse_one(text) for text in overrides])
+    _check_order(parsed, options)
+    sweeps = [override for override in parsed if override.is_sweep_override()]
+    fixed = [override for override in parsed if not override.is_sweep_override()]
+    return CommandLine(
+        fixed=tuple(str(override.input_line) for override in fixed),
+        values={_key(o): _plain(o.value()) for o in fixed if not o.is_delete()},
+        axes=tuple(_axis(override, options) for override in sweeps),
+        keys=frozenset(map(_key, parsed)),
+        drop_sweep=any(override.key_or_group == "sweep" and override.value() == "none" for override in fixed),
+    )
 
 
-def axis_of(key: str, text: str) -> Axis | None:
+def axis_of(key: str, text: str, options: Options) -> Axis | None:
     """Return the axis that a sweep written as text in YAML stands for, e.g. `seed: range(0,5)`."""
     override = _parse_one(f"{key}={text}")
-    return _axis(override) if override.is_sweep_override() else None
+    return _axis(override, options) if override.is_sweep_override() else None
 
 
 def call_of(key: str, text: str) -> tuple[str, tuple[Any, ...]]:
@@ -77,7 +89,7 @@ def _no_distribution(key: str, text: str, why: str) -> ConfigError:
 
 def to_override(axis_prefix: str, key: str, value: Any, *, group: bool) -> str:
     """Return the override that sets `key` to `value`, quoted so that Hydra reads back just that."""
-    return f"{axis_prefix}{key}={_quote(str(value) if group else value)}"
+    return as_override(key, _option(value) if group else value, prefix=axis_prefix)
 
 
 def _parse_one(text: str) -> Override:
@@ -94,30 +106,110 @@ def _parse_one(text: str) -> Override:
             why="an override sets a key of the experiment", fix="orch plan experiment=NAME model.lr=1e-3",
         )  # fmt: skip
     try:
-        return OverridesParser.create().parse_override(text)
+        return _parser().parse_override(text)
     except HydraException as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"override {text!r} cannot be read",
-            why=reason,
-            fix="quote it for the shell and for Hydra: 'key=\"a value with spaces\"'",
-        ) from error
+        fix = next((fix for word, fix in _FIXES.items() if word in reason), _QUOTE)
+        raise ConfigError(f"override {text!r} cannot be read", why=reason, fix=fix) from error
 
 
-def _axis(override: Override) -> Axis:
+_QUOTE = "quote it for the shell and for Hydra: 'key=\"a value with spaces\"'"
+_WHOLE = "give the whole list: key=[1,2,3]"
+_FIXES = {"extend_list": _WHOLE, "shuffle": "write the list in the order that you want"}
+
+
+@cache
+def _parser() -> OverridesParser:
+    functions = create_functions()
+    functions.functions["shuffle"] = _shuffle
+    return OverridesParser(functions)
+
+
+def _shuffle(*args: Any, **named: Any) -> Any:
+    """Shuffle as Hydra does the values of an axis, not those of a list: that would be another one each time."""
+    found = grammar_functions.shuffle(*args, **named)
+    if isinstance(found, list):
+        raise ValueError("the list would be another one each time, and with it the run")
+    return found
+
+
+def _key(override: Override) -> str:
+    return f"{override.key_or_group}@{override.package}" if override.package else str(override.key_or_group)
+
+
+def _last_ones(parsed: Sequence[Override]) -> list[Override]:
+    """Leave out what is given again later, where one of the two is an axis."""
+    return [
+        override
+        for i, override in enumerate(parsed)
+        if not any(
+            later.get_key_element() == override.get_key_element()
+            and (later.is_sweep_override() or override.is_sweep_override())
+            for later in parsed[i + 1 :]
+        )
+    ]
+
+
+def _check_order(parsed: Sequence[Override], options: Options) -> None:
+    """Refuse a value behind an axis of a part of it: it would hold at every point, and the axis at none."""
+    values = [override for override in parsed if options(override.key_or_group) is None]
+    for i, axis in enumerate(values):
+        for later in values[i + 1 :] if axis.is_sweep_override() else ():
+            a, b = f"{_key(axis)}.", f"{_key(later)}."
+            if not later.is_sweep_override() and (a.startswith(b) or b.startswith(a)):
+                raise ConfigError(
+                    f"override {later.input_line!r} comes after the sweep {axis.input_line!r}",
+                    why="it sets the same key again, at every point", fix="put it before the sweep",
+                )  # fmt: skip
+
+
+def _axis(override: Override, options: Options) -> Axis:
     prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
-    if isinstance(override.value(), Glob):
+    key, text = _key(override), override.input_line
+    if override.is_delete():
         raise ConfigError(
-            f"sweep {override.input_line!r} cannot be expanded", why="glob() is not supported",
-            fix=f"list the options: {override.key_or_group}=a,b",
+            f"sweep {text!r} deletes", why="a key is deleted at all points or at none", fix=f"~{key}, or sweep {key}"
+        )
+    if override.is_interval_sweep():
+        raise ConfigError(
+            f"sweep {text!r} cannot be expanded", why="an interval has no points of its own, they must be drawn",
+            fix=f"""'sweep.random={{n: 20, space: {{{key}: "uniform(0, 1)"}}}}', or range(), or list the values""",
         )  # fmt: skip
+    glob: Any = override.value()  # Hydra's own annotation leaves globs out
+    if isinstance(glob, Glob):
+        return Axis(key=key, values=_globbed(glob, override, options), prefix=prefix)
     try:
         values = tuple(_plain(v) for v in override.sweep_iterator(transformer=Transformer.identity))
     except (HydraException, ValueError, TypeError) as error:
+        raise ConfigError(f"sweep {text!r} cannot be expanded", why=str(error), fix="list the values") from error
+    if not all(value is None or isinstance(value, str | int | float | list | dict) for value in values):
         raise ConfigError(
-            f"sweep {override.input_line!r} cannot be expanded", why=str(error), fix="list the values"
-        ) from error
-    return Axis(key=override.key_or_group, values=values, prefix=prefix)
+            f"sweep {text!r} is of more than plain values", why="a point is written down and read again", fix=_WHOLE
+        )
+    return Axis(key=key, values=values, prefix=prefix)
+
+
+def _globbed(glob: Glob, override: Override, options: Options) -> tuple[str, ...]:
+    group, found = override.key_or_group, options(override.key_or_group)
+    if found is None:
+        raise ConfigError(
+            f"sweep {override.input_line!r} cannot be expanded",
+            why=f"glob() chooses options of a config group, and {group} is none", fix=f"list the values: {group}=1,2",
+        )  # fmt: skip
+    chosen = tuple(glob.filter(list(found)))
+    if not chosen:
+        raise ConfigError(
+            f"sweep {override.input_line!r} matches nothing", why=f"the options of {group} are {', '.join(found)}",
+            fix=f"correct the pattern, or list the options: {group}=a,b",
+        )  # fmt: skip
+    return chosen
+
+
+def _option(value: Any) -> Any:
+    """Return the option, the options, or none of them, that choose from a group: their names are texts."""
+    if isinstance(value, list):
+        return [_option(item) for item in value]
+    return None if value is None else str(value)
 
 
 def _plain(value: Any) -> Any:
@@ -128,18 +220,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
     return value
-
-
-def _quote(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return str(QuotedString(text=value, quote=Quote.single).with_quotes())
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_quote(item) for item in value) + "]"
-    if isinstance(value, dict):
-        # The grammar knows no quotes around keys; what it cannot read in one, it refuses.
-        return "{" + ",".join(f"{escape_special_characters(str(k))}:{_quote(v)}" for k, v in value.items()) + "}"
-    return repr(value)

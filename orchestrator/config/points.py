@@ -1,16 +1,17 @@
 """One resolved config per point, fast where that is provably what Hydra would give.
 
-Hydra composes once per distinct choice of config groups and set of swept keys. For each further point the
-swept leaves are set and only their transitive readers are resolved again; unchanged parts of the tree are
-shared between points.
-Whatever is not plainly the same (added or deleted keys, lists and dicts as values, keys inside lists,
-computed interpolations, resolvers that are not pure) goes through Hydra.
+Hydra composes once per distinct choice of what is more than plain values (options of config groups, lists, dicts,
+texts with interpolations) and set of swept keys, added ones included. For each further point the swept leaves are set
+and only their transitive readers are resolved again; unchanged parts of the tree are shared between points.
+Whatever is not plainly the same (keys inside lists or in each other, computed interpolations, resolvers that are not
+pure) goes through Hydra, point by point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,10 +21,11 @@ from orchestrator.config.compose import Composer, plain, resolve
 from orchestrator.config.interpolation import Path, Pieces, Reads, leaves, overlap, pieces, reads
 from orchestrator.config.overrides import to_override
 from orchestrator.errors import ConfigError
-from orchestrator.spec import Point
+from orchestrator.spec import STARTS, Point
 
-_PURE = frozenset({"view", "project"})
+_PURE = frozenset({"view", "project", "secret"})
 IDENTITY = ("model", "data", "trainer", "seed", "task")
+_BASES = 64  # kept at a time: each is a whole config, and an axis may have thousands of lists as values
 _PUNCTUATION = frozenset(".[]")  # in a key: a dotted path would not find it
 _REFUSED = frozenset({"now", "oc.env", "hydra", "oc.deprecated"})
 
@@ -44,22 +46,34 @@ def resolve_points(
 
     Points that set other keys (`sweep.list` allows that) have a base of their own: a value never stays behind.
     """
-    bases: dict[tuple[tuple[str, ...], frozenset[str]], _Base] = {}
+
+    @lru_cache(_BASES)
+    def base(composed: tuple[str, ...], keys: frozenset[str], added: tuple[str, ...]) -> _Base:  # noqa: ARG001 - other keys, other base
+        return _Base(composer, (*fixed, *composed), added)
+
+    first: dict[str, Any] = {}  # of each added key: Hydra adds it to a base with this value
     for point in points:
-        chosen = tuple(_overrides(composer, {k: v for k, v in point.items() if k in composer.groups}, prefixes))
-        values = {key: value for key, value in point.items() if key not in composer.groups}
-        key = chosen, frozenset(values)
-        if key not in bases:
-            bases[key] = _Base(composer, (*fixed, *chosen))
-        yield bases[key].resolve(point, values, prefixes)
+        values = _plain_values(composer, point)
+        composed = {key: value for key, value in point.items() if key not in values}
+        new = {key: first.setdefault(key, value) for key, value in values.items() if prefixes.get(key)}
+        overrides = (tuple(_overrides(composer, each, prefixes)) for each in (composed, new))
+        yield base(next(overrides), frozenset(values), next(overrides)).resolve(point, values, prefixes)
+
+
+def _plain_values(composer: Composer, point: Point) -> dict[str, Any]:
+    """Return the values of a point that can be set in a composed config; none where the order of keys may matter."""
+    values = {key: value for key, value in point.items() if not composer.chooses(key, value) and _plain(value)}
+    paths = [tuple(key.split(".")) for key, value in point.items() if not composer.chooses(key, value)]
+    nested = any(overlap(one, other) for one in paths for other in paths if one is not other)
+    return {} if nested else values
 
 
 class _Base:
-    """One composition, and what its leaves read."""
+    """One composition, and what its leaves read. `added`: overrides of keys that its points will set."""
 
-    def __init__(self, composer: Composer, overrides: tuple[str, ...]) -> None:
+    def __init__(self, composer: Composer, overrides: tuple[str, ...], added: tuple[str, ...]) -> None:
         self._composer, self._overrides = composer, overrides
-        composition = composer.compose(overrides)
+        composition = composer.compose([*overrides, *added])
         self._config, self._choices = composition.config, composition.choices
         self._raw = _raw(self._config)
         self._reads = _all_reads(self._raw)
@@ -68,7 +82,7 @@ class _Base:
 
     def resolve(self, point: Point, values: Mapping[str, Any], prefixes: Mapping[str, str]) -> Resolved:
         readers = self._readers(tuple(values))
-        if readers is None or any(prefixes.get(key) for key in values) or not all(map(_plain, values.values())):
+        if readers is None:
             return self._through_hydra(point, values, prefixes)
         if self._resolved is None:
             return self._first(point, values)
@@ -152,7 +166,7 @@ class _Base:
 
 
 def _overrides(composer: Composer, values: Mapping[str, Any], prefixes: Mapping[str, str]) -> list[str]:
-    return [to_override(prefixes.get(k, ""), k, v, group=k in composer.groups) for k, v in values.items()]
+    return [to_override(prefixes.get(k, ""), k, v, group=composer.chooses(k, v)) for k, v in values.items()]
 
 
 def _raw(config: DictConfig) -> Any:
@@ -188,7 +202,7 @@ def _select(config: DictConfig, at: Path) -> Any:
 def _refuse(all_reads: Mapping[Path, Reads]) -> None:
     """Refuse what would give another id at another time or place, also through other keys."""
     for at in all_reads:
-        if at[0] in IDENTITY:
+        if at[0] in IDENTITY or at[0] in STARTS:
             found = sorted(_reachable(all_reads, at, set()) & _REFUSED)
             if found:
                 raise ConfigError(

@@ -9,11 +9,11 @@ from typing import Any
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.identity import TRAINER_NOT_IDENTITY
 from orchestrator.layout import EXPERIMENT_NAME
-from orchestrator.spec import TASKS, LaunchOptions, Objective, Resources, SnapshotOptions
+from orchestrator.spec import EVALUATIONS, STARTS, TASKS, LaunchOptions, Objective, Pack, Resources, SnapshotOptions
 
 TOP_LEVEL = (
     "name", "data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "seed", "vars", "task",
-    "objective", "env", "snapshot", "experiment", "launch", "tags",
+    "objective", "env", "snapshot", "experiment", "launch", "tags", "after", *STARTS,
 )  # fmt: skip
 _ENGINE_OWNS = {
     "devices": "resources.gpus_per_node", "num_nodes": "resources.nodes", "accelerator": "resources.gpus_per_node",
@@ -30,13 +30,16 @@ _CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
 _MOST_URGENT = 10**6
 _DEVICE = re.compile(r"[^\s,]+")
 _SERVER = re.compile(r"https?://[^\s@/]+(/[^\s@]*)?")
+_MODEL_NAME = re.compile(r"[^/.:%\"'\s][^/.:%\"'\n]{0,249}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _END_SECONDS = 60.0
+_CHECKPOINTS = ("best", "last", "all", "none")
+_TRACKING_DEFAULTS: Mapping[str, Any] = {"checkpoints": "best", "system_metrics": True, "register": None}
 _SERVER_DEFAULTS: Mapping[str, Any] = {"uri": None, "experiment": None, "upload": "jobs", "end_seconds": None}
 _TRACKING_KEYS: Mapping[str, frozenset[str]] = {
-    "embedded": frozenset({"kind"}),
-    "none": frozenset({"kind"}),
-    "server": frozenset({"kind", "uri", "experiment", "upload", "end_seconds"}),
+    "embedded": frozenset({"kind", *_TRACKING_DEFAULTS}),
+    "none": frozenset({"kind", *_TRACKING_DEFAULTS}),  # so that tracking=none needs no other experiment
+    "server": frozenset({"kind", *_TRACKING_DEFAULTS, *_SERVER_DEFAULTS}),
 }
 
 
@@ -44,7 +47,7 @@ def check_top_level(config: Mapping[str, Any]) -> None:
     """Refuse unknown keys at the top level, and sections that are not mappings."""
     _known("", config, TOP_LEVEL, hint="put values of your own under vars:")
     for key in TOP_LEVEL:
-        if key not in config and key not in {"experiment", "vars"}:
+        if key not in config and key not in {"experiment", "vars", "after", *STARTS}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
     for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot", "launch"):
         _mapping(section, config.get(section))
@@ -63,13 +66,40 @@ def name(value: Any) -> str:
 def resources(value: Mapping[str, Any]) -> Resources:
     """Return checked resources; nodes and CPUs at least 1, GPUs at least 0, memory and hours positive."""
     _known("resources", value, Resources.__dataclass_fields__)
-    return Resources(
+    need = Resources(
         nodes=_integer("resources.nodes", value.get("nodes", 1), least=1),
         gpus_per_node=_integer("resources.gpus_per_node", value.get("gpus_per_node", 0), least=0),
         cpus_per_node=_integer("resources.cpus_per_node", value.get("cpus_per_node", 1), least=1),
         mem_gb_per_node=_positive("resources.mem_gb_per_node", value.get("mem_gb_per_node")),
         hours=_positive("resources.hours", value.get("hours")),
+        pack=_pack(value.get("pack")),
     )
+    if need.pack and need.world_size > 1:
+        raise ConfigError(
+            f"resources.pack is given for runs of {need.world_size} processes", why="only runs of one are packed",
+            fix="resources.pack=null, or resources.nodes=1 and at most one GPU",
+        )  # fmt: skip
+    return need
+
+
+def _pack(value: Any) -> Pack | None:
+    """Return how runs are packed; `auto` leaves their number open."""
+    if value is None:
+        return None
+    if value == "auto":
+        return Pack()
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"resources.pack is {value!r}",
+            why="it is null, auto, or says how many runs",
+            fix="resources.pack={runs: 8}",
+        )
+    _known("resources.pack", value, Pack.__dataclass_fields__)
+    runs = value.get("runs", "auto")
+    at_once = _integer("resources.pack.at_once", value.get("at_once", 1), least=1)
+    if runs == "auto":
+        return Pack(at_once=at_once)
+    return Pack(runs=_integer("resources.pack.runs", runs, least=at_once), at_once=at_once)
 
 
 def objective(value: Any) -> Objective | None:
@@ -173,7 +203,29 @@ def _is_device(value: Any) -> bool:
 def tracking(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tracking's checked options."""
     entries = _kind("tracking", value, _TRACKING_KEYS)
+    if entries["kind"] == "none":
+        return {"kind": "none"}
+    entries = {**_TRACKING_DEFAULTS, **entries}
+    _choice("tracking.checkpoints", entries["checkpoints"], _CHECKPOINTS)
+    if not isinstance(entries["system_metrics"], bool):
+        _positive("tracking.system_metrics", entries["system_metrics"])
+    name = entries["register"]
+    if name is not None and not (isinstance(name, str) and _MODEL_NAME.fullmatch(name)):
+        raise ConfigError(
+            f"tracking.register is {name!r}", why="it is the name of a registered model, without / . : and quotes",
+            fix="tracking.register=digits",
+        )  # fmt: skip
     return _server({**_SERVER_DEFAULTS, **entries}) if entries["kind"] == "server" else entries
+
+
+def check_register(entries: Mapping[str, Any], objective: Objective | None) -> None:
+    """Refuse to register a best run where nothing says which one that is."""
+    if entries.get("register") and objective is None:
+        raise ConfigError(
+            f"tracking.register is {entries['register']!r}, but there is no objective",
+            why="the run that is registered is the best one by it",
+            fix="objective.metric=val/acc objective.mode=max, or leave out tracking.register",
+        )  # fmt: skip
 
 
 def _server(entries: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +255,33 @@ def seed(value: Any) -> int:
 def task(value: Any) -> str:
     """Return the task."""
     return _choice("task", value, TASKS)
+
+
+def starts(config: Mapping[str, Any], task: str) -> dict[str, str]:
+    """Return where a run of a task starts from, as written; at most one of STARTS."""
+    found = {key: config[key] for key in STARTS if config.get(key) is not None}
+    for key, value in found.items():
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{key} is {value!r}", why="it names a checkpoint", fix=f"{key}=run:3fa2c81b/best")
+    if len(found) > 1:
+        raise ConfigError(
+            "init_from and resume_from are both set", why="a run starts from weights, or goes on from a whole state",
+            fix="remove one of them",
+        )  # fmt: skip
+    if task in EVALUATIONS and "init_from" not in found:
+        raise ConfigError(
+            f"task is {task}, and init_from is not set", why="it trains nothing: the weights come from elsewhere",
+            fix="init_from=run:3fa2c81b/best, or a path",
+        )  # fmt: skip
+    return found
+
+
+def after(value: Any) -> tuple[str, ...]:
+    """Return the experiments that are to be done first."""
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list) or not all(isinstance(n, str) and EXPERIMENT_NAME.fullmatch(n) for n in names):
+        raise ConfigError(f"after is {value!r}", why="it names an experiment, or is a list of names", fix="after=NAME")
+    return tuple(dict.fromkeys(names))
 
 
 def env(value: Any) -> str:

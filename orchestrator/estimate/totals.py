@@ -14,7 +14,7 @@ from orchestrator.spec import Resources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeTotal:
-    """The runs of one resource shape. `arrays`: None where the cluster has none.
+    """The runs of one resource shape. `arrays`, and `jobs` in them: None where the cluster has none.
 
     `hours`: the time limit of one attempt; None: there is none, or nobody knows. `asked`: whether it is in
     resources, and not the cluster's own.
@@ -23,6 +23,7 @@ class ShapeTotal:
     resources: Resources
     runs: int
     arrays: int | None
+    jobs: int | None
     hours: float | None
     asked: bool
 
@@ -34,30 +35,42 @@ class ShapeTotal:
     @property
     def gpu_hours(self) -> float | None:
         """What one attempt of each run takes at most."""
-        return self._hours(self.resources.gpus_per_node)
+        return self._hours(self._asked.gpus_per_node)
 
     @property
     def cpu_hours(self) -> float | None:
-        return self._hours(self.resources.cpus_per_node)
+        return self._hours(self._asked.cpus_per_node)
+
+    @property
+    def _asked(self) -> Resources:
+        """What one job asks for, which may be a pack of runs."""
+        return self.resources if self.jobs is None else self.resources.job
 
     def _hours(self, per_node: int) -> float | None:
-        return None if self.hours is None else self.runs * self.resources.nodes * per_node * self.hours
+        hours, jobs = self._asked.hours or self.hours, self.runs if self.jobs is None else self.jobs
+        return None if hours is None else jobs * self.resources.nodes * per_node * hours
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "resources": self.resources.to_json(), "runs": self.runs, "arrays": self.arrays, "tasks": self.tasks,
+            "resources": self.resources.to_json(), "runs": self.runs, "arrays": self.arrays, "jobs": self.jobs,
+            "tasks": self.tasks,
             "hours": self.hours, "hours_asked": self.asked, "gpu_hours": self.gpu_hours, "cpu_hours": self.cpu_hours,
         }  # fmt: skip
 
 
 def shape_totals(
-    steps: Iterable[Step], *, arrays: Mapping[Resources, int] | None, default_hours: float | None
+    steps: Iterable[Step],
+    *,
+    arrays: Mapping[Resources, int] | None,
+    jobs: Mapping[Resources, int] | None = None,
+    default_hours: float | None,
 ) -> tuple[ShapeTotal, ...]:
     """Sum up the steps to do by their resources, in their order."""
     runs = Counter(step.run.resources for step in steps)
     return tuple(
         ShapeTotal(
             resources=need, runs=count, arrays=arrays[need] if arrays is not None else None,
+            jobs=jobs[need] if jobs is not None else None,
             hours=need.hours or default_hours, asked=bool(need.hours),
         )
         for need, count in runs.items()

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -54,10 +54,13 @@ def read_claim(attempt: AttemptPaths) -> Claim | None:
 
 
 class EventWriter:
-    """Appends the events of one attempt. One process writes; each line is one write to an O_APPEND file."""
+    """Appends the events of one attempt. One process writes; each line is one write to an O_APPEND file.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._sequence, self._torn = path, 0, False
+    `conceal` takes out of a line, which is JSON, what may not be written.
+    """
+
+    def __init__(self, path: Path, *, conceal: Callable[[str], str] = str) -> None:
+        self._path, self._sequence, self._torn, self.conceal = path, 0, False, conceal
         self._lock = threading.Lock()
 
     def write(self, kind: str, **data: Any) -> Event:
@@ -66,7 +69,7 @@ class EventWriter:
 
     def _write(self, kind: str, data: dict[str, Any]) -> Event:
         event = Event(sequence=self._sequence, kind=kind, time=time.time(), data=data)
-        line = json.dumps(event.to_json(), default=str) + "\n"
+        line = self.conceal(json.dumps(event.to_json(), default=str)) + "\n"
         left = ("\n" + line if self._torn else line).encode()  # what a full disk cut off must not swallow this one
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:

@@ -75,10 +75,13 @@ def publish(
     header: Mapping[str, Any],
     bases: Sequence[Mapping[str, Any]],
     lines: Sequence[Mapping[str, Any]],
+    *,
+    packs: Sequence[Sequence[int]] = (),
 ) -> LaunchPaths | None:
     """Publish launch `number` whole, by one rename; None if somebody else has published it first.
 
-    This is the compare-and-swap of a launch: it was planned against all launches before `number`.
+    This is the compare-and-swap of a launch: it was planned against all launches before `number`. `packs` are the
+    indices of lines that share a job.
     """
     folder = experiment.path / "launches"
     make_private(folder)
@@ -95,6 +98,8 @@ def publish(
             for i, base in enumerate(bases):
                 write_text(temporary.base(i), json.dumps(base))
             _write_lines(temporary, lines)
+            if packs:
+                write_text(temporary.packs, json.dumps(packs))
     except StateError:
         shutil.rmtree(temporary.path, ignore_errors=True)
         raise
@@ -190,7 +195,7 @@ def planned(line: Mapping[str, Any], launch: int) -> Planned:
     return Planned(
         run=RunId(line["run"]), launch=launch, index=line["index"], action=line["action"], attempt=line["attempt"],
         generation=line["generation"], history=line["history"], code=line["code"], point=line["point"],
-        resources=Resources(**line["resources"]),
+        resources=Resources.from_json(line["resources"]),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.errors import StateError
-from orchestrator.layout import ExperimentPaths
+from orchestrator.layout import ExperimentPaths, RunPaths
 from orchestrator.ledger.attempts import mark, marks, strength, write_observed
 from orchestrator.ledger.records import Ledger
 from orchestrator.record import Attempt, Observation, Record, RunState
@@ -77,9 +77,13 @@ def _write(experiment: ExperimentPaths, record: Record) -> None:
 def _write_replaced(experiment: ExperimentPaths, record: Record) -> None:
     """Write down the end of attempts that were killed so suddenly that only their successor tells of it."""
     for attempt in filter(_replaced, record.attempts[:-1]):
-        told = "killed with its node, or by Slurm; its job was started again"
-        ended = _end(attempt, None)
-        write_observed(experiment.run(record.id), attempt.number, "interrupted", reason=told, ended=ended)
+        write_replaced(experiment.run(record.id), attempt)
+
+
+def write_replaced(run: RunPaths, attempt: Attempt) -> None:
+    """Write down the end of an attempt whose job was started again without a word of it."""
+    told = "killed with its node, or by Slurm; its job was started again"
+    write_observed(run, attempt.number, "interrupted", reason=told, ended=_end(attempt, None))
 
 
 def _failed(last: Attempt) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Unpack
 
-from orchestrator import ledger
-from orchestrator.cluster import Capacity, Change
+from orchestrator import after, ledger
+from orchestrator.cluster import Capacity, Change, Cluster
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local import machine, room
+from orchestrator.local.forking import Forking
 from orchestrator.local.holds import Holds
 from orchestrator.local.nvml import Users
 from orchestrator.local.schedule import Terms
@@ -21,15 +24,26 @@ from orchestrator.local.tasks import observe
 from orchestrator.record import Observation
 from orchestrator.spec import Resources
 
+_log = logging.getLogger(__name__)
+
 
 class Inline:
     """One slot, in this process. `submit` queues; `run` works the queue off."""
 
     background = False
 
-    def __init__(self, *, scratch: str | None = None, **options: Unpack[machine.Options]) -> None:
+    def __init__(
+        self, *, scratch: str | None = None, others: Mapping[str, Cluster] = MappingProxyType({}),
+        **options: Unpack[machine.Options],
+    ) -> None:  # fmt: skip
+        """`others` are asked about the launches that ours start after."""
         self._sidecars, self._scratch, self._options = Sidecars(), scratch, options
-        self._supervisor = Supervisor(sync=self._sidecars.sync, holds=Holds(), users=Users())
+        self._told = ""
+        self._forking = Forking()
+        self._supervisor = Supervisor(
+            sync=self._sidecars.sync, start=self._forking, holds=Holds(), users=Users(),
+            early=lambda launch: after.under_way(launch, others),
+        )  # fmt: skip
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         machine.check(shapes, self._terms, cluster="inline")
@@ -51,10 +65,22 @@ class Inline:
 
     def run(self, *, until: Callable[[], bool] = lambda: False) -> None:
         """Run what was submitted to its end, or until told to stop; what then still runs is asked to stop."""
+
+        def due() -> bool:
+            self._tell()
+            return until()
+
         try:
-            self._supervisor.run(until=until)
+            self._supervisor.run(until=due)
         finally:
             self._supervisor.stop("its launch was stopped")
+            self._forking.close()
+
+    def _tell(self) -> None:
+        """Say once what is waited for, where it is not our own runs' end."""
+        if self._supervisor.held_up not in ("", self._told):
+            self._told = self._supervisor.held_up
+            _log.warning("the next run %s", self._told)
 
     def close(self) -> None:
         """Wait until everything logged has reached the tracking store."""

@@ -90,6 +90,6 @@ def _check_gpus(shape: Resources, given: Terms) -> None:
         told = ", ".join(device.id for device in given.devices)
         raise RequestError(
             f"resources.gpus_per_node is {shape.gpus_per_node}",
-            why=f"there are {len(given.devices)} GPUs to give: {told}",
+            why=f"the GPUs to give are {told}",
             fix=f"resources.gpus_per_node={len(given.devices)}, or name more with cluster.devices",
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """Whose processes use a GPU, as NVML tells it through its own bindings (`nvidia-ml-py`, optional).
 
-The one module that loads the driver's library, and only where `cluster.avoid_busy_gpus` asks for it.
+The one module that loads the driver's library, and only where `cluster.avoid_busy_gpus` asks for it, or a run on GPUs
+has its node measured.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _KEEP_SECONDS = 2.0
 def missing() -> str:
     """Return why NVML cannot be asked; nothing if it can."""
     try:
-        _library()
+        library()
     except (ImportError, OSError) as error:
         return str(error)
     return ""
@@ -46,7 +47,7 @@ class Users:
 
 def _ask(device: Device) -> str:
     try:
-        nvml = _library()
+        nvml = library()
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(_handle(nvml, device))
     except (ImportError, OSError):
         return ""
@@ -55,7 +56,7 @@ def _ask(device: Device) -> str:
     return ", ".join(_told(process.pid) for process in processes)
 
 
-def _library() -> Any:
+def library() -> Any:
     """Return NVML, ready to be asked. Raises ImportError without its bindings, OSError without a driver."""
     import pynvml  # noqa: PLC0415 - optional
 

@@ -52,6 +52,10 @@ class Handle(Protocol):
         Where there are several, one that died ends the others, and its signal is told as 128 and its number.
         """
 
+    @property
+    def pending(self) -> bool:
+        """Whether none of them has begun yet; until then a time limit does not count."""
+
     def signal(self, number: int) -> None:
         """Send SIGKILL to the task's process group, and any other signal to each rank."""
 
@@ -65,6 +69,8 @@ Starter = Callable[[Start], Handle]
 
 class Children:
     """A task's processes that this process has started, in a group of their own: Ctrl-C does not reach them."""
+
+    pending = False
 
     def __init__(self, start: Start) -> None:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read and closed when they have ended
@@ -125,6 +131,8 @@ class Children:
 
 class Found:
     """A task's processes that a former supervisor has started: rank 0, which leads their group, and the other ranks."""
+
+    pending = False
 
     def __init__(self, leader: ProcessId, *, ranks: int) -> None:
         self._leader = leader

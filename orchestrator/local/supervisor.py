@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from bisect import insort
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,8 @@ from orchestrator.record import Attempt, Claim, RunState
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0  # at what a launch waits for
+_LOOK_SECONDS = 1.0  # at what a launch waits for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,14 +72,19 @@ class Supervisor:
     def __init__(
         self, *, sync: Callable[[str, Path, str], None], start: Starter = Children, holds: Holds | None = None,
         users: Callable[[Sequence[Device]], Mapping[str, str]] = lambda _: {},
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, restarts: bool = False,
+        early: Callable[[LaunchPaths], bool] = lambda _: False,
     ) -> None:  # fmt: skip
         """`sync(python, runs, experiment)` is told each time something of an experiment has changed.
 
         `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `users` tells by
-        address who else computes on devices. `head` is afterwards what is next, and what it waits for.
+        address who else computes on devices. `head` is afterwards what is next, and what it waits for. `restarts`: the
+        tasks are some of a launch's, and of those stopped before they began nothing is written: they are started again.
+        `early` says of a launch that starts after others whether it has to wait for them.
         """
         self._sync, self._make, self._holds, self._users, self._clock = sync, start, holds, users, clock
+        self._restarts, self._early = restarts, early
+        self._looked: dict[LaunchPaths, tuple[float, bool]] = {}
         self.head: Head | None = None
         self._arrivals = itertools.count()
         self._queue: list[_Waiting] = []
@@ -86,23 +93,28 @@ class Supervisor:
         self._gates: dict[LaunchPaths, guard.Gate] = {}
         self._stopping = False
 
-    def add(self, launch: LaunchPaths, terms: Terms, *, only: Collection[int] | None = None) -> None:
-        """Take over the tasks of a launch that have not ended (`only` those); those already running are found."""
+    def add(self, launch: LaunchPaths, terms: Terms) -> None:
+        """Take over all tasks of a launch that have not ended; those already running are found."""
         self._headers[launch] = ledger.read_launch(launch).header
+        new = []
         for task in tasks_of(launch):
-            if only is not None and task.index not in only:
-                continue
-            wanted = Wanted(resources=task.resources, terms=terms)
             if task.folder.path.exists():
-                self._adopt(task, wanted)
+                self._adopt(task, Wanted(resources=task.resources, terms=terms))
             elif not _attempt(task).final:  # it may have failed before it could claim anything
-                rank = (-terms.priority, next(self._arrivals))
-                insort(self._queue, _Waiting(rank=rank, task=task, wanted=wanted))
+                new.append(task)
+        self.queue(launch, new, terms)
+
+    def queue(self, launch: LaunchPaths, tasks: Iterable[Task], terms: Terms) -> None:
+        """Take over these tasks of a launch, none of which has begun."""
+        self._headers[launch] = ledger.read_launch(launch).header
+        for task in tasks:
+            rank = (-terms.priority, next(self._arrivals))
+            insort(self._queue, _Waiting(rank=rank, task=task, wanted=Wanted(resources=task.resources, terms=terms)))
 
     def _adopt(self, task: Task, wanted: Wanted) -> None:
         """Watch a task that has begun; one whose attempt belongs to another launch is no business of ours."""
         claim = ledger.read_claim(task.folder)
-        if claim is None or claim.launch != task.launch.number:
+        if claim is None or claim.launch != task.launch.number or claim.process.alive() is None:  # on another node
             return
         process = Found(claim.process, ranks=task.resources.processes_per_node)
         if process.ended() is None:
@@ -116,6 +128,11 @@ class Supervisor:
         """Return whether tasks of a launch wait or run."""
         return any(w.task.launch == launch for w in self._queue) or any(r.task.launch == launch for r in self._running)
 
+    @property
+    def held_up(self) -> str:
+        """What the next task waits for although none of ours runs: others have it."""
+        return self.head.reason if self.head and not self._running else ""
+
     def step(self) -> bool:
         """Reap, stop and start what is due. Returns whether anything waits or runs."""
         for running in list(self._running):
@@ -128,17 +145,20 @@ class Supervisor:
         while self.step() and not until():
             time.sleep(_POLL_SECONDS)
 
-    def stop(self, reason: str) -> None:
-        """Ask all running tasks to stop, wait for the grace time, and kill what is left."""
+    def stop(self, reason: str, *, number: int = signal.SIGTERM, grace_seconds: float | None = None) -> None:
+        """Ask all running tasks to stop, wait for the grace time (None: their own), and kill what is left."""
         self._queue.clear()
         self._stopping = True
         for running in self._running:
-            self._ask(running, reason)
+            self._ask(running, reason, number)
+            if grace_seconds is not None:
+                running.kill_at = self._clock() + grace_seconds
         while self._running:
             self.step()
             time.sleep(_POLL_SECONDS)
 
     def _start_what_fits(self) -> None:
+        self.head = None
         if self._let_go():
             return  # whoever else waits for one of these devices has the time until the next look
         closed: dict[str, str] = {}
@@ -160,14 +180,22 @@ class Supervisor:
             self._queue.remove(chosen)
             if not chosen.task.cancelled:
                 self._start(chosen, choice.devices)
-        self.head = None
 
     def _may_start(self, waiting: _Waiting) -> bool:
-        """Return whether a task is neither held nor behind a canary; its launch is asked once in a step."""
+        """Return whether a task is neither held nor behind a canary or others; its launch is asked once in a step."""
         launch = waiting.task.launch
         if launch not in self._gates:
             self._gates[launch] = guard.gate(launch)
-        return waiting.task.cancelled or self._gates[launch].admits(waiting.task.index)
+        return waiting.task.cancelled or (self._gates[launch].admits(waiting.task.index) and not self._is_early(launch))
+
+    def _is_early(self, launch: LaunchPaths) -> bool:
+        """Return whether a launch waits for others, as far as was seen lately; its runs see how they went."""
+        if not self._headers[launch].get("after"):
+            return False
+        looked, early = self._looked.get(launch, (-math.inf, True))
+        if early and self._clock() - looked >= _LOOK_SECONDS:
+            self._looked[launch] = self._clock(), self._early(launch)
+        return self._looked[launch][1]
 
     def _let_go(self) -> frozenset[str]:
         """Let go of devices that no task has any more, and return which."""
@@ -203,6 +231,8 @@ class Supervisor:
 
     def _watch(self, running: _Running) -> None:
         status = running.handle.ended()
+        if running.handle.pending:
+            running.deadline = self._deadline(running.task)
         if status is not None:
             self._reap(running, status)
         elif running.kill_at is not None:
@@ -213,26 +243,30 @@ class Supervisor:
         elif self._clock() > running.deadline:
             self._ask(running, "time limit")
 
-    def _ask(self, running: _Running, reason: str) -> None:
+    def _ask(self, running: _Running, reason: str, number: int = signal.SIGTERM) -> None:
         running.reason = running.reason or reason
         running.kill_at = running.kill_at or self._clock() + running.wanted.terms.grace_seconds
-        running.handle.signal(signal.SIGTERM)
+        running.handle.signal(number)
 
     def _reap(self, running: _Running, status: int) -> None:
         self._running.remove(running)
         running.handle.signal(signal.SIGKILL)  # what the task left behind in its process group
         output, claim = running.handle.close(), ledger.read_claim(running.task.folder)
-        if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive()):
+        if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive() is not False):
             self._adopt(running.task, running.wanted)  # somebody else has taken the attempt
         else:
             self._settle(running.task, status, running.reason, output)
-        if not self._stopping and not self.busy(running.task.launch):
+        if self._restarts:
+            guard.tell_if_ended(running.task.launch)
+        elif not self._stopping and not self.busy(running.task.launch):
             guard.tell(running.task.launch, guard.Event.ENDED)
 
     def _settle(self, task: Task, status: int, reason: str, output: str) -> None:
         """Write down how an attempt ended that could not say so itself."""
         run, attempt = task.experiment.run(task.run_id), _attempt(task)
         if attempt.final:
+            return
+        if self._restarts and attempt.claim is None and (status <= 0 or reason):
             return
         state = RunState.INTERRUPTED
         if status > 0 and not reason:

@@ -27,7 +27,7 @@ class Task:
     def of(cls, launch: LaunchPaths, line: Mapping[str, Any]) -> Task:
         return cls(
             launch=launch, index=line["index"], run_id=line["run"], attempt=line["attempt"],
-            code=line["code"], resources=Resources(**line["resources"]),
+            code=line["code"], resources=Resources.from_json(line["resources"]),
         )  # fmt: skip
 
     @property
@@ -57,7 +57,7 @@ def observe(
     `waits` says for what a task waits.
     """
     state = {None: JobState.UNKNOWN, True: JobState.PENDING, False: JobState.ENDED}[supervised]
-    gate = guard.gate(launch)
+    gate, early = guard.gate(launch), _early(launch)
     stopped = Observation(state=JobState.ENDED, reason="cancelled before it started")
     cancelled = set(ledger.names(launch.cancelled))
     begun = set(ledger.names(launch.experiment.runs))  # most may not have: one listing
@@ -67,9 +67,15 @@ def observe(
         if claim is not None:
             found[index] = _observe_claim(claim, supervised=supervised)
         else:
-            reason = gate.why(index) or waits(index) if supervised else idle
+            reason = gate.why(index) or early or waits(index) if supervised else idle
             found[index] = stopped if line["run"] in cancelled else Observation(state=state, reason=reason)
     return found
+
+
+def _early(launch: LaunchPaths) -> str:
+    """Return what a launch may have to wait for before any of its tasks begins."""
+    others = ledger.read_launch(launch).header.get("after", ())
+    return f"waits for {', '.join(others)}, and a free slot" if others else ""
 
 
 def _observe_claim(claim: Claim, *, supervised: bool | None) -> Observation:

@@ -18,17 +18,18 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
-from orchestrator import ledger
-from orchestrator.cluster import Capacity, Change
+from orchestrator import after, ledger
+from orchestrator.cluster import Capacity, Change, Cluster
 from orchestrator.errors import StateError
 from orchestrator.layout import LaunchPaths, state_dir
 from orchestrator.local import machine, room, session
+from orchestrator.local.forking import Forking
 from orchestrator.local.holds import Holds
-from orchestrator.local.inline import no_change
+from orchestrator.local.inline import Inline, no_change
 from orchestrator.local.nvml import Users
 from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Head, Sidecars, Supervisor
@@ -203,8 +204,8 @@ def supervise(folder: Path) -> None:
 
 
 def _work_off(queue: Queue) -> None:
-    sidecars = Sidecars()
-    supervisor = Supervisor(sync=sidecars.sync, holds=Holds(), users=Users())
+    sidecars, forking = Sidecars(), Forking()
+    supervisor = Supervisor(sync=sidecars.sync, start=forking, holds=Holds(), users=Users(), early=_is_early)
     taken: set[LaunchPaths] = set()
     told: Head | None = None
     while entries := queue.entries():
@@ -220,7 +221,17 @@ def _work_off(queue: Queue) -> None:
             queue.remove(launch)
             taken.discard(launch)
         time.sleep(_POLL_SECONDS)
+    forking.close()
     sidecars.close()
+
+
+@cache
+def _others() -> Mapping[str, Cluster]:
+    return {"workstation": Workstation(), "inline": Inline()}
+
+
+def _is_early(launch: LaunchPaths) -> bool:
+    return after.under_way(launch, _others())
 
 
 def _take(supervisor: Supervisor, launch: LaunchPaths, terms: Terms, queue: Queue) -> bool:

@@ -11,9 +11,9 @@ only the standard library; `logger` and `mlflow_store` are imported by who needs
 """
 
 from orchestrator.tracking.spool import ArtifactLine, Metrics, Params, SpoolWriter, Tags, read
-from orchestrator.tracking.upload import Artifact, Report, TrackedExperiment, TrackedRun
+from orchestrator.tracking.upload import Artifact, Dataset, Report, TrackedExperiment, TrackedRun
 
 __all__ = [
-    "Artifact", "ArtifactLine", "Metrics", "Params", "Report", "SpoolWriter", "Tags",
+    "Artifact", "ArtifactLine", "Dataset", "Metrics", "Params", "Report", "SpoolWriter", "Tags",
     "TrackedExperiment", "TrackedRun", "read",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""The embedded store's folder: a database that is made whole or not at all, and one writer at a time."""
+"""The embedded store's place: on a local disk, made whole or not at all, and written by one at a time."""
 
 from __future__ import annotations
 
 import fcntl
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from pathlib import Path
 from orchestrator.errors import TrackingError
 
 
-def make_database(path: Path) -> None:
+def make_database(path: Path, files: Path) -> None:
     """Make the database if it is not there, whole or not at all; raise if it is no database.
+
+    Artifacts that a database left which is gone are removed: nobody knows whose they are.
 
     MLflow itself tries for 100 seconds to open what cannot be opened, so that is found out first.
     """
@@ -26,10 +29,9 @@ def make_database(path: Path) -> None:
     partial = path.with_name("mlflow.db.partial")
     partial.unlink(missing_ok=True)
     partial.touch(mode=0o600)
-    store = SqlAlchemyStore(  # type: ignore[no-untyped-call]  # mlflow ships it untyped
-        f"sqlite:///{partial}", (path.parent / "artifacts").as_uri()
-    )
+    store = SqlAlchemyStore(f"sqlite:///{partial}", files.as_uri())  # type: ignore[no-untyped-call]  # mlflow ships it untyped
     store.engine.dispose()
+    shutil.rmtree(files, ignore_errors=True)
     partial.replace(path)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset as MlflowDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 
@@ -26,18 +27,20 @@ from orchestrator.tracking.fields import (
     PARAM_CHARACTERS,
     TAG_CHARACTERS,
     cut_name,
+    decode,
     digest,
     encode,
     flatten,
     shorten,
     text,
 )
-from orchestrator.tracking.upload import Artifact, Batch, Point, Report, chunks
+from orchestrator.tracking.upload import LARGEST_STEP, Artifact, Batch, Dataset, Point, Report, chunks
 
 _ENDED = {"FINISHED", "FAILED", "KILLED"}
 _OURS = "orch."
 _OFFSET = "orch.offset."
-_INT64 = 2**63 - 1
+_DATASET = "orch.dataset"
+_DIGEST_CHARACTERS, _SOURCE_CHARACTERS = 36, 65_535
 _LINKED = {".ckpt"}
 """Written once and large: linked into the embedded store instead of copied."""
 _TOO_LARGE = re.compile(r"\b413\b|too large", re.IGNORECASE)
@@ -90,21 +93,50 @@ class Writer:
             if len(value) > limit:
                 self.client.log_text(run.info.run_id, value, _whole(kind, key))
 
-    def log_artifact(self, run: Run, artifact: Artifact) -> Report:
-        """Log a file or directory that is new or has changed since."""
-        tag = f"orch.artifact.{artifact.name}"
-        signature = artifact.signature()
-        if signature is None:
-            return Report(artifacts_missing=1)
-        if run.data.tags.get(encode(tag)) == signature:
-            return Report()
+    def log_artifacts(self, run: Run, artifacts: Sequence[Artifact]) -> Report:
+        """Log files and directories that are new or have changed since; large files last, one by one."""
+        small = [artifact for artifact in artifacts if artifact.path.suffix not in _LINKED]
+        groups = [small, *([artifact] for artifact in artifacts if artifact.path.suffix in _LINKED)]
+        return sum((self._log_group(run, group) for group in groups), Report())
+
+    def _log_group(self, run: Run, artifacts: Sequence[Artifact]) -> Report:
+        """Log artifacts, and then remember all of them in one call."""
+        signatures: dict[str, str] = {}
+        missing = 0
+        for artifact in artifacts:
+            tag, signature = f"orch.artifact.{artifact.name}", artifact.signature()
+            if signature is not None and run.data.tags.get(encode(tag)) == signature:
+                continue
+            if signature is not None and self._log_whole(run, artifact):
+                signatures[tag] = signature
+            else:
+                missing += 1
+        self.set_tags(run, signatures)
+        return Report(artifacts_logged=len(signatures), artifacts_missing=missing)
+
+    def _log_whole(self, run: Run, artifact: Artifact) -> bool:
+        """Log one artifact; return False if a file that was there a moment ago is gone."""
+        if artifact.content is not None:
+            self.client.log_text(run.info.run_id, artifact.content, artifact.name)
+            return True
         try:
             for file, folder in artifact.files():
                 self._place(run, file, folder)
-        except FileNotFoundError:  # it was there a moment ago
-            return Report(artifacts_missing=1)
-        self.set_tags(run, {tag: signature})
-        return Report(artifacts_logged=1)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def set_data(self, run: Run, data: Dataset | None) -> None:
+        """Show the data version as the run's input, once."""
+        if data is None or run.data.tags.get(_DATASET) == data.digest:
+            return
+        shown = MlflowDataset(
+            name=shorten(data.name, 500, "config.yaml"), digest=data.digest[:_DIGEST_CHARACTERS],
+            source_type=data.source_type, source=data.source[:_SOURCE_CHARACTERS], profile=data.profile,
+        )  # fmt: skip
+        tagged = DatasetInput(shown, [InputTag("mlflow.data.context", "training")])
+        self.client.log_inputs(run.info.run_id, [tagged])
+        self.set_tags(run, {_DATASET: data.digest})
 
     def _place(self, run: Run, file: Path, folder: str) -> None:
         if self.linked and file.suffix in _LINKED:
@@ -120,7 +152,7 @@ class Writer:
 
         `fixed` tags and `params` come from the run's record; what the run itself logs cannot overrule them.
         """
-        report = sum((self.log_artifact(run, artifact) for artifact in batch.artifacts), Report())
+        report = self.log_artifacts(run, batch.artifacts)
         own = {key: value for key, value in flatten(batch.params).items() if not _configured(key, value, params)}
         self.set_params(run, {_free_name(key, value, params): value for key, value in own.items()})
         free = [key for key in batch.tags if key not in fixed and not key.startswith(_OURS)]
@@ -133,7 +165,7 @@ class Writer:
 
     def _commit(self, run: Run, batch: Batch) -> None:
         """Send the points and their offsets in one call, which stores them in this order."""
-        offsets = {f"{_OFFSET}{attempt}": str(offset) for attempt, offset in batch.offsets.items()}
+        offsets = {encode(f"{_OFFSET}{source}"): str(offset) for source, offset in batch.offsets.items()}
         tags = [RunTag(key, value) for key, value in offsets.items()]
         self._log(run, [_metric(point) for point in batch.points], tags)
         run.data.tags.update(offsets)
@@ -163,8 +195,9 @@ class Writer:
 
 
 def committed(child: Run) -> dict[str, int]:
+    """Return how far each spool has been sent, by `source_of`."""
     tags = child.data.tags
-    return {key.removeprefix(_OFFSET): int(tags[key]) for key in tags if key.startswith(_OFFSET)}
+    return {decode(key).removeprefix(_OFFSET): int(tags[key]) for key in tags if key.startswith(_OFFSET)}
 
 
 def _cut_names(names: Iterable[str]) -> dict[str, str]:
@@ -182,8 +215,8 @@ def _free_name(key: str, value: str, taken: Mapping[str, str]) -> str:
 
 
 def _metric(point: Point) -> Metric:
-    step = max(-_INT64, min(_INT64, point.step))
-    return Metric(encode(point.key), point.value, max(0, min(_INT64, point.time_ms)), step)
+    step = max(-LARGEST_STEP, min(LARGEST_STEP, point.step))
+    return Metric(encode(point.key), point.value, max(0, min(LARGEST_STEP, point.time_ms)), step)
 
 
 def _whole(kind: str, key: str) -> str:

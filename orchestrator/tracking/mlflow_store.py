@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from orchestrator.tracking.embedded import locked, make_database
 from orchestrator.tracking.fields import flatten
 from orchestrator.tracking.mlflow_run import Writer, committed
 from orchestrator.tracking.run_ids import RunIds
-from orchestrator.tracking.upload import Report, TrackedExperiment, TrackedRun, batches
+from orchestrator.tracking.upload import Report, Seen, TrackedExperiment, TrackedRun, batches
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +56,25 @@ STATUS: Mapping[str, str] = {
 class MlflowStore:
     """An MLflow tracking store: an embedded one in `folder`, or a server, whose run ids are agreed on in `ids`.
 
-    `wait_seconds` is how long to wait for another process that is writing to the embedded store.
+    `files` is where an embedded one keeps artifacts, `wait_seconds` how long to wait for another process that is
+    writing to it.
     """
 
     client: MlflowClient
     uri: str
     folder: Path | None = None
+    files: Path | None = None
     ids: RunIds | None = None
     wait_seconds: float = 60.0
 
     @classmethod
-    def embedded(cls, folder: Path) -> MlflowStore:
+    def embedded(cls, folder: Path, files: Path | None = None) -> MlflowStore:
         """Open the SQLite store in a folder on a local disk, and make it at the first use.
 
-        Raises TrackingError if it cannot be used.
+        `files` is where artifacts lie, if not in the same folder. Raises TrackingError if it cannot be used.
         """
         folder = folder.absolute()
+        files = files.absolute() if files else folder / "artifacts"
         if set("?%") & set(str(folder)):
             raise TrackingError(
                 f"cannot keep a tracking store in {folder}",
@@ -82,9 +86,9 @@ class MlflowStore:
             _quieten()
             uri = f"sqlite:///{folder / 'mlflow.db'}"
             with locked(folder, 60.0):
-                make_database(folder / "mlflow.db")
+                make_database(folder / "mlflow.db", files)
                 client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            return cls(client=client, uri=uri, folder=folder)
+            return cls(client=client, uri=uri, folder=folder, files=files)
 
     @classmethod
     def server(cls, uri: str, ids: Path) -> MlflowStore:
@@ -109,7 +113,8 @@ class MlflowStore:
             writer = self._writer(experiment)
             found = _search(self.client, writer.experiment)
             parent = self._parent(writer, experiment, runs, found)
-            report, problems = self._sync_children(writer, parent, runs, found)
+            report, problems, children = self._sync_children(writer, parent, runs, found)
+            writer.set_tags(parent, _noted(experiment.note, writer.experiment, children))
             writer.set_status(parent, *(("RUNNING", None) if experiment.waits and runs else _summary(runs)))
             if problems:
                 raise TrackingError(
@@ -132,9 +137,15 @@ class MlflowStore:
                 writer.set_status(parent, "RUNNING", None)
             return Follower(store=self, writer=writer, parent=parent)
 
+    def child_of(self, experiment: TrackedExperiment, tags: Mapping[str, str]) -> Run | None:
+        """Return the active child of a run, by the tags that tell it; None if there is none."""
+        where = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in ("orch.run", "orch.generation", "orch.history"))
+        found = _search(self.client, self._experiment(experiment), where)
+        return next((run for run in found if run.info.lifecycle_stage == "active"), None)
+
     def _writer(self, experiment: TrackedExperiment) -> Writer:
         found = self._experiment(experiment)
-        return Writer(client=self.client, experiment=found, linked=self.folder is not None)
+        return Writer(client=self.client, experiment=found, linked=self.files is not None)
 
     @property
     def _fix(self) -> str:
@@ -150,7 +161,7 @@ class MlflowStore:
 
         On a server, where another project may have taken the name, it ends in the project's own id instead.
         """
-        place = (self.folder / "artifacts" / experiment.name).as_uri() if self.folder else None
+        place = (self.files / experiment.name).as_uri() if self.files else None
         found = self._named(experiment.name, experiment.project, place)
         if self.folder is None and found.tags.get("orch.project") != experiment.project:
             found = self._named(f"{experiment.name} {experiment.project[:6]}", experiment.project, place)
@@ -197,7 +208,6 @@ class MlflowStore:
             **experiment.tags,
             "orch.kind": "parent",
             "mlflow.runName": experiment.tags.get("orch.experiment", experiment.name),
-            **({"mlflow.note.content": experiment.note} if experiment.note else {}),
         }
         start = min((run.started_ms for run in runs if run.started_ms), default=None)
         parent = self._agreed("parent", ours, lambda: writer.create(tags, start))
@@ -235,19 +245,21 @@ class MlflowStore:
 
     def _sync_children(
         self, writer: Writer, parent: Run, runs: Sequence[TrackedRun], found: Sequence[Run]
-    ) -> tuple[Report, list[str]]:
+    ) -> tuple[Report, list[str], dict[str, str]]:
+        """Return what was done, what could not be, and the MLflow ids of the runs."""
         known: dict[tuple[str | None, str | None], list[Run]] = defaultdict(list)
         for child in found:
             known[child.data.tags.get("orch.run"), child.data.tags.get("orch.generation")].append(child)
-        report, problems = Report(), list[str]()
+        report, problems, children = Report(), list[str](), dict[str, str]()
         for run in runs:
             try:
                 own, made = self._child(writer, run, known[run.run_id, str(run.generation)], parent)
-                report += made + (_send(writer, own, parent, run) if own else Report())
+                report += made + (_send(writer, own, parent, run, Seen()) if own else Report())
+                children |= {run.run_id: own.info.run_id} if own else {}
             except Exception as error:  # noqa: BLE001 - stores of artifacts raise errors of their own
                 log.warning("run %s is not tracked: %s", run.run_id, error)
                 problems.append(f"{run.run_id}: {_first_line(error)}")
-        return report, problems
+        return report, problems, children
 
     def _child(self, writer: Writer, run: TrackedRun, known: Sequence[Run], parent: Run) -> tuple[Run | None, Report]:
         """Return the one active child of a run, made if need be; None if a person deleted it."""
@@ -277,6 +289,7 @@ class Follower:
     writer: Writer
     parent: Run
     children: dict[tuple[str, int, int], Run | None] = field(default_factory=dict)
+    seen: dict[tuple[str, int, int], Seen] = field(default_factory=dict)
 
     def send(self, run: TrackedRun) -> Report:
         """Bring one run up to date. Raises TrackingError if the store cannot be used; send again, then."""
@@ -289,25 +302,36 @@ class Follower:
             child = self.children[key]
             if child is None:
                 return report
-            sent = _send(self.writer, child, self.parent, run)
+            seen = self.seen.pop(key, None) or Seen()
+            sent = _send(self.writer, child, self.parent, run, seen)
+            self.seen[key] = seen  # only now: all of it has been stored
             if child.info.status != STATUS.get(run.state, child.info.status):
                 self.children[key] = self.store.client.get_run(child.info.run_id)
             return report + sent
 
 
-def _send(writer: Writer, child: Run, parent: Run, run: TrackedRun) -> Report:
+def _send(writer: Writer, child: Run, parent: Run, run: TrackedRun, seen: Seen) -> Report:
     tags = _child_tags(run, parent.info.run_id)
     params = flatten(run.params)
     writer.set_params(child, params)
     writer.set_tags(child, tags)
+    writer.set_data(child, run.data)
     report = Report()
-    for batch in batches(run.spools, committed(child)):
+    for batch in batches(run.spools, committed(child), seen):
         report += writer.send(child, batch, tags, params)
     finished = writer.set_status(child, STATUS.get(run.state), run.ended_ms)
     report += Report(runs_finished=int(finished))
-    for artifact in run.artifacts:  # last: a file that cannot be read must hold up nothing else
-        report += writer.log_artifact(child, artifact)
-    return report
+    return report + writer.log_artifacts(child, run.artifacts)  # last: a bad file must hold up nothing else
+
+
+def _noted(note: str, experiment: str, children: Mapping[str, str]) -> dict[str, str]:
+    """Return the tag with a note, its links to our runs made links of MLflow's UI."""
+    shown = re.sub(r"\]\(run:(\w+)\)", lambda found: _link(experiment, children.get(found[1])), note)
+    return {"mlflow.note.content": shown} if note else {}
+
+
+def _link(experiment: str, child: str | None) -> str:
+    return f"](#/experiments/{experiment}/runs/{child})" if child else "]()"
 
 
 def _child_tags(run: TrackedRun, parent: str) -> dict[str, str]:

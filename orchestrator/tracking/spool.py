@@ -23,12 +23,13 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
+from orchestrator.credentials import masked
 from orchestrator.errors import StateError
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,10 @@ class SpoolWriter:
     the failure is logged once, and `close` raises if something stayed unwritten.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, conceal: Callable[[str], str] = str) -> None:
+        """`conceal` takes out of a line, which is JSON, what may not be written; metrics are numbers."""
         self.path = path
+        self._conceal = conceal
         self.lost = 0
         """How many records were given up: logged after `close`, or more than could be kept."""
         self._unwritten: deque[bytes] = deque()
@@ -106,7 +109,7 @@ class SpoolWriter:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Append hyperparameters: any nested tree; what JSON cannot hold is kept as text."""
-        self._append({"v": VERSION, "kind": "params", "values": _jsonable(values)})
+        self._append({"v": VERSION, "kind": "params", "values": masked(_jsonable(values))})
 
     def tags(self, values: Mapping[str, object]) -> None:
         self._append({"v": VERSION, "kind": "tags", "values": {str(k): str(v) for k, v in values.items()}})
@@ -167,7 +170,8 @@ class SpoolWriter:
         return number if math.isfinite(number) else str(number)
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        line = self._encode(record).encode("ascii") + b"\n"
+        text = self._encode(record)
+        line = (text if record["kind"] == "metrics" else self._conceal(text)).encode("ascii") + b"\n"
         with self._lock:
             if self._stop.is_set():
                 self.lost += 1

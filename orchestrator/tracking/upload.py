@@ -8,6 +8,8 @@ resumed attempt repeats steps, and what was committed is never sent again.
 from __future__ import annotations
 
 import hashlib
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,12 +27,22 @@ BATCH_BYTES = 900_000
 """MLflow takes 1 MB a call."""
 
 
+SYSTEM = "system/"
+"""How the names of a node's own metrics begin, as MLflow's UI expects; nobody trains by them."""
+
+LARGEST_STEP = 2**63 - 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A file or directory to show with a run, and the folder of the run's artifacts it belongs into."""
+    """A file or directory to show with a run, and the folder of the run's artifacts it belongs into.
+
+    With `content` it is that text, and of `path` only the name counts.
+    """
 
     path: Path
     folder: str = ""
+    content: str | None = None
 
     def __post_init__(self) -> None:
         if not is_inside(self.folder):
@@ -38,10 +50,12 @@ class Artifact:
 
     def signature(self) -> str | None:
         """Return a text that changes when the files do; None if there is nothing there."""
+        if self.content is not None:
+            return _digest(self.content)
         try:
             if self.path.is_dir():
                 rows = (f"{file.relative_to(self.path)}\0{_stamp(file)}\n" for file, _ in self.files())
-                return hashlib.sha256("".join(rows).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+                return _digest("".join(rows))
             return _stamp(self.path)
         except FileNotFoundError:
             return None
@@ -57,6 +71,17 @@ class Artifact:
     @property
     def name(self) -> str:
         return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A data version as MLflow shows it with a run; `source` and `profile` are JSON, by the kind of source."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    profile: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +106,15 @@ class TrackedRun:
     ended_ms: int | None = None
     spools: tuple[Path, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
+    data: Dataset | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedExperiment:
-    """An experiment and all its runs that have begun; `waits`: there are others. `project` tells projects apart."""
+    """An experiment and all its runs that have begun; `waits`: there are others. `project` tells projects apart.
+
+    In its note, `](run:ID)` links to the run of that id.
+    """
 
     name: str
     project: str
@@ -126,7 +155,7 @@ class Point:
 
 @dataclass(slots=True)
 class Batch:
-    """New lines of a history that are sent together; `offsets` (attempt -> offset) commit them."""
+    """New lines of a history that are sent together; `offsets` (by `source_of`) commit them."""
 
     points: list[Point] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)
@@ -140,21 +169,42 @@ class Batch:
         return len(self.points) + len(points) <= BATCH_POINTS and self.size + size <= BATCH_BYTES
 
 
-def attempt_of(spool: Path) -> str:
-    """Return the attempt a spool belongs to, such as `a003`."""
-    return spool.parent.name
+class Seen:
+    """The first value of each (key, step) of a history, as far as its spools were read; 16 bytes a point."""
+
+    def __init__(self) -> None:
+        self.offsets: dict[str, int] = {}
+        self._series: dict[str, tuple[array[int], array[float]]] = {}
+
+    def first(self, key: str, step: int, value: float) -> float | None:
+        """Return the value that (key, step) had before; None if this is the first, which is kept."""
+        steps, values = self._series.setdefault(key, (array("q"), array("d")))
+        step = max(-LARGEST_STEP, min(LARGEST_STEP, step))  # as MLflow stores it
+        at = len(steps) if not steps or step > steps[-1] else bisect_left(steps, step)
+        if at < len(steps) and steps[at] == step:
+            return values[at]
+        steps.insert(at, step)
+        values.insert(at, value)
+        return None
 
 
-def batches(spools: Sequence[Path], committed: Mapping[str, int]) -> Iterator[Batch]:
-    """Yield what the spools of one history hold beyond the committed offsets (attempt -> offset).
+def source_of(spool: Path) -> str:
+    """Return what a spool's offset is committed under: `a003`, or for a node's own metrics `a003.system.NODE`."""
+    return spool.parent.name if spool.name == "metrics.jsonl" else f"{spool.parent.name}.{spool.stem}"
+
+
+def batches(spools: Sequence[Path], committed: Mapping[str, int], seen: Seen | None = None) -> Iterator[Batch]:
+    """Yield what the spools of one history hold beyond the committed offsets (by `source_of`).
 
     Committed lines of all attempts come first, whatever their order: a fenced attempt that still appends
-    cannot overrule what was sent. A batch's offsets may be committed once all of it has been stored.
+    cannot overrule what was sent. A batch's offsets may be committed once all of it has been stored. `seen` is what
+    an earlier call for the same history has read, all of which was stored: it is not read again.
     """
-    starts = {spool: committed.get(attempt_of(spool), 0) for spool in spools}
+    starts = {spool: committed.get(source_of(spool), 0) for spool in spools}
     if not any(_size(spool) > start for spool, start in starts.items()):
         return
-    seen = _committed_values(starts)
+    seen = seen or Seen()
+    _read_committed(starts, seen)
     batch = Batch()
     for spool, start in starts.items():
         for record, end in read(spool, start):
@@ -168,35 +218,34 @@ def batches(spools: Sequence[Path], committed: Mapping[str, int]) -> Iterator[Ba
                 batch.size += size
             _take(batch, record, spool)
             batch.diverged = batch.diverged or diverged
-            batch.offsets[attempt_of(spool)] = end
+            batch.offsets[source_of(spool)] = seen.offsets[source_of(spool)] = end
     if batch.offsets:
         yield batch
 
 
-def _committed_values(starts: Mapping[Path, int]) -> dict[tuple[str, int], float]:
-    seen: dict[tuple[str, int], float] = {}
+def _read_committed(starts: Mapping[Path, int], seen: Seen) -> None:
     for spool, start in starts.items():
-        if not start:
+        known = seen.offsets.get(source_of(spool), 0)
+        if known >= start:
             continue
-        for record, end in read(spool):
+        for record, end in read(spool, known):
             if end > start:
                 break
             _new_points(record, seen)
-    return seen
+        seen.offsets[source_of(spool)] = start
 
 
-def _new_points(record: Record, seen: dict[tuple[str, int], float]) -> tuple[list[Point], str | None]:
+def _new_points(record: Record, seen: Seen) -> tuple[list[Point], str | None]:
     """Return a record's points that were not seen before, and the first that contradicts one that was."""
     points: list[Point] = []
     diverged = None
     if not isinstance(record, Metrics):
         return [], None
     for key, value in record.values.items():
-        first = seen.get((key, record.step))
+        first = seen.first(key, record.step, value)
         if first is None:
-            seen[key, record.step] = value
             points.append(Point(key=key, value=value, time_ms=record.time_ms, step=record.step))
-        elif not _same(first, value):
+        elif not (_same(first, value) or key.startswith(SYSTEM)):
             diverged = diverged or f"{key}@{record.step}"
     return points, diverged
 
@@ -239,6 +288,10 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _stamp(file: Path) -> str:

@@ -5,7 +5,6 @@ Exit status: 0 done, or taken by somebody else; 1 failed; 143 interrupted; 2 wro
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ def main(folder: str, index: str, work: Work | None = None) -> int:
     from orchestrator.errors import OrchError
     from orchestrator.worker.assignment import Assignment
     from orchestrator.worker.attempt import run
+    from orchestrator.worker.log import to_file
 
     try:
         assignment = Assignment.read(Path(folder), int(index))
@@ -37,19 +37,8 @@ def main(folder: str, index: str, work: Work | None = None) -> int:
     if taken is None:
         sys.stdout.write(f"{assignment.attempt.path} has been taken: nothing to do\n")
         return 0
-    _log_to(taken.attempt.rank_log(taken.place.rank))
+    to_file(taken.attempt.rank_log(taken.place.rank))
     return run(taken, stop, work)
-
-
-def _log_to(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    os.chdir(path.parent)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
 
 
 if __name__ == "__main__":

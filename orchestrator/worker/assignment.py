@@ -64,6 +64,11 @@ class Assignment:
         """Whether somebody has cancelled this run in its launch."""
         return (self.launch.cancelled / self.wish.run).exists()
 
+    @property
+    def rank_failed(self) -> bool:
+        """Whether a rank other than 0 has failed, and with it the run."""
+        return any(self.attempt.failed_ranks())
+
     def take(self) -> Self | None:
         """Return the assignment with the attempt that is ours; None if the run is somebody else's, or has ended.
 
@@ -74,7 +79,7 @@ class Assignment:
     def _claim(self) -> Self | None:
         if (self.launch.cancelled / self.wish.run).exists():
             return None
-        chosen = self._next_start()
+        chosen = self.next_start()
         if chosen is None or self.cancelled:
             return None
         wish = chosen.wish
@@ -92,12 +97,12 @@ class Assignment:
     def _await_claim(self) -> Self | None:
         deadline = time.monotonic() + _LEADER_SECONDS
         while time.monotonic() < deadline:
-            ours = self._attempts_of_this_job() if self.place.job else [self]
+            ours = self.attempts_of_this_job() if self.place.job else [self]
             claim = ledger.read_claim(ours[-1].attempt) if ours else None
             if claim is not None and self._leads_us(claim):
                 _meet(claim.address)
                 return ours[-1]
-            chosen = self._next_start()
+            chosen = self.next_start()
             if chosen is None or self.cancelled or chosen.taken_by_others:
                 return None
             time.sleep(0.1)
@@ -110,14 +115,14 @@ class Assignment:
         """Return whether a claim of our task is that of our own rank 0."""
         return claim.restart == self.place.restart if self.place.job else claim.process.pid == self.place.leader
 
-    def _next_start(self) -> Self | None:
+    def next_start(self) -> Self | None:
         """Return the attempt that a start of this job begins; None if the run has ended in an earlier one."""
-        ours = self._attempts_of_this_job()
+        ours = self.attempts_of_this_job()
         if ours and ledger.read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
             return None
         return ours[-1].following() if ours else self
 
-    def _attempts_of_this_job(self) -> list[Self]:
+    def attempts_of_this_job(self) -> list[Self]:
         """Return this task's attempts that the same scheduler's job has claimed, oldest first."""
         found = []
         candidate = self

@@ -14,13 +14,16 @@ from typing import Any
 
 import yaml
 
-from orchestrator import environment, ledger
+from orchestrator import after, environment, ledger, start
+from orchestrator.credentials import masked
 from orchestrator.errors import OrchError
 from orchestrator.record import RunState
-from orchestrator.spec import PROJECT, VIEW, Objective
+from orchestrator.spec import PROJECT, STARTS, VIEW, Objective
 from orchestrator.tracking import SpoolWriter
 from orchestrator.worker import aftermath, data, requeue
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.node_metrics import measured
+from orchestrator.worker.secrets import Secrets
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 from orchestrator.worker.uploading import Uploader
 from orchestrator.worker.usage import Usage
@@ -56,19 +59,22 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
 def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
         requeue.check(assignment)
+        after.require(assignment.launch)
         _check_environment(assignment)
-        with data.staged(assignment, events, stop) as view:
+        with measured(assignment), data.staged(assignment, events, stop) as view:
             config = _place(assignment, view)
+            secrets = Secrets.of(config)
+            events.conceal = secrets.conceal
             if stop.received:
                 raise InterruptedByInfrastructureError(stop.received)
-            result = work(assignment, config, events, stop)
+            result = work(assignment, secrets.placed(config), events, stop)
     except InterruptedByInfrastructureError as error:
         _say_interrupted(assignment, events, usage, error)
         raise
     except BaseException as error:
         if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
             # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
-            traceback.print_exception(error, file=sys.stderr)
+            sys.stderr.write(events.conceal("".join(traceback.format_exception(error))))
             stopped = InterruptedByInfrastructureError(stop.received)
             _say_interrupted(assignment, events, usage, stopped)
             raise stopped from error
@@ -106,16 +112,30 @@ def _train(
     from orchestrator.tracking.logger import SpoolLogger
     from orchestrator.worker import checkpoints, training
 
+    weights, state = (_start(assignment, config.get(key)) for key in STARTS)
     earlier = [assignment.run.attempt(n) for n in range(assignment.wish.history, assignment.wish.attempt)]
     objective = assignment.header["objective"]
     work = training.Training(
         config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
         folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
-        resume_from=checkpoints.latest(earlier), place=assignment.place,
+        artifacts=assignment.run.artifacts, resume_from=checkpoints.latest(earlier), weights_from=weights,
+        state_from=state, place=assignment.place, conceal=events.conceal,
+        example=assignment.attempt.example if assignment.header["tracking"].get("register") else None,
     )  # fmt: skip
-    with SpoolWriter(assignment.attempt.metrics if assignment.leads else Path(os.devnull)) as spool:
+    path = assignment.attempt.metrics if assignment.leads else Path(os.devnull)
+    with SpoolWriter(path, conceal=events.conceal) as spool:
         logger = SpoolLogger(spool, assignment.run.artifacts)
         return training.train(work, logger=logger, events=events, stop=stop)
+
+
+def _start(assignment: Assignment, frozen: start.Start | None) -> Path | None:
+    """Return the checkpoint that the run starts from, if it does; raise StateError where it is not what it was."""
+    if frozen is None:
+        return None
+    path = start.locate(frozen, assignment.launch.runs)
+    if assignment.leads:
+        start.check_content(frozen, path)
+    return path
 
 
 def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str:
@@ -145,7 +165,7 @@ def _place(assignment: Assignment, view: str | None) -> dict[str, Any]:
     """Return the config with this node's folders in it."""
     config = ledger.read_config(assignment.launch, assignment.line)
     if assignment.leads and not assignment.run.config.exists():
-        ledger.replace_text(assignment.run.config, yaml.safe_dump(config, sort_keys=False))
+        ledger.replace_text(assignment.run.config, yaml.safe_dump(masked(config), sort_keys=False))
     section = {key: value for key, value in config["data"].items() if key != "version"}
     placed: dict[str, Any] = _substitute({**config, "data": section}, {VIEW: view, PROJECT: assignment.code[0]})
     return placed
@@ -164,14 +184,14 @@ def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
 
 
 def _fail(assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: BaseException) -> None:
-    traceback.print_exception(error, file=sys.stderr)
+    text = "".join(traceback.format_exception(error))
+    sys.stderr.write(events.conceal(text))
     ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, RunState.FAILED.value)
     if any(assignment.attempt.failed_ranks()):  # and so this rank lost its connection: that is no cause
         events.write("interrupted", reason="another rank has failed", usage=usage.to_json())
         return
-    text = "".join(traceback.format_exception(error))
     if not assignment.leads:
-        events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank))
+        events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank), conceal=events.conceal)
     found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
     aftermath.failed(assignment, found["signature"])

@@ -11,11 +11,15 @@ from typing import Self
 
 from orchestrator.process import ProgramError, run
 
+JOB, RESTART = "ORCH_JOB", "ORCH_RESTART"
+"""In the environment of a packed run, which is shown nothing else of the job that it shares."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """One process of a run. `job` and `restart` are the scheduler's; without one they are empty and 0.
 
+    `packed`: the job has several runs, and a supervisor of ours that answers to the scheduler for all of them.
     `leader` is the process id of rank 0 where a supervisor of ours has started the ranks, `devices` the numbers of
     the GPUs that it gave them.
     """
@@ -26,6 +30,7 @@ class Place:
     job: str = ""
     restart: int = 0
     local_rank: int = 0
+    packed: bool = False
     leader: int = 0
     devices: tuple[str, ...] = ()
 
@@ -38,6 +43,8 @@ class Place:
         """Read the place from Slurm's variables, or from those that our supervisor sets."""
         if not slurm:
             return cls._local(environ)
+        if "SLURM_JOB_ID" not in environ and JOB in environ:
+            return cls(job=environ[JOB], restart=int(environ[RESTART]), packed=True)
         job, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
         return cls(
             rank=int(environ.get("SLURM_PROCID", "0")), processes=int(environ.get("SLURM_NTASKS", "1")),

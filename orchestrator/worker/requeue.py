@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from orchestrator import ledger
 from orchestrator.process import ProgramError, run
 from orchestrator.record import Attempt
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.place import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError
 
 _log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ _LEADER_SECONDS = 40.0
 _ANSWER_SECONDS = 5.0  # between a signal and SIGKILL there may be little more
 _MAX_REQUEUES = 20
 _LIMIT = "cluster.max_requeues"
+LIMIT = "time limit"
+"""How the reason begins of a run that was stopped by one."""
 TIME_LIMIT = "SIGUSR2"  # what Slurm sends some time before the time limit (`--signal`)
 
 
@@ -45,7 +49,7 @@ def reason(assignment: Assignment, signal: str) -> str:
     if signal == _LIMIT:
         return no_more
     if signal == TIME_LIMIT and assignment.place.job:
-        limit = f"time limit of {hours:g} h" if hours else "time limit"
+        limit = f"{LIMIT} of {hours:g} h" if hours and not assignment.place.packed else LIMIT
         return f"{limit}, {no_more}" if _exhausted(assignment, _starts(assignment)) else limit
     told = _told_by_slurm(assignment) if assignment.leads and assignment.place.job else ""
     return f"{told}, stopped by {signal}" if told else f"stopped by {signal}"
@@ -58,39 +62,68 @@ def job_is_ending(assignment: Assignment, signal: str) -> bool:
     return signal == TIME_LIMIT or _told_by_slurm(assignment) != ""
 
 
+class Owing(Protocol):
+    """What the scheduler's job is about: one run, or a pack of them."""
+
+    @property
+    def place(self) -> Place: ...
+    @property
+    def leads(self) -> bool:
+        """Whether this process answers for the job before all others of it."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants it any more."""
+
+    @property
+    def rank_failed(self) -> bool:
+        """Whether another process of it has failed, and with it the whole."""
+
+
 def after_interruption(assignment: Assignment, error: InterruptedByInfrastructureError) -> None:
     """Return at once where nothing is owed; else requeue if that is ours to do, and wait to be killed."""
+    if not assignment.place.packed:  # there the pack answers for all its runs
+        answer(assignment, error, exhausted=lambda: exhausted(assignment))
+
+
+def answer(job: Owing, error: InterruptedByInfrastructureError, *, exhausted: Callable[[], bool]) -> None:
+    """Do what `after_interruption` does, for a run or a pack."""
     signal = str(error)
-    if not assignment.place.job or assignment.cancelled or signal == _LIMIT:
+    if not job.place.job or job.cancelled or signal == _LIMIT:
         return
-    if signal == TIME_LIMIT and _exhausted(assignment, _starts(assignment)):
+    if signal == TIME_LIMIT and exhausted():
         return
-    if signal == TIME_LIMIT or _node_goes_down(assignment, error):
-        _requeue(assignment)
+    if signal == TIME_LIMIT or _node_goes_down(job, error):
+        _requeue(job)
     deadline = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < deadline and not assignment.cancelled and not any(assignment.attempt.failed_ranks()):
+    while time.monotonic() < deadline and not job.cancelled and not job.rank_failed:
         time.sleep(0.5)
 
 
-def _requeue(assignment: Assignment) -> None:
+def _requeue(job: Owing) -> None:
     """Requeue the job; other ranks than 0 only where that has not: it may hang in an operation that waits for us."""
-    if not assignment.leads:
+    if not job.leads:
         time.sleep(_LEADER_SECONDS)  # where rank 0 has done it, this is not outlived
-    told = _told_by_slurm(assignment) or ""
-    if told.endswith("in Slurm") or (told and not assignment.leads):  # cancelled meanwhile, or requeued already
+    told = _told_by_slurm(job) or ""
+    if told.endswith("in Slurm") or (told and not job.leads):  # cancelled meanwhile, or requeued already
         return
     try:
-        run(["scontrol", "requeue", assignment.place.job], timeout_s=60)
+        run(["scontrol", "requeue", job.place.job], timeout_s=60)
     except ProgramError as error:
         _log.warning("cannot requeue, the time limit will end it: %s", error)
 
 
-def _node_goes_down(assignment: Assignment, error: InterruptedByInfrastructureError) -> bool:
+def _node_goes_down(job: Owing, error: InterruptedByInfrastructureError) -> bool:
     """Return whether some of several nodes shut down, in order: told by their SIGTERM, of which Slurm knows nothing.
 
     It would requeue the job for a node that is lost, but the step has failed by then: a rank is dead.
     """
-    return error.together and assignment.place.nodes > 1 and _told_by_slurm(assignment) == ""
+    return error.together and job.place.nodes > 1 and _told_by_slurm(job) == ""
+
+
+def exhausted(assignment: Assignment) -> bool:
+    """Return whether a run has started again often enough, by its attempts up to the given one."""
+    return _exhausted(assignment, _starts(assignment))
 
 
 def _starts(assignment: Assignment) -> list[Attempt]:
@@ -123,15 +156,15 @@ def _most(assignment: Assignment) -> int:
     return _MAX_REQUEUES if given is None else int(given)
 
 
-def _told_by_slurm(assignment: Assignment) -> str | None:
+def _told_by_slurm(job: Owing) -> str | None:
     """Return why Slurm ends the job; nothing where it does not, None where it does not answer."""
-    argv = ["scontrol", "--oneliner", "show", "job", assignment.place.job]
+    argv = ["scontrol", "--oneliner", "show", "job", job.place.job]
     try:
         text = run(argv, timeout_s=_ANSWER_SECONDS).decode(errors="replace")
     except ProgramError:
         return None
     found = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", text))
-    requeued = int(found.get("Restarts", "0")) > assignment.place.restart  # while it is ending both say COMPLETING
+    requeued = int(found.get("Restarts", "0")) > job.place.restart  # while it is ending both say COMPLETING
     if found.get("JobState") in {"CANCELLED", "PENDING", "COMPLETING"}:
         return "requeued in Slurm" if requeued else "cancelled in Slurm"
     return "preempted" if found.get("PreemptTime", "None") not in {"None", "Unknown"} else ""

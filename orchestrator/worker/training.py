@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,16 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 
+from orchestrator.errors import OrchError
+from orchestrator.layout import LAST
 from orchestrator.ledger import EventWriter
-from orchestrator.spec import Objective, Resources
+from orchestrator.spec import EVALUATIONS, Objective, Resources
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.build import build
-from orchestrator.worker.checkpoints import BEST, LAST, AtomicCheckpointIO
+from orchestrator.worker.checkpoints import BEST, INHERITED, AtomicCheckpointIO
+from orchestrator.worker.example import KeepExample
 from orchestrator.worker.place import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
@@ -36,22 +42,36 @@ _GRADIENTS = "orch_gradients"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained, on what, and where its files go. `folder` is the attempt's."""
+    """What is trained, on what, and where its files go. `folder` is the attempt's.
+
+    `resume_from` is a checkpoint of the run's own. Where there is none it starts with the weights, or the whole state,
+    of another run or a file: `weights_from`, `state_from`.
+    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
+    what may not be written.
+    """
 
     config: Mapping[str, Any]
     resources: Resources
     objective: Objective | None
     folder: Path
     checkpoints: Path
+    artifacts: Path
     resume_from: Path | None
     place: Place
+    weights_from: Path | None = None
+    state_from: Path | None = None
+    example: Path | None = None
+    conceal: Callable[[str], str] = str
 
 
 class Progress(Callback):
     """Reports epoch, step and metrics, at most once a second, and remembers the objective's best value."""
 
-    def __init__(self, events: EventWriter, objective: Objective | None, best_path: str) -> None:
-        self._events, self._objective, self._best_path = events, objective, best_path
+    def __init__(
+        self, events: EventWriter, objective: Objective | None, best_path: str, inherit: Callable[[str], str] | None
+    ) -> None:
+        """`inherit` takes over the best checkpoint of the run that this one goes on from, and says where it is now."""
+        self._events, self._objective, self._best_path, self._inherit = events, objective, best_path, inherit
         self._reported = 0.0
         self.best: dict[str, Any] = {}
 
@@ -62,7 +82,7 @@ class Progress(Callback):
             self._report(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or self._objective is None:
+        if trainer.sanity_checking or self._objective is None or trainer.state.fn != TrainerFn.FITTING:
             return
         value = trainer.callback_metrics.get(self._objective.metric)
         if value is not None and torch.isfinite(value) and self._improves(float(value)):
@@ -82,7 +102,11 @@ class Progress(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = dict(state_dict["best"])
+        best = dict(state_dict["best"])
+        if best and self._inherit:
+            same = self._objective is not None and self._objective.metric == best["metric"]
+            best = {**best, "checkpoint": self._inherit(best["checkpoint"])} if same else {}
+        self.best = best
 
     def _improves(self, value: float) -> bool:
         return self._objective is not None and (not self.best or self._objective.better(value, self.best["value"]))
@@ -172,7 +196,17 @@ class StopOnSignal(Checkpoint):
         if self._agreement.reached() and stepped:
             self._save(trainer)
 
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.install()
+        self._shared = self._agreement.least(trainer.num_predict_batches)
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if self._agreed_in_evaluation():
+            self._leave()
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._stop.install()
         self._shared = self._agreement.least(_validation_batches(trainer))
         if self._saved or self._agreement.reached():
             self._leave_validation(trainer)
@@ -202,7 +236,7 @@ class StopOnSignal(Checkpoint):
         return self._agreement.reached() if self._shared > 0 else None
 
     def _leave_validation(self, trainer: pl.Trainer) -> None:
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             _rewind(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
             self._save(trainer)
         self._leave()
@@ -329,12 +363,19 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     datamodule = build(config["data"]) if config["data"].get("_target_") else None
     model = build(config["model"])
-    relative = f"{training.folder.name}/{training.checkpoints.name}/{BEST}"
-    progress = Progress(events, training.objective, relative)
+    relative = f"{training.folder.name}/{training.checkpoints.name}"
+    inherit = None if training.resume_from or not training.state_from else partial(_inherit, training)
+    progress = Progress(events, training.objective, f"{relative}/{BEST}", inherit)
     stopping = StopOnSignal(stop, training.checkpoints, tests=config["task"] == "fit_test")
-    trainer = _trainer(training, logger, [progress, _checkpoints(training), stopping])
+    examples = [KeepExample(training.example)] if training.example else []
+    trainer = _trainer(training, logger, [progress, *examples, _checkpoints(training), stopping])
     events.write("training", resumed=training.resume_from is not None)
-    trainer.fit(model, datamodule=datamodule, ckpt_path=_text(training.resume_from), **_trusted(trainer.fit))
+    if training.weights_from and not training.resume_from:
+        load_weights(model, training.weights_from)
+    if config["task"] in EVALUATIONS:
+        return {"metrics": _evaluate(training, trainer, model, datamodule), "best": {}}
+    checkpoint = training.resume_from or training.state_from
+    trainer.fit(model, datamodule=datamodule, ckpt_path=_text(checkpoint), **_trusted(trainer.fit))
     metrics = numbers(trainer.callback_metrics)
     if progress.best:  # MLflow's own tables know only a metric's last value
         logger.log_metrics({f"best/{progress.best['metric']}": progress.best["value"]}, progress.best["step"])
@@ -343,6 +384,55 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
         trainer.test(model, datamodule=datamodule, ckpt_path=_text(best), verbose=False, **_trusted(trainer.test))
         metrics |= numbers(trainer.callback_metrics)
     return {"metrics": metrics, "best": progress.best}
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Load a model's weights from a checkpoint of Lightning's, or a state dict. Raises OrchError where they differ."""
+    loaded = torch.load(path, map_location="cpu", weights_only=False)
+    try:
+        model.load_state_dict(loaded.get("state_dict", loaded))
+    except RuntimeError as error:
+        raise OrchError(
+            f"the weights of {path.name} do not fit the model", why=" ".join(str(error).split()),
+            fix="give the model the arguments that it was trained with",
+        ) from error  # fmt: skip
+
+
+def _evaluate(
+    training: Training, trainer: pl.Trainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None
+) -> dict[str, float]:
+    """Validate, test or predict, and return the metrics; what is predicted becomes a file among the artifacts."""
+    task = training.config["task"]
+    if task == "predict":
+        _keep_predictions(training, trainer.predict(model, datamodule=datamodule))
+    else:
+        getattr(trainer, task)(model, datamodule=datamodule, verbose=False)
+    return numbers(trainer.callback_metrics)
+
+
+def _keep_predictions(training: Training, predictions: Any) -> None:
+    """Write what `predict_step` returned, batch by batch, each rank its own; nothing where it returned nothing."""
+    if not predictions:
+        return
+    rank = f".rank{training.place.rank}" if training.resources.world_size > 1 else ""
+    AtomicCheckpointIO().save_checkpoint({"predictions": predictions}, training.artifacts / f"predictions{rank}.pt")
+
+
+def _inherit(training: Training, checkpoint: str) -> str:
+    """Link (or copy) the best checkpoint of the run that this one goes on from, and return where it is now.
+
+    It lies in that run's folder, beside the attempt whose checkpoint is gone on from.
+    """
+    target = training.checkpoints / INHERITED
+    source = training.state_from.parents[2] / checkpoint if training.state_from else target
+    if training.place.rank == 0 and source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            target.hardlink_to(source)
+        except OSError:  # another filesystem
+            shutil.copyfile(source, target)
+    return f"{training.folder.name}/{training.checkpoints.name}/{INHERITED}"
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -355,7 +445,8 @@ def _trainer(training: Training, logger: SpoolLogger, callbacks: Sequence[Callba
     node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
     users = [callback for callback in build(training.config["trainer"].get("callbacks") or {}).values() if callback]
     trainer: pl.Trainer = build(
-        node, callbacks=[*users, *callbacks], logger=logger, plugins=[AtomicCheckpointIO(), _environment(training)],
+        node, callbacks=[*users, *callbacks], logger=logger,
+        plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
         default_root_dir=str(training.folder), **_devices(training.resources),
     )  # fmt: skip
     return trainer
@@ -368,7 +459,8 @@ def _devices(resources: Resources) -> dict[str, Any]:
 
 def _environment(training: Training) -> ClusterEnvironment:
     """Return who starts the processes: srun, or nobody. Never Lightning's own guess, which may requeue (FACTS 16)."""
-    return SLURMEnvironment(auto_requeue=False) if training.place.job else LightningEnvironment()
+    place = training.place
+    return SLURMEnvironment(auto_requeue=False) if place.job and not place.packed else LightningEnvironment()
 
 
 def _checkpoints(training: Training) -> ModelCheckpoint:

@@ -1,10 +1,11 @@
 """The real Slurm that tests run on: a cluster without and one with accounting for the session, alike in all else.
 
 Each test gets an empty queue. What is asked of Slurm, and what Slurm says, may depend on whether there is accounting:
-the cluster contract, Slurm's own words, submitting and its accidents, deaths, and what several ranks do when one dies
-run on both (`on_both`). What happens within a job, on a node or before Slurm is asked (signals in a training, staging,
-frozen code, preflight's arithmetic, debug runs) is the same on both, and runs on the one without; tests of accounts,
-QOS, limits of associations and of `sacct` itself need the other (`accounted_slurm`).
+the cluster contract, Slurm's own words, launchers that die, launching from within a job, impossible shapes, runs that
+die, and what several ranks do when one dies run on both (`on_both`). What happens within a job, on a node or before
+Slurm is asked (signals in a training, staging, frozen code, preflight's arithmetic, debug runs) is the same on both,
+and runs on the one without; what `sacct` itself says of each signal, accounts, QOS and the limits of associations need
+the other (`accounted_slurm`).
 """
 
 import tempfile

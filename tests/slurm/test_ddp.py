@@ -110,6 +110,7 @@ def test_a_run_goes_on_when_one_of_its_nodes_is_shut_down(bench, slurm, tmp_path
     node = rank.environ()["SLURMD_NODENAME"]
     rank.terminate()
     wait_for(lambda: bench.records()[run.id].state is RunState.QUEUED, "the run to save itself, and requeue")
+    output("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=reboot")
     slurm.crash(node)
     try:
         gate.open()

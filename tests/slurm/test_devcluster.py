@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import empty_queue, running_devcluster
 from real_slurm import job_state, output, processes_of, processes_with, submit, wait_for
 
 from orchestrator.errors import ClusterError, RequestError, StateError
@@ -363,10 +364,11 @@ def test_only_what_was_started_can_be_crashed(slurm):
 
 
 @pytest.mark.slurm
-def test_a_sized_tmp_is_full_when_it_is_full(accounted_slurm, tmp_path):
+def test_a_sized_tmp_is_full_when_it_is_full():
     fill = "head -c 70M /dev/zero > /tmp/large || stat -c %s /tmp/large; rm /tmp/large"
-    assert output("srun", "bash", "-c", fill) == str(64 * 2**20)
-    assert "Requested node configuration" in refused("sbatch", "--test-only", "--tmp=65", "--wrap=true")
+    with running_devcluster(replace(SMALL, tmp_mb=64)) as cluster, empty_queue(cluster):
+        assert output("srun", "bash", "-c", fill) == str(64 * 2**20)
+        assert "Requested node configuration" in refused("sbatch", "--test-only", "--tmp=65", "--wrap=true")
 
 
 @pytest.mark.slurm

@@ -79,6 +79,21 @@ def test_the_runs_of_an_array_copy_once_on_each_node(bench, version):
     assert copies(bench) == dict.fromkeys(nodes, 1)
 
 
+def test_with_scratch_that_belongs_to_the_job_each_job_copies_once(slurm, tmp_path, version):
+    scratch = "/tmp/private of $SLURM_JOB_ID"
+    bench = bench_with(tmp_path, scratch=scratch, setup=[f'mkdir "{scratch}"'])
+    runs = [with_data(bench, version, scripted(seed=seed)) for seed in range(2)]
+    runs.append(with_data(bench, version, trained(steps=2, nodes=1, gpus_per_node=2, cpus_per_node=2)))
+    bench.launch(runs[:2])
+    wait_for_end(bench)
+    bench.launch(runs[2:], worker=WORKER)
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 3
+    assert sum(copies(bench).values()) == 3  # of four processes
+    views = {str(record.last.data["view"]) for record in bench.records().values()}
+    assert len({view.partition("/orchestrator-")[0] for view in views}) == 3
+
+
 def test_a_node_that_cannot_stage_fails_the_run_with_its_name(slurm, tmp_path, version):
     good, bad = (node.name for node in slurm.nodes()[:2])
     scratch = f"/tmp/only on {good}"

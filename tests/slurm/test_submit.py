@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 from cluster_contract import Gate, states, wait_for_end
-from conftest import empty_queue, running_devcluster
+from conftest import empty_queue, on_both, running_devcluster
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
@@ -87,6 +87,7 @@ def program(folder, name, text):
 # --- never twice ------------------------------------------------------------------------------------------
 
 
+@on_both
 @pytest.mark.parametrize("dies", ["before", "after", "at the end"])
 @pytest.mark.parametrize("held", [False, True])
 def test_a_launcher_killed_on_the_way_is_made_good_by_the_next_launch(dies, held, bench, tmp_path):
@@ -225,6 +226,7 @@ def test_jobs_of_a_lost_launch_can_be_cancelled(bench, tmp_path):
 # --- the environment that we submit from ------------------------------------------------------------------
 
 
+@on_both
 @pytest.mark.parametrize("array", [False, True])
 def test_launching_from_inside_a_job_works(array, bench, tmp_path):
     script = tmp_path / "launch it.py"
@@ -293,6 +295,7 @@ def test_a_folder_that_slurm_would_misread_is_refused_before_anything_is_done(na
 # --- limits -----------------------------------------------------------------------------------------------
 
 
+@on_both
 def test_impossible_shapes_are_refused_with_the_reason(slurm, tmp_path):
     limited = Bench(
         paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions(partition="limited"))

@@ -1,0 +1,42 @@
+"""An MLflow server and a proxy that makes it faulty: those of the tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bench.measure import say
+from bench.sandbox import CHECKOUT, Sandbox
+from orchestrator.config import schema
+
+sys.path.append(str(CHECKOUT / "tests"))
+
+from faulty_server import MlflowServer, Proxy
+
+
+@contextmanager
+def server(box: Sandbox) -> Iterator[MlflowServer]:
+    say("starting an MLflow server")
+    made = MlflowServer(box.folder / "server")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+
+
+@contextmanager
+def proxied(target: MlflowServer, *, slow_seconds: float = 5.0) -> Iterator[Proxy]:
+    made = Proxy(target.address)
+    made.slow_seconds = slow_seconds
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def tracking(uri: str, name: str) -> dict[str, Any]:
+    options = {"kind": "server", "uri": uri, "experiment": name, "system_metrics": False, "end_seconds": 120}
+    return schema.tracking(options)

@@ -1,0 +1,167 @@
+"""The uploader: what it costs a job, how fast it brings points to a server, and many of them against one server.
+
+ORCH_BENCH_UPLOADERS says how many (8; 96 takes minutes), in processes of twelve at most, each uploader with a thread, a
+spool and a connection of its own; at the same time as many fits as the machine has cores log to the same server.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from bench.measure import Row, in_turns, say
+from bench.records import make_experiment
+from bench.sandbox import PYTHON, Sandbox
+from bench.servers import server, tracking
+from orchestrator.layout import ExperimentPaths
+from orchestrator.tracking import SpoolWriter
+
+_COUNT = int(os.environ.get("ORCH_BENCH_UPLOADERS", "8"))
+_THREADS = 12
+_POINTS = 10_000
+_POINTS_EACH = 2_000
+_ROUNDS = 3
+_MANY = """
+import sys, threading
+from pathlib import Path
+from orchestrator.uploader import Carrier, Source
+closed = threading.Event(); closed.set()
+done = []
+def carry(index):
+    done.append(Carrier(Source.of(Path(sys.argv[1]), index)).carry(closed))
+threads = [threading.Thread(target=carry, args=(int(i),)) for i in sys.argv[2:]]
+for t in threads: t.start()
+for t in threads: t.join()
+sys.exit(0 if len(done) == len(threads) and all(done) else 1)
+"""
+
+
+def rows(box: Sandbox) -> list[Row]:
+    with server(box) as mlflow:
+        return [_alone(box), *_throughput(box, mlflow.address), _many(box, mlflow.address)]
+
+
+def _alone(box: Sandbox) -> Row:
+    """Return the CPU of a job's uploader, and in words its memory, up to the time when it has nothing to do."""
+    paths = _experiment(box, "alone", 1, "http://127.0.0.1:9")
+    argv = [PYTHON, "-m", "orchestrator.uploader", str(paths.launch(1).path), "0"]
+    sides: list[tuple[float, float]] = []
+    for _ in range(_ROUNDS):
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_env(box))
+        seen = psutil.Process(process.pid)
+        busy = [0.0, -1.0]
+        while not (busy[-1] > 1 and busy[-1] - busy[-2] < 0.02):  # it has loaded what it needs, and waits
+            time.sleep(3)
+            busy.append(sum(seen.cpu_times()[:2]))
+        sides.append((busy[-1], seen.memory_full_info().uss / 1e6))
+        process.kill()
+        process.wait()
+    most = max(memory for _, memory in sides)
+    return Row(what=f"an uploader's start (CPU seconds; it holds {most:.0f} MB)", measured=[cpu for cpu, _ in sides])
+
+
+def _throughput(box: Sandbox, address: str) -> list[Row]:
+    """Return how long points take from a spool to the server, next to MLflow's client that is given them at once."""
+    number = iter(range(1000))
+
+    def ours() -> float:
+        paths = _experiment(box, f"points{next(number)}", 1, address, points=_POINTS)
+        return _carried(box, paths)
+
+    def nothing() -> float:
+        return _carried(box, _experiment(box, f"nothing{next(number)}", 1, address, points=1))
+
+    client = MlflowClient(address)
+    experiment = client.create_experiment("peer")
+
+    def peer() -> float:
+        run = client.create_run(experiment).info.run_id
+        began = time.perf_counter()
+        for chunk in _chunks(_POINTS, 1000):
+            client.log_batch(run, [Metric("loss", step / 7, 1_000 + step, step) for step in chunk])
+        return time.perf_counter() - began
+
+    found = in_turns("uploaders", _ROUNDS, {"ours": ours, "nothing": nothing, "peer": peer})
+    sent = [whole - start for whole, start in zip(found["ours"], found["nothing"], strict=True)]
+    told = f"{_POINTS:,} points from a spool to the server"
+    return [
+        Row(what=told, measured=sent, peer="log_batch of 1,000", peer_measured=found["peer"]),
+        Row(what="... with the uploader's start and its look-ups", measured=found["ours"]),
+    ]
+
+
+def _many(box: Sandbox, address: str) -> Row:
+    paths = _experiment(box, "many", _COUNT, address, points=_POINTS_EACH)
+    say(f"uploaders: {_COUNT} at once, and {os.cpu_count()} fits")
+    fits = [subprocess.Popen([PYTHON, "-c", _FIT, str(box.folder / f"fit{i}")], env=_env(box)) for i in range(_cores())]
+    began = time.perf_counter()
+    groups = [[str(index) for index in group] for group in _chunks(_COUNT, _THREADS)]
+    argv = [PYTHON, "-c", _MANY, str(paths.launch(1).path)]
+    started = [subprocess.Popen([*argv, *group], env=_env(box), stderr=subprocess.DEVNULL) for group in groups]
+    statuses = [process.wait() for process in started]
+    took = time.perf_counter() - began
+    for fit in fits:
+        fit.kill()
+        fit.wait()
+    _check(address, statuses)
+    return Row(what=f"{_COUNT} uploaders with {_POINTS_EACH:,} points each, beside {_cores()} fits", measured=[took])
+
+
+def _chunks(count: int, size: int) -> list[range]:
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+_FIT = """
+import itertools, sys
+from pathlib import Path
+import torch
+from orchestrator.tracking import SpoolWriter
+torch.set_num_threads(1)
+net = torch.nn.Linear(512, 512)
+Path(sys.argv[1]).mkdir()
+spool = SpoolWriter(Path(sys.argv[1]) / "metrics.jsonl")
+for step in itertools.count():
+    net(torch.ones(32, 512)).square().mean().backward()
+    spool.metrics({"loss": 1.0}, step)
+"""
+
+
+def _check(address: str, statuses: list[int]) -> None:
+    client = MlflowClient(address)
+    experiment = client.get_experiment_by_name("many")
+    runs = client.search_runs([experiment.experiment_id], "tags.`orch.kind` = 'run'") if experiment else []
+    ids = {run.data.tags["orch.run"] for run in runs}
+    whole = all(len(client.get_metric_history(run.info.run_id, "loss")) == _POINTS_EACH for run in runs)
+    if any(statuses) or len(runs) != _COUNT or len(ids) != _COUNT or not whole:
+        raise RuntimeError(f"{len(runs)} runs of {_COUNT} arrived, whole: {whole}; exit statuses {statuses}")
+
+
+def _experiment(box: Sandbox, name: str, count: int, address: str, *, points: int = 1) -> ExperimentPaths:
+    """Write an experiment whose runs have logged so many points and are under way."""
+    paths = make_experiment(box.folder / "runs", name, count, running=count, tracking=tracking(address, name))
+    for run in paths.runs.iterdir():
+        with SpoolWriter(run / "a001" / "metrics.jsonl") as spool:
+            for step in range(points):
+                spool.metrics({"loss": step / 7}, step)
+    return paths
+
+
+def _carried(box: Sandbox, paths: ExperimentPaths) -> float:
+    """Return how long an uploader takes from its start until it has sent all and ended."""
+    argv = [PYTHON, "-m", "orchestrator.uploader", str(paths.launch(1).path), "0"]
+    began = time.perf_counter()
+    subprocess.run(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_env(box), check=True)
+    return time.perf_counter() - began
+
+
+def _env(box: Sandbox) -> dict[str, str]:
+    return {**os.environ, **box.environment}

@@ -1,0 +1,108 @@
+"""What a node does: CPU, memory, disk, network and GPUs, under the names of MLflow's own system metrics.
+
+Read by asking the operating system, which takes well under a millisecond, and NVIDIA's library where it is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_MEGA = 1e6
+
+
+class Node:
+    """Measures this machine. Percentages of CPU, and what the network has carried, are since the one before."""
+
+    def __init__(self, disk: Path, gpus: Any = None, visible: str | None = None) -> None:
+        """`disk`: a folder on the disk to look at; `gpus`: NVML's bindings; `visible`: as CUDA_VISIBLE_DEVICES."""
+        self._disk = disk
+        self._received, self._sent = _network()
+        self._gpus = [(gpus, handle) for handle in _handles(gpus, visible)] if gpus else []
+        psutil.cpu_percent()  # the first call has nothing to compare with, and says 0
+
+    def measure(self) -> dict[str, float]:
+        """Return what can be measured now; what cannot is left out."""
+        found: dict[str, float] = {}
+        for part in (_cpu, self._disk_usage, self._network, self._gpu):
+            with suppress(OSError, RuntimeError, psutil.Error):
+                found |= part()
+        return found
+
+    def _disk_usage(self) -> Mapping[str, float]:
+        disk = psutil.disk_usage(str(self._disk))
+        return {
+            "disk_usage_percentage": disk.percent, "disk_usage_megabytes": disk.used / _MEGA,
+            "disk_available_megabytes": disk.free / _MEGA,
+        }  # fmt: skip
+
+    def _network(self) -> Mapping[str, float]:
+        received, sent = _network()
+        return {
+            "network_receive_megabytes": received - self._received, "network_transmit_megabytes": sent - self._sent
+        }  # fmt: skip
+
+    def _gpu(self) -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        for number, (nvml, handle) in enumerate(self._gpus):
+            for part in (_gpu_memory, _gpu_load, _gpu_power):
+                with suppress(nvml.NVMLError):  # not every GPU tells everything
+                    found |= {f"gpu_{number}_{name}": value for name, value in part(nvml, handle).items()}
+        return found
+
+
+def _cpu() -> Mapping[str, float]:
+    memory = psutil.virtual_memory()
+    return {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_megabytes": memory.used / _MEGA,
+        "system_memory_usage_percentage": memory.used / memory.total * 100,
+    }
+
+
+def _network() -> tuple[float, float]:
+    found = psutil.net_io_counters()
+    return (found.bytes_recv / _MEGA, found.bytes_sent / _MEGA) if found else (0.0, 0.0)
+
+
+def _handles(nvml: Any, visible: str | None) -> list[Any]:
+    """Return the GPUs that CUDA would see, in its order: named by number, or by the beginning of their UUID."""
+    try:
+        every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        if visible is None:
+            return every
+        named = [_named(nvml, every, word.strip()) for word in visible.split(",") if word.strip()]
+    except nvml.NVMLError:
+        return []
+    return [handle for handle in named if handle is not None]
+
+
+def _named(nvml: Any, every: list[Any], word: str) -> Any:
+    if word.isdigit():
+        return every[int(word)] if int(word) < len(every) else None
+    return next((handle for handle in every if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(word)), None)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _gpu_memory(nvml: Any, handle: Any) -> Mapping[str, float]:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return {
+        "memory_usage_percentage": memory.used / memory.total * 100, "memory_usage_megabytes": memory.used / _MEGA
+    }  # fmt: skip
+
+
+def _gpu_load(nvml: Any, handle: Any) -> Mapping[str, float]:
+    return {"utilization_percentage": float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)}
+
+
+def _gpu_power(nvml: Any, handle: Any) -> Mapping[str, float]:
+    milliwatts = nvml.nvmlDeviceGetPowerUsage(handle)
+    limit = nvml.nvmlDeviceGetEnforcedPowerLimit(handle)
+    return {"power_usage_watts": milliwatts / 1000, "power_usage_percentage": milliwatts / limit * 100}

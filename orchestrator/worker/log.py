@@ -1,0 +1,25 @@
+"""The log of an attempt: the format of its lines, and the file that all output goes to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+
+def to_stderr() -> None:
+    """Log to standard error. It comes before Lightning is imported, which else logs in a way of its own."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def to_file(path: Path) -> None:
+    """Send all that this process, and what it starts, prints and logs to a file, and work in its folder."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    os.chdir(path.parent)
+    to_stderr()

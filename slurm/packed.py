@@ -1,0 +1,69 @@
+"""What Slurm's word on a job means for the runs that share it: which one runs, waits for its turn, or is over."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from orchestrator import ledger
+from orchestrator.layout import LaunchPaths
+from orchestrator.record import Attempt, JobState, Observation, RunState
+
+SOME_FAILED = 3
+"""The exit status of a pack that has worked off its runs, and of which some have failed: each one's record says so."""
+
+_OVER = frozenset({RunState.DONE.value, RunState.FAILED.value})
+
+
+def observe(launch: LaunchPaths, told: Mapping[int, Observation]) -> dict[int, Observation]:
+    """Return what is known of tasks in packs, given what is known of their jobs."""
+    if not told:
+        return {}
+    cancelled = set(ledger.names(launch.cancelled))
+    lines = ledger.read_some_lines(launch, told)
+    return {
+        index: _observed(told[index], _last(launch, line), cancelled=line["run"] in cancelled)
+        for index, line in lines.items()
+    }
+
+
+def cancelled(launch: LaunchPaths, tasks: Collection[int]) -> list[int]:
+    """Return the jobs, each by its first task, that have nothing left to do once these tasks are cancelled."""
+    packs = ledger.read_packs(launch)
+    alone = [index for index in tasks if index not in packs]
+    touched = {packs.first(index) for index in tasks if index in packs}
+    if not touched:
+        return alone
+    marks, states = set(ledger.names(launch.cancelled)), ledger.marks(launch.experiment)
+
+    def is_over(line: Mapping[str, Any]) -> bool:
+        attempt, state = states.get(line["run"], (0, ""))
+        return line["run"] in marks or (attempt >= line["attempt"] and state in _OVER)
+
+    lines = ledger.read_some_lines(launch, packs.all_tasks(touched))
+    return [*alone, *packs.whole([index for index, line in lines.items() if is_over(line)])]
+
+
+def _last(launch: LaunchPaths, line: Mapping[str, Any]) -> Attempt | None:
+    """Return the last attempt at what the line asks for; None before the first."""
+    run = launch.experiment.run(line["run"])
+    begun = [attempt for attempt in run.attempts() if attempt.number >= line["attempt"]]
+    return ledger.read_attempt(run, begun[-1]) if begun else None
+
+
+def _observed(job: Observation, last: Attempt | None, *, cancelled: bool) -> Observation:
+    over = Observation(state=JobState.ENDED, reason="cancelled", job=job.job, node=job.node)
+    match job.state:
+        case JobState.PENDING | JobState.WAITING if cancelled:
+            return over
+        case JobState.RUNNING if last is None:
+            return over if cancelled else replace(job, state=JobState.PENDING, reason="waits for its turn in its job")
+        case JobState.RUNNING if last is not None and last.final:  # its supervisor is at work on others
+            waits = replace(job, state=JobState.PENDING, reason="goes on when its job is started again")
+            return over if cancelled else waits
+        case JobState.ENDED if job.status == SOME_FAILED:
+            return replace(job, status=None, output="", reason="its job ended before its turn", forgotten=bool(last))
+        case JobState.ENDED if last is not None:
+            return replace(job, status=None, output="")  # it is no run's own
+    return job

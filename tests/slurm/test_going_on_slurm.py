@@ -1,0 +1,95 @@
+"""On a real Slurm: an experiment that starts after another one, from its weights; and one whose other has failed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from processes import ROOT
+from real_slurm import output, wait_for
+
+from orchestrator import ledger
+from orchestrator.api import observers
+from orchestrator.layout import ExperimentPaths
+from orchestrator.record import RunState
+
+pytestmark = pytest.mark.slurm
+
+NETS = """
+from orchestrator.testing.net import Net
+
+class Tested(Net):
+    def test_step(self, batch, batch_idx):
+        self.log("test/sum", self.layer.weight.sum())
+
+    def test_dataloader(self):
+        return self.train_dataloader()
+"""
+TRAIN = """
+# @package _global_
+name: train
+model: {_target_: nets.Tested, seconds: 1, until: null, does: ''}
+trainer: {max_epochs: 1, limit_train_batches: 3}
+tracking: {kind: none}
+cluster: {nodes_may_submit: false}
+"""
+
+
+@pytest.fixture
+def desk(slurm, tmp_path):
+    folder = tmp_path / "it's a desk"
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    (folder / "nets.py").write_text(NETS)
+    (folder / "conf" / "experiment" / "train.yaml").write_text(TRAIN)
+
+    def orch(*words, status=0):
+        argv = [sys.executable, "-m", "orchestrator", *words]
+        done = subprocess.run(
+            argv, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    orch.folder = folder
+    return orch
+
+
+def records(desk, name):
+    return list(ledger.read(ExperimentPaths(desk.folder / "runs" / name), observers()).records.values())
+
+
+def launched(desk, name, *words):
+    return desk("launch", "experiment=train", "cluster=slurm", f"name={name}", *words)
+
+
+def test_an_experiment_starts_after_another_one_from_its_weights(desk, tmp_path):
+    gate = tmp_path / "gate"
+    launched(desk, "train", f"model.until={gate}", "seed=1,2")
+    first = records(desk, "train")[0]
+    going_on = [f"init_from=run:train/{first.id[:8]}/last", "after=train", "task=test"]
+    planned = desk("plan", "--sbatch", "experiment=train", "cluster=slurm", "name=tested", *going_on)
+    said = launched(desk, "tested", *going_on)
+    assert "starts after train: 2 of its 2 runs are under way" in said
+    [second] = records(desk, "tested")
+    assert (second.state, second.reason) == (RunState.QUEUED, "Dependency")
+    told = output("scontrol", "show", "job", second.job.partition("_")[0])
+    job = first.job.partition("_")[0]
+    assert f"Dependency=afterany:{job}" in told
+    assert f"#SBATCH --dependency=afterany:{job}" in planned
+    gate.touch()
+    wait_for(lambda: records(desk, "tested")[0].state is RunState.DONE)
+    assert {record.state for record in records(desk, "train")} == {RunState.DONE}
+    assert "test/sum" in records(desk, "tested")[0].metrics
+
+
+def test_after_a_failure_it_fails_with_the_reason(desk, tmp_path):
+    gate = tmp_path / "gate"
+    launched(desk, "train", f"model.until={gate}", "model.does=raise", "+model.rank=0", "model.seconds=0.5")
+    launched(desk, "second", "after=train")
+    gate.touch()
+    wait_for(lambda: records(desk, "second")[0].state is RunState.FAILED)
+    reason = records(desk, "second")[0].reason
+    assert "after train, which is not done" in reason
+    assert "is failed (ArithmeticError at net.py" in reason
