@@ -6,13 +6,18 @@ holds everywhere is the run's own look at its start: it fails, with the reason, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator import ledger
 from orchestrator.cluster import Cluster
 from orchestrator.errors import RequestError, StateError, nearest
 from orchestrator.layout import LaunchPaths, RunsRoot
 from orchestrator.record import Record, RunState
+
+_MAY_WAIT_FOR = {
+    "slurm": {"slurm"}, "workstation": {"workstation", "inline"}, "inline": {"inline", "workstation", "slurm"},
+}  # fmt: skip
+"""What each kind of cluster can see the end of: Slurm knows its own jobs, a supervisor does not ask Slurm."""
 
 
 def check(runs: RunsRoot, name: str, after: Sequence[str], cluster_of: Mapping[str, Cluster], kind: str) -> list[str]:
@@ -63,18 +68,17 @@ def _records(runs: RunsRoot, name: str, cluster_of: Mapping[str, Cluster]) -> li
     return list(ledger.read(runs.experiment(name), cluster_of).records.values())
 
 
-def _check_kind(runs: RunsRoot, other: str, kind: str, under_way: Iterable[Record]) -> None:
-    kinds = {
-        ledger.read_launch(runs.experiment(other).launch(record.task[0])).header["cluster"]["kind"]
-        for record in under_way
-    }
+def _check_kind(runs: RunsRoot, other: str, kind: str, under_way: Sequence[Record]) -> None:
+    launches = {record.task[0] for record in under_way}
+    headers = (ledger.read_launch(runs.experiment(other).launch(number)).header for number in launches)
+    kinds = {header["cluster"]["kind"] for header in headers}
     waiting = [record for record in under_way if record.state is RunState.WAITING]
-    if kind != "inline" and kinds - {kind, *({"inline"} if kind == "workstation" else ())}:
+    if wrong := kinds - _MAY_WAIT_FOR[kind]:
         raise RequestError(
-            f"after: {other} runs on cluster={min(kinds - {kind})}", why=f"cluster={kind} cannot wait for that",
+            f"after: {other} runs on cluster={min(wrong)}", why=f"cluster={kind} cannot wait for that",
             fix=f"the same cluster for both, or launch once it is done: orch status {other} -w",
         )  # fmt: skip
-    if waiting:
+    if kind == "slurm" and waiting:
         raise RequestError(
             f"after: {len(waiting)} runs of {other} have not been submitted yet", why=waiting[0].reason,
             fix="launch again once they have: Slurm can only wait for jobs that it knows",

@@ -144,11 +144,13 @@ def _named(
 def _matching(found: re.Match[str], runs: RunsRoot, after: Collection[str]) -> Iterator[tuple[ExperimentPaths, RunId]]:
     for experiment in runs.experiments():
         if found["experiment"] in (None, experiment.name):
-            begun = {RunId(name) for name in ledger.names(experiment.runs)}
-            waiting = ledger.read(experiment, {}).records.keys() if experiment.name in after else set[RunId]()
-            for run in sorted(begun | waiting):
-                if run.startswith(found["id"]):
-                    yield experiment, run
+            begun = None if experiment.name in after else _begun(experiment, found["id"])
+            known = ledger.read(experiment, {}, only=begun).records if begun != set() else ()
+            yield from ((experiment, run) for run in sorted(known) if run.startswith(found["id"]))
+
+
+def _begun(experiment: ExperimentPaths, prefix: str) -> set[str]:
+    return {name for name in ledger.names(experiment.runs) if name.startswith(prefix)}
 
 
 def _attempts(experiment: ExperimentPaths, start: Start) -> Iterator[Any]:

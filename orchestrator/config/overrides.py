@@ -138,16 +138,16 @@ def _key(override: Override) -> str:
 
 
 def _last_ones(parsed: Sequence[Override]) -> list[Override]:
-    """Leave out what is given again later, where one of the two is an axis."""
-    return [
-        override
-        for i, override in enumerate(parsed)
-        if not any(
-            later.get_key_element() == override.get_key_element()
-            and (later.is_sweep_override() or override.is_sweep_override())
-            for later in parsed[i + 1 :]
-        )
-    ]
+    """Leave out what is given again later, where one of the two is an axis; the last one takes its place."""
+    kept: list[Override] = []
+    for override in parsed:
+        same = (i for i, earlier in enumerate(kept) if earlier.get_key_element() == override.get_key_element())
+        place = next((i for i in same if kept[i].is_sweep_override() or override.is_sweep_override()), None)
+        if place is None:
+            kept.append(override)
+        else:
+            kept[place] = override
+    return kept
 
 
 def _check_order(parsed: Sequence[Override], options: Options) -> None:

@@ -18,7 +18,7 @@ from orchestrator.estimate.weigh import Models
 from orchestrator.layout import ExperimentPaths
 from orchestrator.plan import Step
 from orchestrator.record import Record, RunState
-from orchestrator.spec import RunId
+from orchestrator.spec import EVALUATIONS, RunId
 
 KEPT = 2
 """Checkpoints that an attempt keeps: the best and the last, see worker/checkpoints.py."""
@@ -65,6 +65,7 @@ def disk_forecast(
     steps: Collection[Step], records: Mapping[RunId, Record], experiment: ExperimentPaths, models: Models
 ) -> DiskForecast:
     """DiskForecast what the checkpoints of these steps will need. `models` weighs those that no earlier run had."""
+    steps = [step for step in steps if step.run.config.get("task") not in EVALUATIONS]
     saved = _saved(experiment, records.values())
     known = [saved[target] for step in steps if (target := _target(step)) in saved]
     others = [step for step in steps if _target(step) not in saved]

@@ -72,8 +72,9 @@ def test_an_experiment_starts_after_another_one_from_its_weights(desk, tmp_path)
     planned = desk("plan", "--sbatch", "experiment=train", "cluster=slurm", "name=tested", *going_on)
     said = launched(desk, "tested", *going_on)
     assert "starts after train: 2 of its 2 runs are under way" in said
+    wait_for(lambda: records(desk, "tested")[0].reason == "Dependency")  # Slurm says so once it has looked at the job
     [second] = records(desk, "tested")
-    assert (second.state, second.reason) == (RunState.QUEUED, "Dependency")
+    assert second.state is RunState.QUEUED
     told = output("scontrol", "show", "job", second.job.partition("_")[0])
     job = first.job.partition("_")[0]
     assert f"Dependency=afterany:{job}" in told
