@@ -44,7 +44,8 @@ def test_a_debug_run_is_short_on_one_node_and_not_the_experiments_own():
     assert point.resources == Resources(nodes=1, gpus_per_node=8)
     assert point.config["trainer"] == {
         "max_epochs": 1, "max_steps": 5, "val_check_interval": None, "min_epochs": None, "check_val_every_n_epoch": 1,
-        "limit_train_batches": 3, "limit_val_batches": 3, "limit_test_batches": 3, "log_every_n_steps": 1,
+        "limit_train_batches": 3, "limit_val_batches": 3, "limit_test_batches": 3,
+        "limit_predict_batches": 3, "log_every_n_steps": 1,
     }  # fmt: skip
     assert whole == draft(max_epochs=90, max_steps=5, val_check_interval=500, min_epochs=3, check_val_every_n_epoch=10)
 

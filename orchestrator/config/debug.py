@@ -21,7 +21,7 @@ _LONGEST_NAME = 100
 
 
 def debugging(draft: Draft, batches: int) -> Draft:
-    """Return a draft of one epoch of so many training, validation and test batches."""
+    """Return a draft of one epoch of so many batches of training, validation, test and prediction."""
     return replace(
         draft, after=(), name=draft.name[: _LONGEST_NAME - len(SUFFIX)] + SUFFIX, tracking={"kind": "none"},
         points=tuple(_point(point, batches) for point in draft.points),
