@@ -117,6 +117,7 @@ def test_a_run_without_gpus_goes_ahead_of_one_that_waits_for_some_and_sees_none(
     bench = make()
     holds, waits, beside = (scripted(gate.script(), seed=seed, gpus_per_node=n) for seed, n in enumerate([1, 4, 0]))
     bench.launch([holds, waits, beside])
+    playing(bench, holds)
     seen = psutil.Process(playing(bench, beside).pid).environ()
     assert seen["CUDA_VISIBLE_DEVICES"] == ""
     assert states(bench, [holds, waits, beside]) == [RunState.RUNNING, RunState.QUEUED, RunState.RUNNING]
