@@ -13,7 +13,7 @@ from bench.sandbox import sandbox
 
 # What loads torch or MLflow into this process comes last.
 BENCHMARKS = (
-    "startup", "status", "plan", "launch", "stage", "job_start", "pack", "steps", "uploaders", "metric",
+    "startup", "status", "plan", "launch", "stage", "job_start", "pack", "search", "steps", "uploaders", "metric",
 )  # fmt: skip
 
 

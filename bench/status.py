@@ -76,7 +76,7 @@ def _launched(box: Sandbox) -> Callable[[], Seconds]:
     project, runs = box.folder / "project", box.folder / "runs-again"
     project.mkdir()
     words = ["name=again", "model=mlp", "data=synthetic", "cluster=workstation", f"seed=range(0,{_LARGE})"]
-    argv = box.orch("launch", *words, "--runs", str(runs))
+    argv = box.orch("launch", *words, "--yes", "--runs", str(runs))
     say(f"status: launching {_LARGE:,} runs")
     with box.idle_workstation():
         box.run(argv, cwd=project)

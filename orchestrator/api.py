@@ -29,11 +29,22 @@ from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.process import start_detached
 from orchestrator.project import Project
 from orchestrator.record import Record, RunState
-from orchestrator.spec import STARTS, Experiment, LaunchOptions, Objective, Resources, Run, RunId, SnapshotOptions
+from orchestrator.spec import (
+    STARTS,
+    Experiment,
+    LaunchOptions,
+    Objective,
+    Resources,
+    Run,
+    RunId,
+    Search,
+    SnapshotOptions,
+    Trial,
+)
 from orchestrator.waiting import hand_over
 
 if TYPE_CHECKING:
-    from orchestrator.config import Draft, DraftPoint
+    from orchestrator.config import Draft, DraftPoint, DraftSearch
     from orchestrator.data import Manifest
     from orchestrator.estimate import DataTotal, DiskForecast, Models, ShapeTotal
     from orchestrator.launch import Facts, Launched
@@ -292,6 +303,9 @@ def check_targets(project: Project, composed: Draft) -> None:
     from orchestrator.targets import Targets
 
     targets = Targets([*project.import_path, *sys.path], cache_dir() / "signatures")
+    for part in ("sampler", "pruner"):
+        if node := getattr(composed.search, part, None):
+            targets.check(node, where=f"sweep.optuna.{part}")
     for point in composed.points:
         for section, apart in (("model", ()), ("data", ("version",)), ("trainer", ("callbacks",))):
             node = {key: value for key, value in point.config[section].items() if key not in apart}
@@ -330,17 +344,31 @@ def _resolve_data(project: Project, composed: Draft) -> dict[str, Manifest]:
     return manifests
 
 
-def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experiment:
-    from orchestrator.identity import canonical, document, run_id
+def _digest(point: DraftPoint, manifests: Mapping[str, Manifest]) -> str | None:
+    """Return the digest of the data version that a point names."""
+    from orchestrator.identity import canonical
+
+    version = point.config["data"].get("version")
+    return manifests[canonical(version)].digest if version else None
+
+
+def _document(point: DraftPoint, digest: str | None) -> dict[str, Any]:
+    from orchestrator.identity import document
+
+    return document(point.config, data_digest=digest, world_size=point.resources.world_size)
+
+
+def _grid(composed: Draft, manifests: Mapping[str, Manifest]) -> tuple[Run, ...]:
+    """Return one run per point. Raises ConfigError for two that are the same."""
+    from orchestrator.identity import run_id
 
     runs: dict[RunId, Run] = {}
     for point in composed.points:
-        version = point.config["data"].get("version")
-        digest = manifests[canonical(version)].digest if version else None
-        identity = document(point.config, data_digest=digest, world_size=point.resources.world_size)
+        digest = _digest(point, manifests)
         run = Run(
-            id=run_id(identity), point=point.point, config=point.config, resources=point.resources, data_digest=digest
-        )
+            id=run_id(_document(point, digest)), point=point.point, config=point.config, resources=point.resources,
+            data_digest=digest,
+        )  # fmt: skip
         if run.id in runs:
             raise ConfigError(
                 f"points {told(runs[run.id].point)} and {told(run.point)} are the same run",
@@ -348,8 +376,47 @@ def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experimen
                 fix="remove one of the values, or sweep a key that changes what is computed",
             )  # fmt: skip
         runs[run.id] = run
+    return tuple(runs.values())
+
+
+def _trials(composed: Draft, wanted: DraftSearch, manifests: Mapping[str, Manifest]) -> tuple[Run, ...]:
+    """Return one run per trial of an adaptive sweep. A larger `n` only adds trials: it is no part of their ids."""
+    from orchestrator.identity import search_id, trial_id
+
+    first = composed.points[0]
+    digest = _digest(first, manifests)
+    templates = tuple(
+        replace(each, config=point.config) for each, point in zip(wanted.templates, composed.points, strict=False)
+    )
+    search = Search(
+        id="", space=wanted.space, sampler=wanted.sampler, pruner=wanted.pruner, seed=wanted.seed,
+        objectives=wanted.objectives, templates=templates,
+    )  # fmt: skip
+    written = search.to_json()
+    documents = [
+        {**kept, "config": _document(point, digest)}
+        for kept, point in zip(written["templates"], composed.points, strict=False)
+    ]
+    definition = {key: value for key, value in written.items() if key not in {"id", "templates"}}
+    search = replace(search, id=search_id(documents, definition))
+    if wanted.custom:
+        from orchestrator.study import check
+
+        check(search)
+    return tuple(
+        Run(
+            id=trial_id(search.id, number), point={"trial": number}, config=templates[0].config,
+            resources=first.resources, data_digest=digest, trial=Trial(search=search, number=number),
+        )
+        for number in range(wanted.n)
+    )  # fmt: skip
+
+
+def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experiment:
+    wanted = composed.search
+    runs = _trials(composed, wanted, manifests) if wanted else _grid(composed, manifests)
     return Experiment(
-        name=composed.name, runs=tuple(runs.values()), objective=composed.objective, cluster=composed.cluster,
+        name=composed.name, runs=runs, objective=composed.objective, cluster=composed.cluster,
         tracking=composed.tracking, snapshot=composed.snapshot, launch=composed.launch, tags=composed.tags,
         env="refuse" if composed.env == "refuse" else "warn",
         choices=composed.choices, sweep=composed.sweep, overrides=composed.overrides, notes=composed.notes,
@@ -402,8 +469,10 @@ def _has_gpu() -> bool:
 
 def _run_again(launch: LaunchPaths, record: Record) -> Run:
     line = ledger.read_line(launch, record.planned.index)
+    trial = ledger.read_trial(launch, line)
     return Run(
-        id=record.id, point=record.planned.point, config=ledger.read_config(launch, line),
+        id=record.id, point=record.planned.point, trial=trial,
+        config=trial.search.templates[0].config if trial else ledger.read_config(launch, line),
         resources=Resources.from_json(line["resources"]), data_digest=line["data"],
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import ConfigError
@@ -88,6 +88,19 @@ def _weights(start: Mapping[str, Any]) -> dict[str, Any]:
 def run_id(identity: Mapping[str, Any]) -> RunId:
     """Return the run id: the first 12 hexadecimal digits of the canonical document's SHA-256."""
     return RunId(hashlib.sha256(canonical(identity).encode()).hexdigest()[:12])
+
+
+def search_id(template_documents: Sequence[Mapping[str, Any]], definition: Mapping[str, Any]) -> str:
+    """Return the id of an adaptive sweep: all that its trials depend on but their number.
+
+    `template_documents` are the identity documents of its templates, each with its choices and fills.
+    """
+    return run_id({"id_version": ID_VERSION, "templates": template_documents, "search": definition})
+
+
+def trial_id(search: str, number: int) -> RunId:
+    """Return the run id of a search's trial: known before what it will train."""
+    return run_id({"id_version": ID_VERSION, "search": search, "trial": number})
 
 
 def _is_default(defaults: Mapping[str, Any], key: str, value: Any) -> bool:

@@ -23,7 +23,7 @@ from orchestrator.packing import packs, sized
 from orchestrator.plan import Rerun, Step, make_plan, to_do
 from orchestrator.record import Record
 from orchestrator.snapshot import Pending, write
-from orchestrator.spec import Config, Experiment, RunId
+from orchestrator.spec import Config, Experiment, RunId, Search
 from orchestrator.waiting import hand_over
 
 _TRIES = 100
@@ -91,9 +91,10 @@ def launch(
         with ledger.writing(paths.path):
             _freeze(facts, paths)
         bases, lines = _write_plan(acting)
+        searches = _searches(acting)
         header = _header(experiment, facts, message, worker, tasks=len(acting))
         shared = packs(acting, canary=header["launch"]["canary"])
-        published = ledger.publish(paths, book.next_number, header, bases, lines, packs=shared)
+        published = ledger.publish(paths, book.next_number, header, bases, lines, searches=searches, packs=shared)
         if published is not None:
             try:
                 with ledger.writing(published.path):
@@ -159,9 +160,15 @@ def _write_plan(steps: Sequence[Step]) -> tuple[list[Config], list[dict[str, Any
                 "attempt": step.attempt, "generation": step.generation, "history": step.history,
                 "code": step.code, "data": step.run.data_digest, "base": base, "set": changes,
                 "point": dict(step.run.point), "resources": step.run.resources.to_json(),
+                **({"search": step.run.trial.search.id, "trial": step.run.trial.number} if step.run.trial else {}),
             }
         )  # fmt: skip
     return bases, lines
+
+
+def _searches(steps: Iterable[Step]) -> list[Search]:
+    """Return the adaptive sweeps that steps are trials of."""
+    return list({step.run.trial.search.id: step.run.trial.search for step in steps if step.run.trial}.values())
 
 
 def _nearest_base(bases: list[Config], config: Config) -> tuple[int, list[tuple[list[str], Any]]]:

@@ -116,6 +116,11 @@ class RunPaths:
         return self.path / "config.yaml"
 
     @property
+    def trial(self) -> Path:
+        """The values that a trial of an adaptive sweep was given: once, for all of its attempts."""
+        return self.path / "trial.json"
+
+    @property
     def artifacts(self) -> Path:
         return self.path / "artifacts"
 
@@ -179,6 +184,10 @@ class LaunchPaths:
 
     def base(self, number: int) -> Path:
         return self.path / f"base-{number}.json"
+
+    def search(self, search: str) -> Path:
+        """Return the file of an adaptive sweep that tasks are trials of."""
+        return self.path / f"search-{search}.json"
 
     @property
     def packs(self) -> Path:

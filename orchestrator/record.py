@@ -148,6 +148,9 @@ class Attempt:
     the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
     `settled`: its own process has said that it is done, or has failed, so that nothing said later counts.
     `together`: all of its ranks were alive when they stopped, so that one that dies later is not the cause.
+    `trial`, of an adaptive sweep: its `point`, its sampler's and pruner's `attrs` and `study`, its `reports`, pairs of
+    the number of a validation, from 1, and the objective's value there (None: no number), and after which of them it
+    was `pruned`.
     """
 
     number: int
@@ -168,6 +171,7 @@ class Attempt:
     heard: float | None = None
     settled: bool = False
     together: bool = False
+    trial: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def final(self) -> bool:
@@ -215,10 +219,14 @@ def _take(seen: dict[str, Any], event: Event) -> None:
             seen.setdefault("first_progress", seen["progress"])
             seen.setdefault("first_progressed", event.time)
             seen["metrics"] |= data.get("metrics", {})
+        case "trial" | "report":
+            _take_trial(seen, event)
         case "done":
             seen["metrics"] |= data.get("metrics", {})
             seen |= {"state": RunState.DONE, "ended": event.time, "best": data.get("best", {})}
-            seen |= {"stage": "", "reason": "", "failure": None}
+            pruned = data.get("pruned")
+            seen |= {"stage": "", "reason": f"pruned at validation {pruned}" if pruned else "", "failure": None}
+            seen |= {"trial": {**seen.get("trial", {}), "pruned": pruned}} if pruned else {}
         case "failed":
             failure = Failure(
                 signature=str(data.get("signature", "unknown")), message=str(data.get("message", "")),
@@ -228,6 +236,16 @@ def _take(seen: dict[str, Any], event: Event) -> None:
         case "interrupted":
             seen |= {"state": RunState.INTERRUPTED, "ended": _end(event), "reason": str(data.get("reason", ""))}
             seen["together"] = data.get("together") is True
+
+
+def _take_trial(seen: dict[str, Any], event: Event) -> None:
+    """Take what a trial was given, or what it reported after a validation."""
+    data = event.data
+    if event.kind == "trial":
+        seen["trial"] = {**{key: dict(data.get(key, {})) for key in ("point", "attrs", "study")}, "reports": []}
+    elif "trial" in seen:
+        seen["trial"]["reports"].append((data.get("validation"), data.get("value")))
+        seen["trial"]["attrs"] |= data.get("attrs", {})
 
 
 def _end(event: Event) -> float:
@@ -271,6 +289,22 @@ class Record:
     @property
     def last(self) -> Attempt | None:
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def given(self) -> Point | None:
+        """The values that a trial was given when it began; None of all other runs, and before."""
+        return next((attempt.trial["point"] for attempt in reversed(self.attempts) if attempt.trial.get("point")), None)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether a trial is done because its search had no hope for it."""
+        return self.state is RunState.DONE and self.last is not None and bool(self.last.trial.get("pruned"))
+
+    @property
+    def point(self) -> Point:
+        """Its coordinates; of a trial that has begun, with the values that it was given."""
+        given = self.given
+        return {**self.planned.point, **given} if given else self.planned.point
 
     @property
     def code(self) -> str:

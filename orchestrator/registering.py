@@ -79,7 +79,7 @@ def _wish(book: Ledger, name: str, record: Record, value: float) -> Wish | None:
             "orch.metric": f"{metric}={value!r}",
         },
         job={
-            "model": _placed(ledger.read_config(launch.paths, line)["model"], code[0]),
+            "model": _placed(ledger.read_config(launch.paths, line, record.given)["model"], code[0]),
             "checkpoint": str(run.path / kept),
             "example": str(examples[0]) if examples else None, "code": list(code),
             "requirements": _requirements(launch.header.get("environment") or {}),

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.worker.build import build
+from orchestrator.build import build
 from orchestrator.worker.secrets import Secrets
 
 _log = logging.getLogger(__name__)

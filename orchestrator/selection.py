@@ -31,7 +31,7 @@ class Selection:
             and (not self.launches or record.planned.launch in self.launches)
             and (not self.tags or not set(self.tags).isdisjoint(tags))
             and all(
-                key in record.planned.point and any(_same(record.planned.point[key], value) for value in values)
+                key in record.point and any(_same(record.point[key], value) for value in values)
                 for key, values in self.point.items()
             )
         )

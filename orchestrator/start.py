@@ -98,7 +98,7 @@ def check_more_to_train(start: Start, trainer: Mapping[str, Any], runs: RunsRoot
     experiment = runs.experiment(start["experiment"])
     record = ledger.read(experiment, {}, only={start["run"]}).records[RunId(start["run"])]
     launch = experiment.launch(record.planned.launch)
-    earlier = ledger.read_config(launch, ledger.read_line(launch, record.planned.index))["trainer"]
+    earlier = ledger.read_config(launch, ledger.read_line(launch, record.planned.index), record.given)["trainer"]
     limits = ("max_epochs", "max_steps", "max_time")
     if all(earlier.get(key) == trainer.get(key) for key in limits):
         told = ", ".join(f"{key}={trainer[key]}" for key in limits if trainer.get(key) not in (None, -1))

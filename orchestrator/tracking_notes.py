@@ -59,7 +59,7 @@ def _best(book: Ledger, header: Mapping[str, Any]) -> list[str]:
     if objective is None or found is None:
         return []
     record, value = found
-    name = _cell(point_text(record.planned.point) or "run")
+    name = _cell(point_text(record.point) or "run")
     return [
         f"Best `{objective.metric}` ({objective.mode}): **{value:.6g}** by [{name} {record.id[:6]}](run:{record.id})"
     ]
@@ -115,7 +115,7 @@ def of_run(record: Record, launch: Launch, code: Mapping[str, Any], data: Mappin
 
 def again(record: Record, header: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     """Return the overrides that compose to this one run: those of its launch, with its point instead of the sweep."""
-    point = record.planned.point
+    point = record.point
     prefixes = {_key(text): text[: len(text) - len(text.lstrip("+"))] for text in header["overrides"]}
     kept = [text for text in header["overrides"] if _key(text) not in point and not _of_sweep(_key(text))]
     groups = header.get("choices") or {}

@@ -66,7 +66,7 @@ def tracked_run(paths: ExperimentPaths, launch: Launch, record: Record) -> Track
     history = [paths.run(record.id).attempt(attempt.number) for attempt in record.history]
     last = record.last
     claim = last.claim if last else None
-    config = masked(ledger.read_config(launch.paths, line))
+    config = masked(ledger.read_config(launch.paths, line, record.given))
     code = _code(paths, launch, record)
     data = (launch.header.get("data") or {}).get(line["data"]) or {}
     note = tracking_notes.of_run(record, launch, code, data)
@@ -83,7 +83,7 @@ def tracked_run(paths: ExperimentPaths, launch: Launch, record: Record) -> Track
 
 
 def _name(record: Record) -> str:
-    return f"{tracking_notes.point_text(record.planned.point) or 'run'} {record.id[:6]}"
+    return f"{tracking_notes.point_text(record.point) or 'run'} {record.id[:6]}"
 
 
 def _code(paths: ExperimentPaths, launch: Launch, record: Record) -> Mapping[str, Any]:
@@ -96,7 +96,7 @@ def _code(paths: ExperimentPaths, launch: Launch, record: Record) -> Mapping[str
 def _tags(
     launch: Launch, record: Record, line: Mapping[str, Any], code: Mapping[str, Any], *, seed: int
 ) -> dict[str, str]:
-    header, point = launch.header, masked(record.planned.point)
+    header, point = launch.header, masked(record.point)
     tags = {
         "orch.launch": f"{launch.number:04d}", "orch.code": record.code,
         "orch.point": " ".join(f"{key}={value}" for key, value in point.items()),
@@ -111,6 +111,8 @@ def _tags(
         tags["mlflow.source.git.branch"] = code["branch"]
     if record.failure:
         tags["orch.failure"] = record.failure.signature
+    if record.pruned:
+        tags["orch.pruned"] = record.reason
     return tags
 
 

@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from the lines above its own, and within its own package.
 LAYERS = (
-    {"errors", "process", "filesystem", "credentials", "override"},
+    {"errors", "process", "filesystem", "credentials", "override", "build"},
     {"spec", "layout"},
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},
-    {"guard", "after", "start"},
+    {"guard", "after", "start", "study"},
     {"local", "slurm", "waiting", "packing"},
     {"launch", "worker", "tracking_notes"},
     {"project", "selection", "estimate", "forecast", "consumption", "tracking_view", "comparison", "curves"},
@@ -66,6 +66,7 @@ MAY_IMPORT = {
         "orchestrator/registrar.py",
         "orchestrator/tracking/embedded.py",
     ),
+    "optuna": ("orchestrator/study.py",),
     "omegaconf": ("orchestrator/config/",),
     "plotly": ("orchestrator/page/document.py",),
     "pynvml": ("orchestrator/local/nvml.py", "orchestrator/tracking/node.py"),
@@ -84,6 +85,7 @@ HEAVY = (
     "mlflow",
     "numpy",
     "omegaconf",
+    "optuna",
     "plotly",
     "pynvml",
     "pytorch_lightning",
@@ -216,7 +218,7 @@ def test_only_the_command_line_prints() -> None:
 
 def test_targets_are_imported_by_name_only_where_they_are_built_or_probed() -> None:
     places = [place.partition(":")[0] for place in _calls("importlib.import_module")]
-    assert set(places) <= {"orchestrator/worker/build.py", "orchestrator/targets/probe.py"}
+    assert set(places) <= {"orchestrator/build.py", "orchestrator/targets/probe.py"}
 
 
 def test_no_program_is_started_through_a_shell() -> None:

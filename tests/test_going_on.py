@@ -136,7 +136,7 @@ def test_best_weights_are_trained_on_and_evaluated(desk):
     start = f"init_from=run:pretrain/{first.id[:5]}/best"
     desk.orch("launch", "experiment=tune", start, "task=fit,validate,test,predict", "+trainer.limit_predict_batches=2",
               "trainer.limit_train_batches=1", "trainer.max_epochs=1")  # fmt: skip
-    found = {record.planned.point["task"]: record for record in desk.records("tune")}
+    found = {record.point["task"]: record for record in desk.records("tune")}
     assert {record.state for record in found.values()} == {RunState.DONE}
     assert found["validate"].metrics["val/score"] == pytest.approx(float(best.abs().sum()))
     assert found["test"].metrics["test/sum"] == pytest.approx(float(best.sum()), abs=1e-5)

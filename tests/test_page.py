@@ -87,7 +87,7 @@ def test_a_resumed_run_is_one_curve_whose_first_values_count(runs):
     record = next(r for r in ledger.read(paths, observers()).records.values() if r.attempts)
     found = curves(paths, record)["val/acc"]
     assert found.steps.tolist() == list(range(12))
-    assert found.values[-1] == pytest.approx(reached(record.planned.point))
+    assert found.values[-1] == pytest.approx(reached(record.point))
 
 
 # --- the page's figures -----------------------------------------------------------------------------------

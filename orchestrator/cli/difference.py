@@ -40,8 +40,8 @@ def _line(launch: Launch, record: Record) -> dict[str, Any]:
 
 def _config(launch_a: Launch, a: Record, launch_b: Launch, b: Record) -> Iterator[str]:
     line_a, line_b = _line(launch_a, a), _line(launch_b, b)
-    one = dict(leaves({**ledger.read_config(launch_a.paths, line_a), "resources": line_a["resources"]}))
-    two = dict(leaves({**ledger.read_config(launch_b.paths, line_b), "resources": line_b["resources"]}))
+    one = dict(leaves({**ledger.read_config(launch_a.paths, line_a, a.given), "resources": line_a["resources"]}))
+    two = dict(leaves({**ledger.read_config(launch_b.paths, line_b, b.given), "resources": line_b["resources"]}))
     for key in dict.fromkeys([*one, *two]):
         if one.get(key) != two.get(key) or (key in one) != (key in two):
             yield f"{key}: {one.get(key, '(not there)')} -> {two.get(key, '(not there)')}"

@@ -43,7 +43,7 @@ def _keys(records: Sequence[Record]) -> list[str]:
     """Return the swept keys; a seed only tells repetitions apart, and a credential is not for showing."""
     keys: dict[str, Any] = {}
     for record in records:
-        keys.update(record.planned.point)
+        keys.update(record.point)
     shown = [key for key, value in keys.items() if not is_credential(key, value)]
     return [key for key in shown if key not in SEEDS or len(shown) == 1][:_KEYS]
 
@@ -55,7 +55,7 @@ def _kinds(records: Sequence[Record], key: str) -> list[Row]:
     """
     values: dict[str, tuple[Any, list[Record]]] = {}
     for record in records:
-        if key in (point := record.planned.point):
+        if key in (point := record.point):
             value = point[key]
             values.setdefault(repr(value), (value, []))[1].append(record)
     if len(values) < 2:

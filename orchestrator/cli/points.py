@@ -21,8 +21,8 @@ def points(book: Ledger, records: Sequence[Record]) -> dict[RunId, dict[str, Any
     """Return each run's point; runs whose points are equal get the keys in which their configurations differ."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(_text(dict(record.planned.point)), []).append(record)
-    found = {record.id: masked(record.planned.point) for record in records}
+        groups.setdefault(_text(dict(record.point)), []).append(record)
+    found = {record.id: masked(record.point) for record in records}
     for group in groups.values():
         if len(group) > 1:
             for run_id, more in _differing(book, group).items():
@@ -41,7 +41,7 @@ def settings(book: Ledger, record: Record) -> dict[str, Any]:
     """Return a run's resolved configuration, its number of ranks, and the start of its data version's digest."""
     launch = book.launch(record.planned.launch)
     line = ledger.read_line(launch.paths, record.planned.index)
-    config = ledger.read_config(launch.paths, line)
+    config = ledger.read_config(launch.paths, line, record.given)
     ranks = {key: line["resources"].get(key) for key in ("nodes", "gpus_per_node")}
     return {**config, "resources": ranks, "data.digest": (line["data"] or "")[:8]}
 

@@ -328,7 +328,7 @@ def progress(record: Record) -> str:
     epochs = f"/{done['epochs']}" if done.get("epochs") else ""
     steps = f"/{done['steps']}" if done.get("steps") else ""
     epoch = f"epoch {done['epoch']}{epochs} " if done.get("epoch") is not None else ""
-    return f"{epoch}step {done.get('step')}{steps}"
+    return f"{'pruned: ' if record.pruned else ''}{epoch}step {done.get('step')}{steps}"
 
 
 def note(record: Record) -> str:
@@ -374,7 +374,7 @@ def objective_of(book: Ledger) -> Objective | None:
 def record_json(record: Record) -> dict[str, Any]:
     last = record.last
     return {
-        "run": record.id, "state": record.state.value, "reason": record.reason, "point": masked(record.planned.point),
+        "run": record.id, "state": record.state.value, "reason": record.reason, "point": masked(record.point),
         "launch": record.planned.launch, "attempt": last.number if last else None,
         "generation": record.planned.generation, "code": record.code, "node": record.node, "job": record.job,
         "started": record.started, "ended": record.ended, "progress": dict(last.progress) if last else {},
@@ -408,7 +408,7 @@ def comparison_table(made: Comparison, *, most: int | None = None) -> tuple[list
         rows.append([
             _runs_of(group) if made.over else group.records[0].id[:8], *(group.point[key] for key in made.keys),
             *(value if made.over else value and value.mean for value in values),
-            _states_of(group) if made.over else group.records[0].state.value,
+            _states_of(group) if made.over else _ended(group.records[0]),
             "" if made.over else duration(group.records[0]), "",
         ])  # fmt: skip
     if made.best:
@@ -447,6 +447,10 @@ def comparison_csv(made: Comparison) -> list[list[Any]]:
 def _runs_of(group: Group) -> str:
     done, all_of_them = len(group.done), len(group.records)
     return str(done) if done == all_of_them else f"{done} of {all_of_them}"
+
+
+def _ended(record: Record) -> str:
+    return "pruned" if record.pruned else record.state.value
 
 
 def _states_of(group: Group) -> str:

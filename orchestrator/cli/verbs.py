@@ -221,9 +221,10 @@ def show(arguments: Namespace) -> int:
     record = _one(records)
     launch = book.launch(record.planned.launch)
     line = ledger.read_line(launch.paths, record.planned.index)
+    config = ledger.read_config(launch.paths, line, record.given)
     document = {
         "experiment": name, **render.record_json(record),
-        "folder": str(book.experiment.run(record.id).path), "config": masked(ledger.read_config(launch.paths, line)),
+        "folder": str(book.experiment.run(record.id).path), "config": masked(config),
         "resources": line["resources"], "data": {"digest": line["data"], **launch.header["data"].get(line["data"], {})},
         "frozen": launch.header["code"], "cluster": launch.header["cluster"], "launched": {
             "by": launch.header["user"], "time": launch.header["time"], "why": launch.header["message"],
@@ -285,7 +286,7 @@ def logs(arguments: Namespace) -> int:
         number = arguments.attempt or (record.attempts[-1].number if record.attempts else record.planned.attempt)
         path = book.experiment.run(record.id).attempt(number).log
         if len(begun) > 1:
-            print(f"==> {record.id[:8]} {api.told(record.planned.point)} (attempt {number}) <==")
+            print(f"==> {record.id[:8]} {api.told(record.point)} (attempt {number}) <==")
         text = path.read_text(errors="replace") if path.exists() else ""
         sys.stdout.write(text or f"{_printed(book, record) or _without_log(record, number)}\n")
     return 0
@@ -504,7 +505,7 @@ def _shown(book: Ledger, records: Sequence[Record], arguments: Namespace) -> lis
 
 
 def _check_keys(chosen: selection.Selection, records: Sequence[Record]) -> None:
-    known = sorted({key for record in records for key in record.planned.point}) if chosen.point else []
+    known = sorted({key for record in records for key in record.point}) if chosen.point else []
     for key, values in chosen.point.items():
         if records and key not in known:
             raise RequestError(
@@ -529,7 +530,7 @@ def _refuse(project: Project, words: Sequence[str], hits: Sequence[str], experim
 
 def _one(records: Sequence[Record]) -> Record:
     if len(records) != 1:
-        some = "; ".join(f"{record.id[:8]} {api.told(record.planned.point)}" for record in records[:4])
+        some = "; ".join(f"{record.id[:8]} {api.told(record.point)}" for record in records[:4])
         more = " ..." if len(records) > 4 else ""
         chosen = f" ({some}{more})" if some else ""
         raise RequestError(f"{render.count(len(records))} chosen{chosen}", why="one is needed", fix="give an id prefix")

@@ -82,7 +82,7 @@ class Watch:
         value = record.best_value(objective.metric) if objective else None
         state = paint(record.state.value, STATE_COLOURS[record.state], self._stream)
         parts = [
-            record.id[:8], api.told(record.planned.point), state,
+            record.id[:8], api.told(record.point), state,
             f"{objective.metric} {value:.4g}" if objective and value is not None else "", duration(record),
             note(record), progress(record),
         ]  # fmt: skip

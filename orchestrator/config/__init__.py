@@ -6,6 +6,7 @@ explain.py    its errors -> what a user can act on
 place.py      where a value was written, for errors
 sweep.py      a sweep's definition -> points (pure)
 space.py      what random points are drawn from (pure)
+search.py     an adaptive sweep's definition (pure)
 points.py     one resolved config per point, fast where that is provably the same
 schema.py     the built-in keys -> types (pure)
 draft.py      all of it together
@@ -13,6 +14,6 @@ debug.py      a few batches of it, to try it out (pure)
 """
 
 from orchestrator.config.debug import debugging
-from orchestrator.config.draft import Draft, DraftPoint, data_version, draft, placing
+from orchestrator.config.draft import Draft, DraftPoint, DraftSearch, data_version, draft, placing
 
-__all__ = ["Draft", "DraftPoint", "data_version", "debugging", "draft", "placing"]
+__all__ = ["Draft", "DraftPoint", "DraftSearch", "data_version", "debugging", "draft", "placing"]

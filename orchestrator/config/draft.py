@@ -6,23 +6,35 @@ not looked at, so its points have no ids yet.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
 from orchestrator.config import overrides as command_line
-from orchestrator.config import schema, sweep
+from orchestrator.config import schema, search, sweep
 from orchestrator.config.compose import Composer, resolve
-from orchestrator.config.points import IDENTITY, Resolved, resolve_points
+from orchestrator.config.points import IDENTITY, Resolved, Searched, resolve_points, resolve_search
 from orchestrator.config.space import distribution
 from orchestrator.credentials import literal, referred
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.spec import ASK_ABOVE, Config, LaunchOptions, Objective, Point, Resources, SnapshotOptions
+from orchestrator.spec import (
+    ASK_ABOVE,
+    Config,
+    Distribution,
+    LaunchOptions,
+    Objective,
+    Point,
+    Resources,
+    SnapshotOptions,
+    Template,
+)
 
 _ONE_PER_LAUNCH = frozenset(
     {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "launch", "tags", "after"}
@@ -39,8 +51,29 @@ class DraftPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftSearch:
+    """An adaptive sweep of `n` trials. Its draft's first points are those of the templates, in their order."""
+
+    n: int
+    seed: int
+    space: Mapping[str, Distribution]
+    sampler: Mapping[str, Any]
+    pruner: Mapping[str, Any] | None
+    objectives: tuple[Objective, ...]
+    templates: tuple[Template, ...]
+
+    @property
+    def custom(self) -> bool:
+        """Whether a user chose who searches or prunes: it may not fit the space."""
+        return self.sampler != search.SAMPLER or self.pruner not in (search.PRUNER, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """An experiment before its data versions are resolved and its targets are checked."""
+    """An experiment before its data versions are resolved and its targets are checked.
+
+    `points` are its grid points. Of a `search`, whose points are not known yet, they are some to check it at.
+    """
 
     name: str
     points: tuple[DraftPoint, ...]
@@ -57,6 +90,7 @@ class Draft:
     notes: tuple[str, ...]
     ask_above: int = ASK_ABOVE
     after: tuple[str, ...] = ()
+    search: DraftSearch | None = None
 
 
 def draft(project: Path, overrides: Sequence[str]) -> Draft:
@@ -65,11 +99,13 @@ def draft(project: Path, overrides: Sequence[str]) -> Draft:
     line = command_line.parse(overrides, composer.options_of)
     _check_axes([axis.key for axis in line.axes])
     head, definition = _definition(composer, line)
+    fixed = [text for text in line.fixed if text != "sweep=none"]
+    if head["search"]:
+        return _searched(composer, fixed, head, definition, tuple(overrides))
     points, notes = sweep.expand(definition, line.values)
     _check_axes(list(definition.keys))
     _check_group_values(composer, definition)
     prefixes = {axis.key: axis.prefix for axis in line.axes}
-    fixed = [text for text in line.fixed if text != "sweep=none"]
     resolved = list(resolve_points(composer, fixed, points, prefixes))
     return _assemble(head, resolved, definition, tuple(overrides), notes)
 
@@ -113,7 +149,83 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     axes = {axis.key: axis.values for axis in line.axes}
     head["ask_above"] = sweep.ask_above(head["sweep"])
     head["sweep"] = {key: value for key, value in written.items() if value and key != "ask_above"}
-    return head, sweep.define(_expand_text(written, composer.options_of), replaced=line.keys, axes=axes)
+    expanded = _expand_text(written, composer.options_of)
+    head["search"] = search.define(expanded, replaced=line.keys, axes=axes)
+    return head, sweep.define(expanded, replaced=line.keys, axes=axes)
+
+
+def _searched(
+    composer: Composer, fixed: Sequence[str], head: Mapping[str, Any], definition: sweep.Sweep,
+    overrides: tuple[str, ...],
+) -> Draft:  # fmt: skip
+    """Return the draft of an adaptive sweep: composed for each choice, and checked at some points of it."""
+    wanted: search.Definition = head["search"]
+    _check_axes(list(wanted.space))
+    composed = search.composed_keys(wanted, composer.chooses)
+    _check_options(composer, ((key, value) for key in composed for value in wanted.space[key].arguments))
+    keys = [key for key in wanted.space if key not in composed]
+    found = {
+        json.dumps(choice): resolve_search(composer, fixed, choice, keys, partial(search.probes, wanted))
+        for choice in search.choices(wanted, composed)
+    }
+    _check_there(keys, [each.keys for each in found.values()])
+    first = [each.points[0] for each in found.values()]
+    others = [point for each in found.values() for point in each.points[1:]]
+    drafted = _assemble(head, [*first, *others], definition, overrides, _told(wanted, found))
+    _check_same(drafted.points)
+    objectives = wanted.objectives or ((drafted.objective,) if drafted.objective else ())
+    if not objectives:
+        raise ConfigError(
+            "sweep.optuna has no objective", why="a search has to know what is better",
+            fix="objective={metric: val/acc, mode: max}",
+        )  # fmt: skip
+    templates = tuple(
+        Template(choices=json.loads(choice), keys=each.keys, fills=each.fills, config=point.config)
+        for (choice, each), point in zip(found.items(), drafted.points, strict=False)
+    )
+    return replace(
+        drafted,
+        search=DraftSearch(
+            n=wanted.n, seed=wanted.seed, space=wanted.space, sampler=wanted.sampler, pruner=wanted.pruner,
+            objectives=objectives, templates=templates,
+        ),
+    )  # fmt: skip
+
+
+def _told(wanted: search.Definition, found: Mapping[str, Searched]) -> tuple[str, ...]:
+    """Return what a person should know of a search."""
+    by = [str(node["_target_"]).rpartition(".")[2] for node in (wanted.sampler, wanted.pruner) if node]
+    notes = [f"sweep.optuna: trials are asked for when they start, by {' and '.join(by)}"]
+    for key in wanted.space:
+        where = [choice for choice, each in found.items() if key in each.keys]
+        if where and len(where) < len(found):
+            told = ["/".join(map(str, json.loads(choice).values())) for choice in where]
+            notes.append(f"sweep.optuna: {key} is searched with {', '.join(told[:3])}{', ...' * (len(told) > 3)} only")
+    return tuple(notes)
+
+
+def _check_there(keys: Sequence[str], found: Sequence[Sequence[str]]) -> None:
+    """Refuse a searched key that no choice has; one that some have is searched where these are chosen."""
+    for key in keys:
+        if not any(key in here for here in found):
+            raise ConfigError(
+                f"sweep.optuna: there is no key {key}", why="what is searched has a value in the config already",
+                fix="correct it, or add the key to the config",
+            )  # fmt: skip
+
+
+def _check_same(points: Sequence[DraftPoint]) -> None:
+    """Refuse a search whose trials need other data, or another job: both are settled before a trial is asked for."""
+    first = points[0]
+    for point in points:
+        data = point.config["data"].get("version") == first.config["data"].get("version")
+        if not data or point.resources != first.resources:
+            one, other = (" ".join(f"{k}={v}" for k, v in each.point.items()) for each in (first, point))
+            raise ConfigError(
+                f"sweep.optuna: {one} and {other} differ in {'resources' if data else 'data.version'}",
+                why="a job is submitted, and its data copied, before its trial is asked for",
+                fix="give all of them the same, or make two experiments",
+            )  # fmt: skip
 
 
 def _check_package(raw: Any) -> None:
@@ -144,20 +256,25 @@ def _expand_text(written: Mapping[str, Any], options: command_line.Options) -> d
     """Expand axes written as text in Hydra's grammar, such as `seed: range(0,5)`, and the space of random points."""
     zips = written.get("zip")
     together = [_expand_keys(each, options) for each in zips] if isinstance(zips, list) else _expand_keys(zips, options)
-    grid, random = _expand_keys(written.get("grid"), options), _spaced(written.get("random"))
-    return {**written, "grid": grid, "zip": together, "random": random}
+    grid = _expand_keys(written.get("grid"), options)
+    spaces = {kind: _spaced(kind, written[kind]) for kind in ("random", "optuna") if kind in written}
+    return {**written, "grid": grid, "zip": together, **spaces}
 
 
-def _spaced(written: Any) -> Any:
-    """Return `sweep.random` with the distributions that its texts stand for."""
+def _spaced(kind: str, written: Any) -> Any:
+    """Return `sweep.random`, or `sweep.optuna`, with the distributions that its texts stand for."""
     space = written.get("space") if isinstance(written, Mapping) else None
-    return {**written, "space": {k: _distribution(k, v) for k, v in space.items()}} if space else written
+    if not isinstance(space, Mapping):
+        return written
+    return {**written, "space": {key: _distribution(f"sweep.{kind}", key, each) for key, each in space.items()}}
 
 
-def _distribution(key: str, written: Any) -> Any:
+def _distribution(where: str, key: str, written: Any) -> Any:
     if isinstance(written, list):
-        return distribution(key, "choice", written)
-    return distribution(key, *command_line.call_of(key, written)) if isinstance(written, str) else written
+        return distribution(key, "choice", written, where=where)
+    if not isinstance(written, str):
+        return written
+    return distribution(key, *command_line.call_of(key, written, where=where), where=where)
 
 
 def _expand_keys(axes: Any, options: command_line.Options) -> Any:
@@ -176,7 +293,10 @@ def _check_axes(keys: Sequence[str]) -> None:
 
 
 def _check_group_values(composer: Composer, definition: sweep.Sweep) -> None:
-    chosen = ((k, v) for block in definition.blocks for point in block for k, v in point.items())
+    _check_options(composer, ((k, v) for block in definition.blocks for point in block for k, v in point.items()))
+
+
+def _check_options(composer: Composer, chosen: Iterable[tuple[str, Any]]) -> None:
     for key, value in chosen:
         if composer.chooses(key, value) and value is not None:
             options = composer.options(key.partition("@")[0])

@@ -66,25 +66,25 @@ def axis_of(key: str, text: str, options: Options) -> Axis | None:
     return _axis(override, options) if override.is_sweep_override() else None
 
 
-def call_of(key: str, text: str) -> tuple[str, tuple[Any, ...]]:
+def call_of(key: str, text: str, *, where: str = "sweep.random") -> tuple[str, tuple[Any, ...]]:
     """Return the name and the arguments of a call written as text in YAML, e.g. `model.lr: uniform(0, 1)`.
 
     The arguments are values in Hydra's grammar. Raises ConfigError where it is no such call.
     """
     call = _CALL.fullmatch(text)
     if call is None:
-        raise _no_distribution(key, text, "a distribution is a name, and its arguments in parentheses")
+        raise _no_distribution(where, key, text, "a distribution is a name, and its arguments in parentheses")
     try:
         arguments = _parse_one(f"{key}=[{call[2]}]").value()
     except ConfigError as error:
-        raise _no_distribution(key, text, error.why) from error
+        raise _no_distribution(where, key, text, error.why) from error
     if not isinstance(arguments, list):  # such as choice(1], [2)
-        raise _no_distribution(key, text, "its brackets do not match")
+        raise _no_distribution(where, key, text, "its brackets do not match")
     return call[1], tuple(arguments)
 
 
-def _no_distribution(key: str, text: str, why: str) -> ConfigError:
-    return ConfigError(f"sweep.random: {key} is {text!r}", why=why, fix=f'{key}: "uniform(0, 1)"')
+def _no_distribution(where: str, key: str, text: str, why: str) -> ConfigError:
+    return ConfigError(f"{where}: {key} is {text!r}", why=why, fix=f'{key}: "uniform(0, 1)"')
 
 
 def to_override(axis_prefix: str, key: str, value: Any, *, group: bool) -> str:

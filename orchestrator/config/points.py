@@ -9,7 +9,7 @@ pure) goes through Hydra, point by point.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -60,6 +60,33 @@ def resolve_points(
         yield base(next(overrides), frozenset(values), next(overrides)).resolve(point, values, prefixes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """What is composed for one choice of a search: points to check it at, and what a node has to fill in.
+
+    `keys` are those of the searched keys that are there with this choice; `fills` are the leaves that read them.
+    """
+
+    points: tuple[Resolved, ...]
+    keys: tuple[str, ...]
+    fills: tuple[tuple[Path, Pieces], ...]
+
+
+def resolve_search(
+    composer: Composer, fixed: Sequence[str], choice: Point, keys: Sequence[str],
+    probes: Callable[[Sequence[str]], Sequence[Point]],
+) -> Searched:  # fmt: skip
+    """Compose one choice of a search over `keys`; `probes` gives points of the keys that are there.
+
+    Raises ConfigError where a leaf reads a searched key in a way that a node, which does not compose, cannot follow.
+    """
+    base = _Base(composer, (*fixed, *_overrides(composer, choice, {})), ())
+    here = tuple(key for key in keys if base.has(key))
+    rows = probes(here)
+    points = [base.resolve({**choice, **row}, row, {}) for row in rows]
+    return Searched(points=tuple(points), keys=here, fills=base.fills(here))
+
+
 def _plain_values(composer: Composer, point: Point) -> dict[str, Any]:
     """Return the values of a point that can be set in a composed config; none where the order of keys may matter."""
     values = {key: value for key, value in point.items() if not composer.chooses(key, value) and _plain(value)}
@@ -96,6 +123,38 @@ class _Base:
         for at in readers:
             self._read(at, readers, changed)
         return Resolved(point=point, config=_assign(self._resolved, changed), choices=self._choices)
+
+    def has(self, key: str) -> bool:
+        """Return whether there is such a key."""
+        node = self._raw
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return False
+            node = node[part]
+        return True
+
+    def fills(self, keys: tuple[str, ...]) -> tuple[tuple[Path, Pieces], ...]:
+        """Return the leaves of a run's config that read `keys`, with the texts and keys that they are made of."""
+        readers = self._readers(keys)
+        computed = ", ".join(keys) if readers is None else _first_of(at for at, cut in readers.items() if cut is None)
+        if readers is None or computed:
+            raise ConfigError(
+                f"sweep.optuna: {computed} is computed from what is searched" if readers is not None
+                else f"sweep.optuna: {computed}: what is searched is no plain value, or is read in a computed way",
+                why="a node fills in values, and texts that hold them; it does not compose",
+                fix="search a key that is a plain value, and read it as ${key} only",
+            )  # fmt: skip
+        return tuple((at, self._flat(at, readers, keys)) for at in readers if at[0] in (*IDENTITY, *STARTS))
+
+    def _flat(self, at: Path, readers: Mapping[Path, Pieces | None], keys: tuple[str, ...]) -> Pieces:
+        """Return the pieces of a leaf, down to searched keys and texts."""
+        if ".".join(at) in keys:
+            return (at,)
+        if at not in readers:
+            return (str(_leaf(self._resolved, at)),)
+        cut = readers[at] or ()
+        inner = [(piece,) if isinstance(piece, str) else self._flat(piece, readers, keys) for piece in cut]
+        return tuple(piece for pieces in inner for piece in pieces)
 
     def _first(self, point: Point, values: Mapping[str, Any]) -> Resolved:
         self._set(values)
@@ -193,6 +252,10 @@ def _check_keys(tree: Any, at: tuple[Any, ...]) -> None:
 
 def _all_reads(raw: Any) -> dict[Path, Reads]:
     return {at: reads(text, at) for at, text in leaves(raw) if _interpolated(text)}
+
+
+def _first_of(paths: Iterable[Path]) -> str:
+    return next((".".join(at) for at in paths), "")
 
 
 def _select(config: DictConfig, at: Path) -> Any:

@@ -12,12 +12,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Context, Decimal
 from statistics import NormalDist
 from typing import Any
 
 from orchestrator.errors import ConfigError, nearest
+from orchestrator.spec import Distribution
 
 _DIGITS = 6
 _EXACT = Context(prec=40)  # its exp and ln round correctly, those of C libraries differ in their last bit
@@ -33,38 +33,29 @@ EXAMPLES: Mapping[str, str] = {
 """How each kind is written."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distribution:
-    """A kind and its arguments, checked."""
-
-    kind: str
-    arguments: tuple[Any, ...]
-
-    def at(self, share: float) -> Any:
-        """Return the value below which so large a share of the distribution lies; 0 < share < 1."""
-        return _DRAW[self.kind](share, *self.arguments)
-
-
-def distribution(key: str, kind: str, arguments: Sequence[Any]) -> Distribution:
+def distribution(key: str, kind: str, arguments: Sequence[Any], *, where: str = "sweep.random") -> Distribution:
     """Return what a key is drawn from. Raises ConfigError for an unknown kind, or arguments that make no sense."""
     if kind not in EXAMPLES:
         raise ConfigError(
-            f"sweep.random: {key} is drawn from {kind}(){nearest(kind, EXAMPLES)}",
+            f"{where}: {key} is drawn from {kind}(){nearest(kind, EXAMPLES)}",
             why=f"known are {', '.join(EXAMPLES)}", fix=f'{key}: "{EXAMPLES["uniform"]}"',
         )  # fmt: skip
     if rule := _broken_rule(kind, arguments):
         written = ", ".join(map(str, arguments))
-        raise ConfigError(
-            f"sweep.random: {key} is drawn from {kind}({written})", why=rule, fix=f'{key}: "{EXAMPLES[kind]}"'
-        )
+        raise ConfigError(f"{where}: {key} is drawn from {kind}({written})", why=rule, fix=f'{key}: "{EXAMPLES[kind]}"')
     return Distribution(kind=kind, arguments=tuple(arguments))
+
+
+def at(distribution: Distribution, share: float) -> Any:
+    """Return the value below which so large a share of a distribution lies; 0 < share < 1."""
+    return _DRAW[distribution.kind](share, *distribution.arguments)
 
 
 def drawn(space: Mapping[str, Distribution], *, n: int, seed: int) -> list[dict[str, Any]]:
     """Return the points of n draws, without those that were drawn before."""
     points: dict[str, dict[str, Any]] = {}
     for index in range(n):
-        point = {key: each.at(_share(seed, key, index)) for key, each in space.items()}
+        point = {key: at(each, _share(seed, key, index)) for key, each in space.items()}
         points.setdefault(json.dumps(point), point)
     return list(points.values())
 

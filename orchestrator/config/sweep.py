@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config.space import Distribution, drawn
+from orchestrator.config.space import drawn
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.spec import ASK_ABOVE
+from orchestrator.spec import ASK_ABOVE, Distribution
 
-KINDS = ("grid", "zip", "list", "random", "seeds", "exclude", "resources")
+KINDS = ("grid", "zip", "list", "random", "optuna", "seeds", "exclude", "resources")
 MOST_POINTS = 100_000
 """More are not expanded: a zero too many must not fill the memory."""
 

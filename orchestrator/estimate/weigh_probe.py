@@ -15,7 +15,7 @@ from typing import Any, TextIO
 def _answer(section: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from orchestrator.worker.build import build
+    from orchestrator.build import build
 
     try:
         with torch.device("meta"):

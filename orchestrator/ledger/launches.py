@@ -14,9 +14,10 @@ from typing import Any
 from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.ledger.files import NOT_JSON, as_object, damaged, make_private, read_json, write_text, writing
+from orchestrator.ledger.searches import filled, read_trial
 from orchestrator.process import ProcessId
 from orchestrator.record import Planned
-from orchestrator.spec import Resources, RunId
+from orchestrator.spec import Point, Resources, RunId, Search
 
 FORMAT_VERSION = 1
 SILENT_SECONDS = 300.0
@@ -76,6 +77,7 @@ def publish(
     bases: Sequence[Mapping[str, Any]],
     lines: Sequence[Mapping[str, Any]],
     *,
+    searches: Iterable[Search] = (),
     packs: Sequence[Sequence[int]] = (),
 ) -> LaunchPaths | None:
     """Publish launch `number` whole, by one rename; None if somebody else has published it first.
@@ -98,6 +100,8 @@ def publish(
             for i, base in enumerate(bases):
                 write_text(temporary.base(i), json.dumps(base))
             _write_lines(temporary, lines)
+            for search in searches:
+                write_text(temporary.search(search.id), json.dumps(search.to_json()))
             if packs:
                 write_text(temporary.packs, json.dumps(packs))
     except StateError:
@@ -167,8 +171,13 @@ def read_lines(paths: LaunchPaths) -> list[dict[str, Any]]:
     return [as_object(paths.plan, line) for line in lines]
 
 
-def read_config(paths: LaunchPaths, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task's resolved config: its base with the leaves of its line set."""
+def read_config(paths: LaunchPaths, line: Mapping[str, Any], point: Point | None = None) -> dict[str, Any]:
+    """Return a task's resolved config: its base with the leaves of its line set; of a trial, with those of its point.
+
+    Before a trial has begun it has no `point`, and what is searched has a value that only stands for others.
+    """
+    if point and (trial := read_trial(paths, line)):
+        return filled(trial.search, point)
     config = read_json(paths.base(line["base"]))
     try:
         for path, value in line["set"]:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from orchestrator import ledger
+from orchestrator.build import build
 from orchestrator.testing.script import Script
 from orchestrator.tracking import SpoolWriter
 from orchestrator.worker.__main__ import main
 from orchestrator.worker.assignment import Assignment
-from orchestrator.worker.build import build
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 

@@ -18,9 +18,9 @@ from orchestrator import after, environment, ledger, start
 from orchestrator.credentials import masked
 from orchestrator.errors import OrchError
 from orchestrator.record import RunState
-from orchestrator.spec import PROJECT, STARTS, VIEW, Objective
+from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
 from orchestrator.tracking import SpoolWriter
-from orchestrator.worker import aftermath, data, requeue
+from orchestrator.worker import aftermath, data, requeue, trial
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.node_metrics import measured
 from orchestrator.worker.secrets import Secrets
@@ -62,7 +62,7 @@ def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop:
         after.require(assignment.launch)
         _check_environment(assignment)
         with measured(assignment), data.staged(assignment, events, stop) as view:
-            config = _place(assignment, view)
+            config = _place(assignment, view, trial.given(assignment, events))
             secrets = Secrets.of(config)
             events.conceal = secrets.conceal
             if stop.received:
@@ -119,7 +119,7 @@ def _train(
         config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
         folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
         artifacts=assignment.run.artifacts, resume_from=checkpoints.latest(earlier), weights_from=weights,
-        state_from=state, place=assignment.place, conceal=events.conceal,
+        state_from=state, place=assignment.place, conceal=events.conceal, report=trial.reporter(assignment, events),
         example=assignment.attempt.example if assignment.header["tracking"].get("register") else None,
     )  # fmt: skip
     path = assignment.attempt.metrics if assignment.leads else Path(os.devnull)
@@ -161,9 +161,9 @@ def _check_environment(assignment: Assignment) -> None:
     _log.warning("the Python environment has changed since the launch: %s", told)
 
 
-def _place(assignment: Assignment, view: str | None) -> dict[str, Any]:
-    """Return the config with this node's folders in it."""
-    config = ledger.read_config(assignment.launch, assignment.line)
+def _place(assignment: Assignment, view: str | None, point: Point | None) -> dict[str, Any]:
+    """Return the config with this node's folders in it, and of a trial with the values that it was given."""
+    config = ledger.read_config(assignment.launch, assignment.line, point)
     if assignment.leads and not assignment.run.config.exists():
         ledger.replace_text(assignment.run.config, yaml.safe_dump(masked(config), sort_keys=False))
     section = {key: value for key, value in config["data"].items() if key != "version"}

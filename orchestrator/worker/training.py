@@ -22,12 +22,12 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
+from orchestrator.build import build
 from orchestrator.errors import OrchError
 from orchestrator.layout import LAST
 from orchestrator.ledger import EventWriter
 from orchestrator.spec import EVALUATIONS, Objective, Resources
 from orchestrator.tracking.logger import SpoolLogger
-from orchestrator.worker.build import build
 from orchestrator.worker.checkpoints import BEST, INHERITED, AtomicCheckpointIO
 from orchestrator.worker.example import KeepExample
 from orchestrator.worker.place import Place
@@ -46,6 +46,7 @@ class Training:
 
     `resume_from` is a checkpoint of the run's own. Where there is none it starts with the weights, or the whole state,
     of another run or a file: `weights_from`, `state_from`.
+    `report` is told, on rank 0, each validation's number and the objective's value there, and says whether to stop.
     `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
     what may not be written.
     """
@@ -62,6 +63,7 @@ class Training:
     state_from: Path | None = None
     example: Path | None = None
     conceal: Callable[[str], str] = str
+    report: Callable[[int, float], bool] | None = None
 
 
 class Progress(Callback):
@@ -123,6 +125,32 @@ class Progress(Callback):
             **({"batch": batch, "batches": int(batches)} if batch and batches < float("inf") else {}),
         }  # fmt: skip
         self._events.write("progress", progress=progress, metrics=numbers(trainer.callback_metrics))
+
+
+class Prune(Callback):
+    """Ends the fit of a trial that its search has no hope for, after a validation; all ranks at the same one."""
+
+    def __init__(self, report: Callable[[int, float], bool], metric: str) -> None:
+        self._report, self._metric = report, metric
+        self._validations = 0
+        self.pruned: int | None = None
+        """The number of the validation after which the fit was ended, from 1."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._validations += 1
+        value = trainer.callback_metrics.get(self._metric)
+        stop = value is not None and trainer.is_global_zero and self._report(self._validations, float(value))
+        if trainer.strategy.broadcast(stop):
+            self.pruned = self._validations
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = int(state_dict["validations"])
 
 
 class StopOnSignal(Checkpoint):
@@ -368,7 +396,9 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     progress = Progress(events, training.objective, f"{relative}/{BEST}", inherit)
     stopping = StopOnSignal(stop, training.checkpoints, tests=config["task"] == "fit_test")
     examples = [KeepExample(training.example)] if training.example else []
-    trainer = _trainer(training, logger, [progress, *examples, _checkpoints(training), stopping])
+    prune = Prune(training.report, training.objective.metric) if training.report and training.objective else None
+    callbacks = [progress, *examples, *([prune] if prune else []), _checkpoints(training), stopping]
+    trainer = _trainer(training, logger, callbacks)
     events.write("training", resumed=training.resume_from is not None)
     if training.weights_from and not training.resume_from:
         load_weights(model, training.weights_from)
@@ -379,6 +409,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     metrics = numbers(trainer.callback_metrics)
     if progress.best:  # MLflow's own tables know only a metric's last value
         logger.log_metrics({f"best/{progress.best['metric']}": progress.best["value"]}, progress.best["step"])
+    if prune and prune.pruned:
+        return {"metrics": metrics, "best": progress.best, "pruned": prune.pruned}
     if config["task"] == "fit_test":
         best = training.folder.parent / progress.best["checkpoint"] if progress.best else None
         trainer.test(model, datamodule=datamodule, ckpt_path=_text(best), verbose=False, **_trusted(trainer.test))

@@ -7,7 +7,11 @@ from cluster_contract import Gate, states, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output, processes_of
 
-from orchestrator.layout import ExperimentPaths
+from orchestrator import api
+from orchestrator.cluster import Change
+from orchestrator.errors import RequestError
+from orchestrator.layout import ExperimentPaths, RunsRoot
+from orchestrator.project import Project
 from orchestrator.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.options import SlurmOptions
@@ -145,5 +149,69 @@ def test_a_job_that_is_cancelled_in_slurm_leaves_no_run_behind(bench, gate, slur
     assert states(bench, runs) == [RunState.INTERRUPTED] * 3
     gate.open()
     bench.launch(runs)
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 3
+
+
+# --- care for the queue -------------------------------------------------------------------------------------
+
+
+def project_of(bench):
+    return Project.around(RunsRoot(bench.paths.path.parent))
+
+
+def test_the_canary_has_a_job_of_its_own_and_the_others_share_theirs_once_it_is_done(bench, gate):
+    runs = packed(8, gate.script(), runs=3)
+    launched = bench.launch(runs, canary=2)
+    assert launched.waiting.tasks == 6
+    wait_for(lambda: begun(bench, runs[0]), "the canary to begin")
+    assert {bench.records()[run.id].reason for run in runs[2:]} == {"the canary comes first: 0 of 2 runs are done"}
+    gate.open()
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 8
+    assert played_by(bench, runs) == [1] * 8
+    jobs = [bench.records()[run.id].last.claim.job for run in runs]
+    assert [jobs.index(job) for job in jobs] == [0, 0, 2, 2, 2, 5, 5, 5]
+
+
+def test_a_pack_that_waits_is_held_as_a_whole_released_and_changed(bench, gate):
+    crowd = [scripted(gate.script(), seed=seed, cpus_per_node=4) for seed in range(100, 104)]  # one fills a node
+    runs = packed(4, runs=2)
+    bench.launch(crowd)
+    wait_for(lambda: len(bench.played()) == 4, "all nodes to be at work")
+    bench.launch([*crowd, *runs])
+    project, name = project_of(bench), bench.paths.name
+    first, second = runs[:2], runs[2:]
+
+    def records_of(chosen):
+        return [bench.records()[run.id] for run in chosen]
+
+    with pytest.raises(RequestError, match="hours of packed runs"):
+        api.change(project, name, records_of(first), Change(hours=0.5))
+    api.hold(project, name, records_of(first))
+    api.change(project, name, records_of(runs), Change(options={"partition": "limited"}))
+    wait_for(lambda: all("JobHeld" in record.reason for record in records_of(first)), "Slurm's word on the hold")
+    assert not any("JobHeld" in record.reason for record in records_of(second))
+    assert output("squeue", "--noheader", "--array", "--state=PENDING", "--format=%P").split() == ["limited"] * 2
+    gate.open()
+    wait_for(lambda: states(bench, second) == [RunState.DONE] * 2, "the other pack to end")
+    assert states(bench, first) == [RunState.QUEUED] * 2
+    api.release(project, name, records_of(first))
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 4
+    assert played_by(bench, runs) == [1] * 4
+
+
+def test_a_run_that_is_held_in_a_running_pack_begins_once_it_is_released(bench, gate):
+    runs = packed(3, gate.script())
+    bench.launch(runs)
+    wait_for(lambda: begun(bench, runs[0]), "the first run to begin")
+    project, name = project_of(bench), bench.paths.name
+    api.hold(project, name, [bench.records()[runs[1].id]])
+    gate.open()
+    wait_for(lambda: states(bench, [runs[0], runs[2]]) == [RunState.DONE] * 2, "the others to end")
+    assert states(bench, [runs[1]]) == [RunState.QUEUED]
+    assert played_by(bench, runs) == [1, 0, 1]
+    api.release(project, name, [bench.records()[runs[1].id]])
     wait_for_end(bench)
     assert states(bench, runs) == [RunState.DONE] * 3

@@ -1,0 +1,290 @@
+"""The study of an adaptive sweep, for one of its trials: derived from the records of the others, with Optuna.
+
+There is no controller and no database. A trial that starts reads what became of the others, and of those that run
+what they were given and have reported; it makes a study in memory of that, with the numbers that the trials have, and
+asks its sampler for its own values, and its pruner whether to stop. What these keep with a trial, or with the study, is
+kept in that trial's events. The sampler of each trial is seeded by the search's seed and the trial's number (where all
+have to agree on an order, by the first alone), so that with one trial at a time a search takes the same course again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import GridSampler, QMCSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator import ledger
+from orchestrator.build import build, locate
+from orchestrator.errors import ConfigError, StateError
+from orchestrator.layout import ExperimentPaths
+from orchestrator.record import Record, RunState
+from orchestrator.spec import Distribution, Point, RunId, Search
+
+SHARE = 0.02
+"""Of a trial's time is spent at most on reading again what the others report."""
+
+_RANDOM = {"_target_": "optuna.samplers.RandomSampler"}
+_IN_ORDER = (GridSampler, QMCSampler)
+"""Samplers whose seed makes an order of points, which all trials have to agree on."""
+
+_DIGITS = 6
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - Optuna's times have no zone, and nobody reads these
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known of one trial. `reports`: validation -> the objective's value; `values`: one for each objective.
+
+    `attrs` and `study` are what sampler and pruner keep, with the trial and, when it was asked for, with the study.
+    """
+
+    number: int
+    point: Point
+    state: TrialState
+    values: tuple[float, ...] = ()
+    reports: Mapping[int, float] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a trial is given: the values of what is searched, and what the sampler keeps with it, and with the study."""
+
+    point: Point
+    attrs: Mapping[str, Any]
+    study: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"point": dict(self.point), "attrs": dict(self.attrs), **({"study": self.study} if self.study else {})}
+
+
+def known(search: Search, records: Mapping[RunId, Record]) -> list[Known]:
+    """Return the trials of a search that were given their values, in the order of their numbers."""
+    numbered = {record.planned.point.get("trial"): record for record in records.values()}
+    ids = {number: record for number, record in numbered.items() if isinstance(number, int)}
+    return [_known(search, number, ids[number]) for number in sorted(ids) if ids[number].given]
+
+
+def _known(search: Search, number: int, record: Record) -> Known:
+    state, values = _outcome(search, record)
+    reports: dict[int, float] = {}
+    attrs: dict[str, Any] = {}
+    kept: Mapping[str, Any] = {}
+    for attempt in record.history:
+        attrs |= attempt.trial.get("attrs", {})
+        kept = attempt.trial.get("study", kept)
+        reports |= {int(n): math.nan if v is None else float(v) for n, v in attempt.trial.get("reports", ())}
+    return Known(
+        number=number, point=record.given or {}, state=state, values=values, reports=reports, attrs=attrs, study=kept
+    )
+
+
+def _outcome(search: Search, record: Record) -> tuple[TrialState, tuple[float, ...]]:
+    """Return what became of a trial. One that was interrupted may yet go on: it counts as one that runs."""
+    last = record.last
+    if record.state is RunState.CANCELLED or last is None or last.state is RunState.FAILED:
+        return TrialState.FAIL, ()
+    if last.state is not RunState.DONE:
+        return TrialState.RUNNING, ()
+    if last.trial.get("pruned"):
+        return TrialState.PRUNED, ()
+    found = [record.best_value(objective.metric) for objective in search.objectives]
+    values = tuple(value for value in found if value is not None and math.isfinite(value))
+    return (TrialState.COMPLETE, values) if len(values) == len(found) else (TrialState.FAIL, ())
+
+
+def ask(search: Search, others: Iterable[Known], number: int) -> Asked:
+    """Return what a trial is given, from what is known of the others."""
+    study = _study(search, others, Known(number=number, point={}, state=TrialState.RUNNING))
+    trial = optuna.Trial(study, _id_of(study, number))
+    composed = [key for key in search.space if key in search.templates[0].choices]
+    point = {key: _suggest(trial, key, search.space[key]) for key in composed}
+    template = ledger.template_at(search, point)
+    if template is None:
+        raise StateError(f"the search has no template for {point}", why="it is damaged", fix="launch it anew")
+    point |= {key: _suggest(trial, key, search.space[key]) for key in template.keys}
+    return Asked(point=point, attrs=_attrs(study, number), study=_plain(_study_attrs(study)))
+
+
+class Study:
+    """The study as one trial sees it while it runs."""
+
+    def __init__(self, experiment: ExperimentPaths, search: Search, number: int) -> None:
+        self._search, self._number = search, number
+        self._reader = ledger.Reader(experiment)
+        self._others: list[Known] = []
+        self._again = 0.0
+        self._reports: dict[int, float] = {}
+        self._attrs: dict[str, Any] = {}
+
+    def ask(self) -> Asked:
+        self._read()
+        return ask(self._search, self._others, self._number)
+
+    def go_on(self, asked: Asked) -> None:
+        """Know what this trial was given, by this attempt or by an earlier one."""
+        self._asked, self._attrs = asked, dict(asked.attrs)
+
+    def report(self, validation: int, value: float) -> tuple[bool, Mapping[str, Any]]:
+        """Take the objective's value at a validation; return whether to stop there, and what the pruner keeps."""
+        if time.monotonic() >= self._again:
+            self._read()
+        self._reports[validation] = value
+        mine = Known(
+            number=self._number, point=self._asked.point, state=TrialState.RUNNING, reports=self._reports,
+            attrs=self._attrs,
+        )  # fmt: skip
+        study = _study(self._search, self._others, mine)
+        stop = study.pruner.prune(study, study.get_trials(deepcopy=False)[self._number])
+        after = _attrs(study, self._number)
+        new = {key: each for key, each in after.items() if self._attrs.get(key) != each}
+        self._attrs |= new
+        return stop, new
+
+    def _read(self) -> None:
+        began = time.monotonic()
+        found = known(self._search, _of(self._search, self._reader.read({}).records))
+        self._others = [each for each in found if each.number != self._number]
+        now = time.monotonic()
+        self._again = now + (now - began) / SHARE
+
+
+def _of(search: Search, records: Mapping[RunId, Record]) -> dict[RunId, Record]:
+    """Return the records of a search's trials."""
+    from orchestrator.identity import trial_id  # noqa: PLC0415
+
+    numbers = {record.planned.point.get("trial") for record in records.values()}
+    ids = {trial_id(search.id, number) for number in numbers if isinstance(number, int)}
+    return {run: record for run, record in records.items() if run in ids}
+
+
+def check(search: Search) -> None:
+    """Raise ConfigError if a first trial cannot be asked for: a sampler or pruner that cannot be made, or used so."""
+    try:
+        ask(search, (), 0)
+    except Exception as error:
+        raise ConfigError(
+            f"sweep.optuna: {search.sampler['_target_']} cannot be asked for a trial", why=f"{error}",
+            fix="correct sweep.optuna.sampler, or leave it out for TPE",
+        ) from error  # fmt: skip
+
+
+def _study(search: Search, others: Iterable[Known], mine: Known) -> optuna.Study:
+    """Return a study in which each trial has its own number; those that nothing is known of count as failed."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of what a user chose
+    study = optuna.create_study(
+        study_name=search.id, sampler=build(_seeded(search.sampler, search, mine.number)),
+        pruner=build(search.pruner) if search.pruner else optuna.pruners.NopPruner(),
+        directions=["maximize" if objective.mode == "max" else "minimize" for objective in search.objectives],
+    )  # fmt: skip
+    numbered = {each.number: each for each in (*others, mine)}
+    nothing = FrozenTrial(
+        number=0, trial_id=0, state=TrialState.FAIL, value=None, datetime_start=_EPOCH, datetime_complete=_EPOCH,
+        params={}, distributions={}, user_attrs={}, system_attrs={}, intermediate_values={},
+    )  # fmt: skip
+    for number in range(max(numbered) + 1):
+        study.add_trial(_frozen(search, numbered[number]) if number in numbered else nothing)
+    for key, value in numbered[max(numbered.keys() - {mine.number}, default=mine.number)].study.items():
+        study._storage.set_study_system_attr(study._study_id, key, value)  # noqa: SLF001
+    return study
+
+
+def _frozen(search: Search, trial: Known) -> FrozenTrial:
+    space = {key: _distribution(search.space[key]) for key in trial.point if key in search.space}
+    ended = trial.state is not TrialState.RUNNING
+    return FrozenTrial(
+        number=trial.number, trial_id=0, state=trial.state, value=None,
+        values=list(trial.values) or _last(trial), datetime_start=_EPOCH, datetime_complete=_EPOCH if ended else None,
+        params={key: _category(trial.point[key]) if isinstance(d, CategoricalDistribution) else trial.point[key]
+                for key, d in space.items()},
+        distributions=space, user_attrs={}, system_attrs=dict(trial.attrs), intermediate_values=dict(trial.reports),
+    )  # fmt: skip
+
+
+def _last(trial: Known) -> list[float] | None:
+    """Return the value of a trial that was pruned: its last report, as Optuna has it."""
+    last = trial.reports[max(trial.reports)] if trial.state is TrialState.PRUNED and trial.reports else math.nan
+    return [last] if math.isfinite(last) else None
+
+
+def _id_of(study: optuna.Study, number: int) -> int:
+    return study.get_trials(deepcopy=False)[number]._trial_id  # noqa: SLF001 - Optuna's own integrations use it, too
+
+
+def _distribution(wanted: Distribution) -> BaseDistribution:
+    if wanted.kind == "choice":
+        return CategoricalDistribution(list(map(_category, wanted.arguments)))
+    low, high = wanted.arguments
+    if wanted.kind == "int":
+        return IntDistribution(low, high)
+    return FloatDistribution(float(low), float(high), log=wanted.kind == "loguniform")
+
+
+def _category(value: Any) -> Any:
+    """Return what stands for a choice in Optuna, which knows plain values only."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+
+
+def _suggest(trial: optuna.Trial, key: str, wanted: Distribution) -> Any:
+    if wanted.kind == "choice":
+        categories = list(map(_category, wanted.arguments))
+        return wanted.arguments[categories.index(trial.suggest_categorical(key, categories))]
+    low, high = wanted.arguments
+    if wanted.kind == "int":
+        return trial.suggest_int(key, low, high)
+    value = trial.suggest_float(key, float(low), float(high), log=wanted.kind == "loguniform")
+    return min(max(float(f"{value:.{_DIGITS}g}"), float(low)), float(high))  # to be read, and given as it is shown
+
+
+def _seed(search: Search, number: int | None) -> int:
+    digest = hashlib.sha256(json.dumps([search.id, search.seed, number]).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _seeded(node: Any, search: Search, number: int) -> Any:
+    """Return a `_target_` node in which all that takes a seed is given one: its trial's own."""
+    if isinstance(node, list):
+        return [_seeded(item, search, number) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    inner = {key: _seeded(item, search, number) for key, item in node.items()}
+    target = locate(str(node["_target_"])) if "_target_" in node else None
+    if target is None or "seed" not in inspect.signature(target).parameters or "seed" in inner:
+        return inner
+    if target is QMCSampler and "independent_sampler" not in inner:  # else it draws the same for each trial
+        inner["independent_sampler"] = _seeded(_RANDOM, search, number)
+    return {**inner, "seed": _seed(search, None if target in _IN_ORDER else number)}
+
+
+def _attrs(study: optuna.Study, number: int) -> dict[str, Any]:
+    """Return what sampler and pruner keep with a trial, without what JSON cannot hold."""
+    return _plain(study.get_trials(deepcopy=False)[number].system_attrs)
+
+
+def _study_attrs(study: optuna.Study) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = study._storage.get_study_system_attrs(study._study_id)  # noqa: SLF001 - see _id_of
+    return found
+
+
+def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in attrs.items():
+        try:
+            found[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue
+    return found

@@ -1,0 +1,88 @@
+"""A trial of an adaptive sweep: the values that it is given, once, and its reports to whoever may end it early."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from orchestrator import ledger
+from orchestrator.errors import ClusterError
+from orchestrator.spec import Point
+from orchestrator.worker.assignment import Assignment
+
+if TYPE_CHECKING:
+    from orchestrator.study import Study
+
+_log = logging.getLogger(__name__)
+_LEADER_SECONDS = 300.0
+
+Report = Callable[[int, float], bool]
+"""Takes the number of a validation, from 1, and the objective's value there; returns whether to stop."""
+
+
+def given(assignment: Assignment, events: ledger.EventWriter) -> Point | None:
+    """Return the values that a trial trains with; None of a run that is none.
+
+    Rank 0 asks for them when the trial begins for the first time, and writes them down before anything is built. Any
+    later attempt has the same. The other ranks wait for it.
+    """
+    if "trial" not in assignment.line:
+        return None
+    if not assignment.leads:
+        return _await(assignment)
+    found = ledger.read_values(assignment.run)
+    if found is None:
+        found = _study(assignment).ask().to_json()
+        ledger.write_values(assignment.run, found)
+    events.write("trial", **found)
+    _log.info("trial %s: %s", assignment.line["trial"], " ".join(f"{k}={v}" for k, v in found["point"].items()))
+    point: Point = found["point"]
+    return point
+
+
+def reporter(assignment: Assignment, events: ledger.EventWriter) -> Report | None:
+    """Return what decides, of a trial that may be pruned, whether it goes on; None where nothing decides that."""
+    trial = ledger.read_trial(assignment.launch, assignment.line)
+    if trial is None or trial.search.pruner is None:
+        return None
+    if not assignment.leads:
+        return lambda *_: False  # rank 0 decides for all
+    from orchestrator.study import Asked
+
+    study, values = _study(assignment), ledger.read_values(assignment.run)
+    if values is None:
+        raise ClusterError("the trial has lost its values", why=f"{assignment.run.trial} is gone", fix="orch retry")
+    study.go_on(Asked(**values))
+
+    def report(validation: int, value: float) -> bool:
+        stop, attrs = study.report(validation, value)
+        told = value if math.isfinite(value) else None
+        events.write("report", validation=validation, value=told, **({"attrs": attrs} if attrs else {}))
+        return stop
+
+    return report
+
+
+def _study(assignment: Assignment) -> Study:
+    from orchestrator.study import Study
+
+    trial = ledger.read_trial(assignment.launch, assignment.line)
+    assert trial is not None  # it is asked of trials only
+    return Study(assignment.experiment, trial.search, trial.number)
+
+
+def _await(assignment: Assignment) -> Point:
+    """Return the values that rank 0 has written down."""
+    deadline = time.monotonic() + _LEADER_SECONDS
+    while time.monotonic() < deadline:
+        if found := ledger.read_values(assignment.run):
+            point: Point = found["point"]
+            return point
+        time.sleep(0.1)
+    raise ClusterError(
+        f"rank {assignment.place.rank} has waited {_LEADER_SECONDS:.0f} s for the trial's values",
+        why="rank 0 has not written them", fix="see the log of rank 0",
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""Adaptive sweeps on a real Slurm: an array of trials, several at once, preempted, of two nodes, and packed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from processes import ROOT
+from real_slurm import output, wait_for
+
+from orchestrator import ledger
+from orchestrator.api import observers
+from orchestrator.layout import ExperimentPaths
+from orchestrator.record import RunState
+
+pytestmark = pytest.mark.slurm
+
+NETS = """
+import time
+from pathlib import Path
+
+from orchestrator.testing.net import ValidatedNet
+
+
+class Bowl(ValidatedNet):
+    \"\"\"Its loss is (x - 2)^2 and something that falls. Waits in its second epoch for a file, if it is given one.\"\"\"
+
+    def __init__(self, x=0.0, gate=None):
+        super().__init__()
+        self.x, self.gate = x, gate
+
+    def training_step(self, batch, batch_idx):
+        while self.gate and self.trainer.current_epoch == 1 and not Path(self.gate).exists():
+            time.sleep(0.05)
+            break
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("loss", (self.x - 2) ** 2 + 1 / (1 + self.trainer.current_epoch), sync_dist=True)
+"""
+EXPERIMENT = """
+# @package _global_
+name: bowl
+model: {_target_: nets.Bowl, x: 0.0, gate: null}
+objective: {metric: loss, mode: min}
+trainer: {max_epochs: 3, limit_train_batches: 3, limit_val_batches: 2}
+tracking: {kind: none}
+cluster: {nodes_may_submit: false}
+sweep:
+  optuna:
+    n: 8
+    space: {model.x: "uniform(-10, 10)"}
+    pruner: {_target_: optuna.pruners.MedianPruner, n_startup_trials: 3}
+"""
+
+
+@pytest.fixture
+def desk(slurm, tmp_path):
+    folder = tmp_path / "desk"
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    (folder / "nets.py").write_text(NETS)
+    (folder / "conf" / "experiment" / "bowl.yaml").write_text(EXPERIMENT)
+
+    def orch(*words, status=0):
+        argv = [sys.executable, "-m", "orchestrator", *words]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    orch.folder = folder
+    return orch
+
+
+def trials(desk, name="bowl"):
+    book = ledger.read(ExperimentPaths(desk.folder / "runs" / name), observers())
+    return sorted(book.records.values(), key=lambda record: record.planned.point["trial"])
+
+
+def check_done(found, count):
+    assert [record.state for record in found] == [RunState.DONE] * count
+    assert len({record.point["model.x"] for record in found}) == count
+    for record in found:
+        assert 0 < record.metrics["loss"] - (record.point["model.x"] - 2) ** 2 <= 1.001
+
+
+def test_trials_of_an_array_learn_from_each_other_and_a_later_launch_goes_on(desk):
+    desk("launch", "experiment=bowl", "cluster=slurm", "cluster.throttle=2", "--wait")
+    check_done(trials(desk), 8)
+    first = [record.given for record in trials(desk)]
+    said = desk("launch", "experiment=bowl", "cluster=slurm", "sweep.optuna.n=10", "--wait")
+    assert "2 runs, 8 already there" in said
+    check_done(trials(desk), 10)
+    assert [record.given for record in trials(desk)[:8]] == first
+
+
+def test_a_preempted_trial_goes_on_with_its_own_values_and_all_ranks_have_the_same(desk, tmp_path):
+    gate = tmp_path / "gate"
+    words = ["experiment=bowl", "cluster=slurm", "cluster.partition=preemptible", "sweep.optuna.n=1"]
+    ranks = ["resources.nodes=2", "resources.gpus_per_node=2"]
+    desk("launch", *words, *ranks, f"model.gate={gate}", "model.seconds=0.2", "trainer.max_epochs=60")
+    wait_for(lambda: trials(desk)[0].last and trials(desk)[0].last.progress)
+    given = trials(desk)[0].given
+    output("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
+    wait_for(lambda: len(trials(desk)[0].attempts) == 2 and trials(desk)[0].last.trial)
+    gate.touch()
+    wait_for(lambda: trials(desk)[0].state is RunState.DONE)
+    check_done(trials(desk), 1)
+    assert [attempt.trial["point"] for attempt in trials(desk)[0].attempts] == [given, given]
+
+
+def test_packed_trials_learn_from_each_other_too(desk):
+    desk("launch", "experiment=bowl", "cluster=slurm", "resources.pack={runs: 4, at_once: 2}", "--wait")
+    check_done(trials(desk), 8)
+    assert len({record.last.claim.job for record in trials(desk)}) == 2
