@@ -59,7 +59,7 @@ def _row(name: str, at_once: int) -> Row:
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the median, bootstrapped."""
-    draw = random.Random(0)  # noqa: S311 - no secret
+    draw = random.Random(0)
     medians = sorted(median(draw.choices(values, k=len(values))) for _ in range(_DRAWS))
     return medians[int(0.025 * _DRAWS)], medians[int(0.975 * _DRAWS)]
 
@@ -68,7 +68,7 @@ def _asking(count: int) -> Row:
     """Return how long a trial takes to be asked for where so many are known."""
     space, objective, _ = _PROBLEMS["Branin"]
     known: list[Known] = []
-    draw = random.Random(0)  # noqa: S311
+    draw = random.Random(0)
     for number in range(count):
         point = {key: draw.uniform(*each.arguments) for key, each in space.items()}
         known.append(Known(number=number, point=point, state=TrialState.COMPLETE, values=(objective(point),)))
@@ -127,7 +127,7 @@ def _plain(name: str, at_once: int, seed: int) -> Iterator[float]:
 
 def _course(count: int, at_once: int, seed: int) -> Iterator[tuple[bool, int]]:
     """Yield which trial begins (True), or ends, next."""
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
     running: list[tuple[float, int]] = []
     now, begun = 0.0, 0
     while begun < count or running:

@@ -293,7 +293,10 @@ class Record:
     @property
     def given(self) -> Point | None:
         """The values that a trial was given when it began; None of all other runs, and before."""
-        return next((attempt.trial["point"] for attempt in reversed(self.attempts) if attempt.trial.get("point")), None)
+        for attempt in reversed(self.attempts):  # of 10,000 runs that are none: it is to be quick
+            if attempt.trial and (point := attempt.trial.get("point")):
+                return dict(point)
+        return None
 
     @property
     def pruned(self) -> bool:

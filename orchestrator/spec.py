@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, NewType, Self
 
 RunId = NewType("RunId", str)
@@ -87,13 +88,27 @@ class Resources:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         pack = value.get("pack")
-        return cls(**{**value, "pack": Pack(**pack) if pack else None})
+        if pack:
+            return cls(**{**value, "pack": Pack(**pack)})
+        found: Self = _shared(cls, tuple(value.items()))
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        found = asdict(self)
-        if self.pack is None:
-            del found["pack"]
-        return found
+        return dict(_written(self))
+
+
+@lru_cache(256)
+def _shared(cls: type[Resources], items: tuple[tuple[str, Any], ...]) -> Any:
+    """Return the same resources for the same values: 10,000 runs have few."""
+    return cls(**dict(items))
+
+
+@lru_cache(256)
+def _written(resources: Resources) -> dict[str, Any]:
+    found = asdict(resources)
+    if resources.pack is None:
+        del found["pack"]
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -316,7 +316,11 @@ def _assemble(
     points = tuple(_point(item, definition, used) for item in resolved)
     unused = [rule for i, rule in enumerate(definition.resources) if i not in used]
     more = tuple(f"sweep.resources: when {dict(when)} matches no point" for when, _ in unused)
-    shown = dict.fromkeys(key for point in points for key in literal(point.config))
+    # Points with the same choices have the same keys, and differ in what is swept: 10,000 need not be looked through.
+    kinds = {id(item.choices): point.config for item, point in zip(resolved, points, strict=True)}
+    shown = dict.fromkeys(
+        key for config in (*kinds.values(), *(point.point for point in points)) for key in literal(config)
+    )
     more += tuple(
         f"{key} looks like a credential, and is written to disk: name it by ${{secret:NAME}}" for key in shown
     )

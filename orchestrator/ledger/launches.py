@@ -146,13 +146,13 @@ def read_line(paths: LaunchPaths, index: int) -> dict[str, Any]:
 def read_some_lines(paths: LaunchPaths, indices: Iterable[int]) -> dict[int, dict[str, Any]]:
     """Return lines of a launch's plan by their index, without reading the others."""
     lines = {}
-    index = None
+    index, path = None, paths.plan
     try:
-        with paths.offsets.open("rb") as offsets, paths.plan.open("rb") as plan:
+        with paths.offsets.open("rb") as offsets, path.open("rb") as plan:
             for index in indices:
                 offsets.seek(index * (_OFFSET_WIDTH + 1))
                 plan.seek(int(offsets.read(_OFFSET_WIDTH)))
-                lines[index] = as_object(paths.plan, json.loads(plan.readline()))
+                lines[index] = as_object(path, json.loads(plan.readline()))
     except (OSError, *NOT_JSON) as error:
         raise damaged(paths.plan, f"line {index}: {error}") from error
     return lines
@@ -168,7 +168,8 @@ def read_lines(paths: LaunchPaths) -> list[dict[str, Any]]:
         raise damaged(paths.plan, str(error)) from error
     if len(lines) != tasks or not lines:  # runs that are forgotten would be run again
         raise damaged(paths.plan, f"it has {len(lines)} lines, and plan.offsets {tasks}")
-    return [as_object(paths.plan, line) for line in lines]
+    plan = paths.plan
+    return [as_object(plan, line) for line in lines]
 
 
 def read_config(paths: LaunchPaths, line: Mapping[str, Any], point: Point | None = None) -> dict[str, Any]:

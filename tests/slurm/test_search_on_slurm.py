@@ -25,16 +25,15 @@ from orchestrator.testing.net import ValidatedNet
 
 
 class Bowl(ValidatedNet):
-    \"\"\"Its loss is (x - 2)^2 and something that falls. Waits in its second epoch for a file, if it is given one.\"\"\"
+    \"\"\"Its loss is (x - 2)^2 and something that falls. Its steps are slow until a file is there.\"\"\"
 
     def __init__(self, x=0.0, gate=None):
         super().__init__()
         self.x, self.gate = x, gate
 
     def training_step(self, batch, batch_idx):
-        while self.gate and self.trainer.current_epoch == 1 and not Path(self.gate).exists():
-            time.sleep(0.05)
-            break
+        if self.gate and not Path(self.gate).exists():
+            time.sleep(0.2)
         return super().training_step(batch, batch_idx)
 
     def validation_step(self, batch, batch_idx):
@@ -100,7 +99,7 @@ def test_a_preempted_trial_goes_on_with_its_own_values_and_all_ranks_have_the_sa
     gate = tmp_path / "gate"
     words = ["experiment=bowl", "cluster=slurm", "cluster.partition=preemptible", "sweep.optuna.n=1"]
     ranks = ["resources.nodes=2", "resources.gpus_per_node=2"]
-    desk("launch", *words, *ranks, f"model.gate={gate}", "model.seconds=0.2", "trainer.max_epochs=60")
+    desk("launch", *words, *ranks, f"model.gate={gate}", "trainer.max_epochs=60")
     wait_for(lambda: trials(desk)[0].last and trials(desk)[0].last.progress)
     given = trials(desk)[0].given
     output("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
