@@ -13,7 +13,8 @@ from bench.sandbox import sandbox
 
 # What loads torch or MLflow into this process comes last.
 BENCHMARKS = (
-    "startup", "status", "plan", "launch", "stage", "job_start", "pack", "search", "steps", "uploaders", "metric",
+    "startup", "status", "plan", "launch", "stage", "stage_scale", "job_start", "pack", "search", "steps",
+    "uploaders", "metric",
 )  # fmt: skip
 
 

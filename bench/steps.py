@@ -2,13 +2,15 @@
 
 One process trains: blocks of steps that are logged, with the uploader at work, alternate with blocks that are not, in
 which the uploader is stopped. So both see the same machine within a second, and all that the uploader does falls into
-the blocks that it is blamed for. It has loaded MLflow by then, and tried to send once: that is paid once per attempt,
-and told in CPU-seconds by the benchmark of the uploaders. Afterwards the server works again, and must get everything.
+the blocks that it is blamed for. Server, proxy and uploader are processes of their own. The uploader has loaded MLflow
+by then, and tried to send once: that is paid once per attempt, and told in CPU-seconds by the benchmark of the
+uploaders. Afterwards the server works again, and must get everything.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from statistics import mean, stdev
 
 import psutil
@@ -39,17 +42,15 @@ _METRICS = {"train/loss": 0.5, "train/acc": 0.9, "lr": 1e-3, "grad_norm": 1.5}
 
 
 def rows(box: Sandbox) -> list[Row]:
-    torch.set_num_threads(1)
-    step = _step()
     with server(box) as mlflow:
         found = []
         for fault in _FAULTS:
             with proxied(mlflow) as proxy:
-                found.append(_row(box, proxy, fault, step, mlflow.address))
+                found.append(_row(box, proxy, fault, mlflow.address))
     return found
 
 
-def _row(box: Sandbox, proxy: Proxy, fault: str | None, step: Callable[[], None], address: str) -> Row:
+def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str) -> Row:
     name = f"a server that {'works' if fault is None else f'is {fault}' if fault.isalpha() else f'answers {fault}'}"
     say(f"steps: {name}")
     paths = make_experiment(box.folder / "runs", f"steps-{fault}", 1, running=1, tracking=tracking(proxy.address, name))
@@ -57,11 +58,8 @@ def _row(box: Sandbox, proxy: Proxy, fault: str | None, step: Callable[[], None]
     attempt = AttemptPaths(run / "a001")
     proxy.fault = fault
     with _uploader(box, paths.launch(1)) as uploader:
-        with SpoolWriter(attempt.metrics) as spool:
-            logger = SpoolLogger(spool, run / "artifacts")
-            logger.log_metrics({"start": 0.0}, 0)
-            _settle(uploader)
-            pairs = _pairs(step, logger, uploader)
+        with multiprocessing.get_context("spawn").Pool(1) as trainer:  # the proxy would hold up its own process
+            pairs = trainer.apply(_train, (attempt.metrics, run / "artifacts", uploader.pid))
         proxy.fault = None
         uploader.send_signal(signal.SIGCONT)
         _end(uploader)
@@ -75,26 +73,34 @@ def _row(box: Sandbox, proxy: Proxy, fault: str | None, step: Callable[[], None]
     )  # fmt: skip
 
 
-def _settle(uploader: subprocess.Popen[bytes]) -> None:
+def _train(spool: Path, artifacts: Path, uploader: int) -> list[tuple[float, float]]:
+    """Return the seconds that a step takes, of blocks that are tracked and of ones that are not, pair by pair."""
+    torch.set_num_threads(1)
+    step = _step()
+    with SpoolWriter(spool) as writer:
+        logger = SpoolLogger(writer, artifacts)
+        logger.log_metrics({"start": 0.0}, 0)
+        _settle(psutil.Process(uploader))
+        return _pairs(step, logger, uploader)
+
+
+def _settle(uploader: psutil.Process) -> None:
     """Wait until the uploader has tried to send a first time, and waits."""
-    process, used = psutil.Process(uploader.pid), 0.0
-    deadline = time.monotonic() + _START_SECONDS
+    used, deadline = 0.0, time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         time.sleep(2.0)
-        before, used = used, sum(process.cpu_times()[:2])
+        before, used = used, sum(uploader.cpu_times()[:2])
         if used > _LOADED_SECONDS and used - before < 0.02:
             return
     raise RuntimeError(f"the uploader is still at work after {_START_SECONDS:.0f} s: {used:.1f} CPU-seconds")
 
 
-def _pairs(
-    step: Callable[[], None], logger: SpoolLogger, uploader: subprocess.Popen[bytes]
-) -> list[tuple[float, float]]:
-    """Return the seconds a step takes, of a block that is tracked and of one that is not, after a pair to warm up."""
+def _pairs(step: Callable[[], None], logger: SpoolLogger, uploader: int) -> list[tuple[float, float]]:
+    """Measure pairs of blocks, after one to warm up."""
     number = count()
 
     def tracked() -> float:
-        uploader.send_signal(signal.SIGCONT)
+        os.kill(uploader, signal.SIGCONT)
         began = time.perf_counter()
         for _ in range(_BLOCK_STEPS):
             step()
@@ -102,7 +108,7 @@ def _pairs(
         return (time.perf_counter() - began) / _BLOCK_STEPS
 
     def bare() -> float:
-        uploader.send_signal(signal.SIGSTOP)
+        os.kill(uploader, signal.SIGSTOP)
         began = time.perf_counter()
         for _ in range(_BLOCK_STEPS):
             step()

@@ -707,13 +707,16 @@ def _by_launch(records: Iterable[Record]) -> dict[int, list[Record]]:
 
 def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool = False) -> None:
     """Leave runs out of what is shown, or show them again. Nothing of them is deleted, and a launch knows them."""
-    folder = project.runs.experiment(name).hidden
+    paths = project.runs.experiment(name)
+    folder = paths.hidden
     ledger.make_private(folder)
     for record in records:
         if undo:
             (folder / record.id).unlink(missing_ok=True)
         else:
             (folder / record.id).touch(mode=0o600)
+    if _tracking(paths).get("kind", "none") != "none":
+        _sync_in_background(project, paths)  # its best run may be another one now
 
 
 # --- tracking ---------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def wanted(book: Ledger) -> Wish | None:
     name, objective = header["tracking"].get("register"), tracking_notes.objective_of(header)
     if not name or objective is None or any(record.state.active for record in book.records.values()):
         return None
-    found = tracking_notes.best(list(book.records.values()), objective)
+    found = tracking_notes.best(book.shown, objective)
     return _wish(book, str(name), *found) if found else None
 
 

@@ -85,22 +85,19 @@ class Resources:
             hours=self.hours and self.hours * self.pack.rounds,
         )  # fmt: skip
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Resources:
         pack = value.get("pack")
-        if pack:
-            return cls(**{**value, "pack": Pack(**pack)})
-        found: Self = _shared(cls, tuple(value.items()))
-        return found
+        return Resources(**{**value, "pack": Pack(**pack)}) if pack else _shared(tuple(value.items()))
 
     def to_json(self) -> dict[str, Any]:
         return dict(_written(self))
 
 
 @lru_cache(256)
-def _shared(cls: type[Resources], items: tuple[tuple[str, Any], ...]) -> Any:
+def _shared(items: tuple[tuple[str, Any], ...]) -> Resources:
     """Return the same resources for the same values: 10,000 runs have few."""
-    return cls(**dict(items))
+    return Resources(**dict(items))
 
 
 @lru_cache(256)

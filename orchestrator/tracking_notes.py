@@ -49,13 +49,14 @@ def point_text(point: Mapping[str, Any], separator: str = " ") -> str:
 
 
 def _counts(book: Ledger) -> str:
-    states = Counter(record.state.value for record in book.records.values())
-    return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    states = Counter(record.state.value for record in book.shown)
+    hidden = [f"{len(book.records) - len(book.shown)} hidden"] if len(book.shown) < len(book.records) else []
+    return ", ".join([*(f"{count} {state}" for state, count in sorted(states.items())), *hidden])
 
 
 def _best(book: Ledger, header: Mapping[str, Any]) -> list[str]:
     objective = objective_of(header)
-    found = best(list(book.records.values()), objective) if objective else None
+    found = best(book.shown, objective) if objective else None
     if objective is None or found is None:
         return []
     record, value = found
@@ -114,8 +115,12 @@ def of_run(record: Record, launch: Launch, code: Mapping[str, Any], data: Mappin
 
 
 def again(record: Record, header: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    """Return the overrides that compose to this one run: those of its launch, with its point instead of the sweep."""
-    point = record.point
+    """Return the overrides that compose to this one run: those of its launch, with its point instead of the sweep.
+
+    Of a trial they compose to a run of its own, with the values that the trial was given.
+    """
+    searched = bool((header.get("sweep") or {}).get("optuna"))
+    point = {key: value for key, value in record.point.items() if not (searched and key == "trial")}
     prefixes = {_key(text): text[: len(text) - len(text.lstrip("+"))] for text in header["overrides"]}
     kept = [text for text in header["overrides"] if _key(text) not in point and not _of_sweep(_key(text))]
     groups = header.get("choices") or {}

@@ -32,8 +32,14 @@ def tracked(book: Ledger) -> TrackedExperiment:
     return replace(
         experiment_of(book.launches), note=tracking_notes.of_experiment(book),
         waits=any(record.last is None and record.state.active for record in book.records.values()),
-        runs=[tracked_run(book.experiment, *_begun(launches, record)) for record in begun],
+        runs=[_tracked(book, *_begun(launches, record)) for record in begun],
     )  # fmt: skip
+
+
+def _tracked(book: Ledger, launch: Launch, record: Record) -> TrackedRun:
+    """Return a run with what only who knows the whole experiment can tell of it: whether somebody has hidden it."""
+    run = tracked_run(book.experiment, launch, record)
+    return replace(run, tags={**run.tags, "orch.hidden": str(record.id in book.hidden).lower()})
 
 
 def _begun(launches: Mapping[int, Launch], record: Record) -> tuple[Launch, Record]:
@@ -51,6 +57,7 @@ def experiment_of(launches: Sequence[Launch]) -> TrackedExperiment:
     last = launches[-1].header
     ours = str(last["experiment"])
     tags = {"orch.experiment": ours, "orch.launches": str(len(launches)), "mlflow.user": str(last["user"])}
+    tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": _source(last)}
     if last.get("objective"):
         tags["orch.objective"] = f"{last['objective']['mode']} {last['objective']['metric']}"
     if last.get("sweep"):
@@ -103,7 +110,7 @@ def _tags(
         "orch.seed": str(seed), "orch.git.tree": str(code["tree"]), "orch.data": str(line["data"] or ""),
         "orch.state": record.state.value, "orch.attempts": str(len(record.attempts)),
         "mlflow.user": str(header["user"]), "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": f"orch launch {' '.join(map(masked_override, header['overrides']))}".strip(),
+        "mlflow.source.name": _source(header),
     }  # fmt: skip
     if code.get("commit"):
         tags |= {"mlflow.source.git.commit": code["commit"], "orch.git.dirty": str(code["dirty"]).lower()}
@@ -114,6 +121,11 @@ def _tags(
     if record.pruned:
         tags["orch.pruned"] = record.reason
     return tags
+
+
+def _source(header: Mapping[str, Any]) -> str:
+    """Return what MLflow shows as a run's source: the command that launched it."""
+    return f"orch launch {' '.join(map(masked_override, header['overrides']))}".strip()
 
 
 _URI_KEYS = ("url", "folder")

@@ -202,6 +202,14 @@ def test_several_objectives_and_what_mlflow_is_told(desk):
     params = {float(run.data.params["model.x"]) for run in found}
     assert params == {record.point["model.x"] for record in desk.trials("two")}
     assert all("trial" in run.info.run_name for run in found)
+    notes = [run.data.tags["mlflow.note.content"] for run in found]
+    for record in desk.trials("two"):
+        assert any(f"model.x={record.point['model.x']}" in note and " trial=" not in note for note in notes)
+    hidden = desk.trials("two")[0].id
+    desk.orch("hide", "two", hidden)
+    desk.orch("ui", "--once")
+    tagged = client.search_runs([experiment.experiment_id], "tags.`orch.hidden` = 'true'")
+    assert [run.data.params["model.x"] for run in tagged] == [str(desk.trials("two")[0].point["model.x"])]
 
 
 def test_on_a_workstation_several_trials_run_at_once_and_each_has_values_of_its_own(desk):

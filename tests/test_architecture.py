@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from the lines above its own, and within its own package.
 LAYERS = (
-    {"errors", "process", "filesystem", "credentials", "override", "build"},
-    {"spec", "layout"},
+    {"errors", "process", "filesystem", "credentials", "override"},
+    {"spec", "layout", "build"},
     {"identity", "record"},
     {"targets", "config", "cluster"},
     {"plan", "ledger", "snapshot", "environment", "data", "tracking"},

@@ -17,7 +17,7 @@ import pytest
 from orchestrator.data import Manifest, Progress, Staging, Store, resolve, scratch_dir
 from orchestrator.data.holder import Holder
 from orchestrator.data.manifest import Entry
-from orchestrator.data.objects import WRITTEN_NS
+from orchestrator.data.objects import WRITTEN_NS, Objects
 from orchestrator.data.origin import Arrival
 from orchestrator.errors import DataError
 
@@ -474,6 +474,23 @@ def test_the_version_that_was_used_longest_ago_makes_room(tmp_path):
     assert store.find(first.digest)
     assert store.find(second.digest) is None
     assert len(list(store.root.glob("objects/*/*/*/*"))) == 3  # the second's own file went with it
+
+
+def test_room_for_one_version_is_made_with_few_walks_however_many_go(tmp_path, monkeypatch):
+    *old, new = versions_of(tmp_path, 9)
+    for manifest in old:
+        store_at(tmp_path / "scratch", max_gb=1).stage(manifest).release()
+    (big := tmp_path / "big").mkdir()
+    (big / "own").write_bytes(b"big" * 2_500_000)
+    walks = []
+    walk = Objects.bytes
+    monkeypatch.setattr(Objects, "bytes", lambda self: walks.append(self) or walk(self))
+    store = store_at(tmp_path / "scratch", max_gb=0.008)
+    store.stage(version_of(big))
+    assert all(store.find(manifest.digest) is None for manifest in old[:-1])
+    assert len(walks) <= 4
+    with pytest.raises(DataError, match="max_gb"):
+        store.stage(new)
 
 
 def test_a_version_that_somebody_holds_stays_and_is_named(tmp_path):

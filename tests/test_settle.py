@@ -290,3 +290,21 @@ def test_two_threads_may_write_events(tmp_path):
     for thread in threads:
         thread.join()
     assert [event.sequence for event in ledger.read_events(tmp_path / "events.jsonl")] == list(range(800))
+
+
+@pytest.mark.parametrize("looks", [3, None], ids=["they leave", "they stay"])
+def test_a_store_is_told_again_until_what_was_cancelled_has_left_its_queue(tmp_path, monkeypatch, looks):
+    """Slurm takes its time to cancel: until then MLflow is told SCHEDULED. Too long, and who looks next goes on."""
+    project = Project.around(RunsRoot(tmp_path))
+    paths = project.runs.experiment("x")
+    ledger.make_private(paths.path)
+    paths.unsynced.touch()
+    synced = []
+    monkeypatch.setattr(sidecar, "_PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(sidecar, "_LEAVING_SECONDS", 0.2)
+    monkeypatch.setattr(api, "sync", lambda _, name: synced.append(name))
+    monkeypatch.setattr(api, "open_in_store", lambda *_: looks is None or len(synced) < looks)
+    sidecar.catch_up(project, "x")
+    assert set(synced) == {"x"}
+    assert len(synced) == looks if looks else len(synced) > 1
+    assert paths.unsynced.exists() == (looks is None)

@@ -85,7 +85,7 @@ def test_a_sweep_in_the_browser_and_a_terminal_that_is_closed(ui, browser):
     table = browser.ask("document.querySelector('.ag-root').innerText")
     assert table.count("lr=0.001 seed=") == 2
     assert table.count("lr=0.01 seed=") == 2
-    assert table.count("orch launch experiment=sweep") == 4  # the column Source
+    assert table.count("orch launch experiment=sweep") == 5  # the column Source, of their parent too
     assert table.count("data/digits") == 4  # the column Dataset
 
     show_charts(browser)
@@ -132,3 +132,12 @@ def test_a_server_that_ends_by_itself_is_told(ui):
     ui.servers()[0].kill()
     assert ui.process.wait(timeout=60) == 1
     assert any("the MLflow server" in line for line in ui.said)
+
+
+def test_killed_it_leaves_no_server_either(ui):
+    assert ui.address
+    started = ui.servers()
+    assert len(started) >= 2
+    ui.process.kill()
+    ui.process.wait()
+    wait_for(lambda: not any(process.is_running() for process in started), "the server's end")

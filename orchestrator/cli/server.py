@@ -78,12 +78,13 @@ def _start(project: Project, port: int) -> subprocess.Popen[bytes]:
     uri = f"sqlite:///{project.tracking_store / 'mlflow.db'}"
     return subprocess.Popen(
         [
+            sys.executable, "-m", "orchestrator.cli.tethered",  # so that it ends with us, if we are killed, too
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
             "--port", str(port), "--workers", "1",
         ],
         # Without its job executor the server needs 0.5 GB and not 2.4; one worker answers fastest (FACTS 23).
         env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         cwd=project.runs.path,
     )  # fmt: skip
 

@@ -55,15 +55,22 @@ class Objects:
         """Return where these boots have left the object."""
         return [path for boot in boots if (path := Path(self._place(boot, checksum))).is_file()]
 
-    def remove(self, checksum: str, *, used: bool = False) -> None:
-        """Remove an object that nothing links to; with `used`, whatever links to it (it is damaged)."""
+    def remove(self, checksum: str, *, used: bool = False) -> int:
+        """Remove an object that nothing links to; with `used`, whatever links to it (it is damaged).
+
+        Returns the bytes that went.
+        """
+        gone = 0
         for boot in self.boots():
             path = Path(self._place(boot, checksum))
             try:
-                if used or path.lstat().st_nlink == 1:
+                status = path.lstat()
+                if used or status.st_nlink == 1:
                     path.unlink()
+                    gone += status.st_size
             except (FileNotFoundError, NotADirectoryError):
                 continue
+        return gone
 
     def bytes(self) -> int:
         """Return what all objects take, as a walk over all of them finds it."""

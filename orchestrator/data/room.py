@@ -90,20 +90,25 @@ class Room:
 
     def _remove_while(self, need: Need, holder: Holder) -> None:
         """Remove versions, then objects of none, as long as there is no room for the need."""
+        used = self._used()  # a walk over all objects: once, not for each version that goes
         for version in self._oldest_first():
-            if not self._lack(need):
+            if not self._lack(need, used):
                 return
-            self.evict(version)
-        if self._lack(need):
+            used -= self._evict(version)[1]
+        if self._lack(need, used):
             self.remove_unlinked(holder)
+
+    def _used(self) -> int:
+        """Return the bytes of all objects, where they are limited."""
+        return 0 if self.limits.max_bytes is None else self.objects.bytes()
 
     def _oldest_first(self) -> list[Version]:
         """Return all versions, those first that nobody may take any more."""
         found = versions(self.root / "versions")
         return sorted(found, key=lambda version: (version.facts() is not None, version.used_ns))
 
-    def _lack(self, need: Need) -> str:
-        """Return what is missing for a need, in words."""
+    def _lack(self, need: Need, used: int | None = None) -> str:
+        """Return what is missing for a need, in words. `used` are the bytes of all objects, if they are known."""
         free, limits = self.disk(self.root), self.limits
         if need.on_disk and need.on_disk > free.bytes - limits.keep_free_bytes:
             kept = f", of which {size(limits.keep_free_bytes)} stay free" if limits.keep_free_bytes else ""
@@ -111,7 +116,7 @@ class Room:
         if free.inodes is not None and need.inodes > free.inodes:
             return f"{need.inodes} files and folders are to be made, {free.inodes} inodes are free"
         if need.bytes and limits.max_bytes is not None:
-            used = self.objects.bytes()
+            used = self._used() if used is None else used
             if used + need.bytes > limits.max_bytes:
                 top = size(limits.max_bytes)
                 return f"{size(need.bytes)} are to be copied, {size(used)} of at most {top} (max_gb) are there"
@@ -122,16 +127,19 @@ class Room:
 
         Its listing goes last, and with it the last trace: if this is cut short, the next one finds its objects.
         """
+        return self._evict(version)[0]
+
+    def _evict(self, version: Version) -> tuple[bool, int]:
+        """Do that, and return with it the bytes of the objects that are gone."""
         if not version.condemn(self.copiers.ask):
-            return False
+            return False, 0
         hashes = {file.hash for file in _files(version)}
         remove_tree(version.view)
-        for checksum in hashes:
-            self.objects.remove(checksum)
+        freed = sum([self.objects.remove(checksum) for checksum in hashes])
         remove_tree(version.path)
         if gone := not version.path.exists():
             log.info("removed data version %s from %s", version.digest[:12], self.root)
-        return gone
+        return gone, freed
 
     def remove_unlinked(self, holder: Holder | None = None) -> None:
         """Remove objects that are in no view. A live copier's may be among them: then let it be."""

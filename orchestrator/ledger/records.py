@@ -30,6 +30,11 @@ class Ledger:
         return self.launches[-1].number + 1 if self.launches else 1
 
     @property
+    def shown(self) -> list[Record]:
+        """The records of the runs that nobody has hidden."""
+        return [record for record in self.records.values() if record.id not in self.hidden]
+
+    @property
     def tags(self) -> Mapping[int, Collection[str]]:
         """The words that each launch, by its number, is found by."""
         return {launch.number: launch.header.get("tags", ()) for launch in self.launches}

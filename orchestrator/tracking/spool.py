@@ -90,6 +90,7 @@ class SpoolWriter:
         self.lost = 0
         """How many records were given up: logged after `close`, or more than could be kept."""
         self._unwritten: deque[bytes] = deque()
+        self._names: dict[object, str] = {}
         self._lock = threading.Lock()
         self._encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
         self._fd: int | None = None
@@ -100,12 +101,17 @@ class SpoolWriter:
 
     def metrics(self, values: Mapping[str, Any], step: int, time_ms: int | None = None) -> None:
         """Append values at a step. What is no number is left out, with one warning."""
-        converted = [(str(name), self._number(name, value)) for name, value in values.items()]
-        numbers = {name: number for name, number in converted if number is not None}
-        if numbers:
+        parts = []
+        for name, value in values.items():
+            number = value if type(value) is float else self._number(name, value)
+            if number is not None:
+                # A float's repr is its JSON; what is not finite gives no zero here.
+                written = repr(number) if number - number == 0 else f'"{number}"'
+                parts.append(f"{self._names.get(name) or self._named(name)}:{written}")
+        if parts:
             now = time.time_ns() // 1_000_000 if time_ms is None else time_ms
-            record = {"v": VERSION, "kind": "metrics", "step": int(step), "time_ms": now, "values": numbers}
-            self._append(record)
+            head = f'{{"v":{VERSION},"kind":"metrics","step":{int(step)},"time_ms":{now},"values":{{'
+            self._put(f"{head}{','.join(parts)}}}}}\n".encode())
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Append hyperparameters: any nested tree; what JSON cannot hold is kept as text."""
@@ -159,20 +165,28 @@ class SpoolWriter:
                 raise
             log.warning("%s", lost)  # the error that ends the block matters more
 
-    def _number(self, name: object, value: Any) -> float | str | None:
+    def _named(self, name: object) -> str:
+        """Return a metric's name as JSON. The same names come again and again."""
+        return self._names.setdefault(name, self._encode(str(name)))
+
+    def _number(self, name: object, value: Any) -> float | None:
         try:
-            number = float(value)
+            return float(value)
         except OverflowError:
-            return "inf" if value > 0 else "-inf"
+            return math.inf if value > 0 else -math.inf
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
             self._warn("metric %r is left out: %.100r is not a number", name, value)
             return None
-        return number if math.isfinite(number) else str(number)
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        text = self._encode(record)
-        line = (text if record["kind"] == "metrics" else self._conceal(text)).encode("ascii") + b"\n"
+        self._put(self._conceal(self._encode(record)).encode("ascii") + b"\n")
+
+    def _put(self, line: bytes) -> None:
         with self._lock:
+            if self._fd is not None and not self._unwritten:
+                line = line[self._write(self._fd, line) :]
+                if not line:  # nearly always, and then the training has waited for no more than that
+                    return
             if self._stop.is_set():
                 self.lost += 1
                 self._warn("%s is closed: records logged from now on are lost", self.path)
@@ -188,15 +202,27 @@ class SpoolWriter:
         try:
             while self._unwritten:
                 fd = self._open() if self._fd is None else self._fd
-                line = self._unwritten[0]
-                written = os.write(fd, line)
-                self._dirty = True
-                if written == len(line):
+                left = self._unwritten[0]
+                if not (written := self._write(fd, left)):
+                    return
+                self._unwritten[0] = left[written:]
+                if not self._unwritten[0]:
                     self._unwritten.popleft()
-                else:
-                    self._unwritten[0] = line[written:]
         except OSError as error:
-            self._warn("cannot write %s (%s): records are kept and tried again", self.path, error)
+            self._refused(error)
+
+    def _write(self, fd: int, line: bytes) -> int:
+        """Write as much of a line as the disk takes; returns how many bytes that are."""
+        try:
+            written = os.write(fd, line)
+        except OSError as error:
+            self._refused(error)
+            return 0
+        self._dirty = True
+        return written
+
+    def _refused(self, error: OSError) -> None:
+        self._warn("cannot write %s (%s): records are kept and tried again", self.path, error)
 
     def _open(self) -> int:
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import ledger
 from orchestrator.errors import ClusterError
-from orchestrator.spec import Point
+from orchestrator.spec import Point, Trial
 from orchestrator.worker.assignment import Assignment
 
 if TYPE_CHECKING:
@@ -29,16 +29,17 @@ def given(assignment: Assignment, events: ledger.EventWriter) -> Point | None:
     Rank 0 asks for them when the trial begins for the first time, and writes them down before anything is built. Any
     later attempt has the same. The other ranks wait for it.
     """
-    if "trial" not in assignment.line:
+    trial = ledger.read_trial(assignment.launch, assignment.line)
+    if trial is None:
         return None
     if not assignment.leads:
         return _await(assignment)
     found = ledger.read_values(assignment.run)
     if found is None:
-        found = _study(assignment).ask().to_json()
+        found = _study(assignment, trial).ask().to_json()
         ledger.write_values(assignment.run, found)
     events.write("trial", **found)
-    _log.info("trial %s: %s", assignment.line["trial"], " ".join(f"{k}={v}" for k, v in found["point"].items()))
+    _log.info("trial %s: %s", trial.number, " ".join(f"{k}={v}" for k, v in found["point"].items()))
     point: Point = found["point"]
     return point
 
@@ -52,7 +53,7 @@ def reporter(assignment: Assignment, events: ledger.EventWriter) -> Report | Non
         return lambda *_: False  # rank 0 decides for all
     from orchestrator.study import Asked
 
-    study, values = _study(assignment), ledger.read_values(assignment.run)
+    study, values = _study(assignment, trial), ledger.read_values(assignment.run)
     if values is None:
         raise ClusterError("the trial has lost its values", why=f"{assignment.run.trial} is gone", fix="orch retry")
     study.go_on(Asked(**values))
@@ -66,11 +67,9 @@ def reporter(assignment: Assignment, events: ledger.EventWriter) -> Report | Non
     return report
 
 
-def _study(assignment: Assignment) -> Study:
+def _study(assignment: Assignment, trial: Trial) -> Study:
     from orchestrator.study import Study
 
-    trial = ledger.read_trial(assignment.launch, assignment.line)
-    assert trial is not None  # it is asked of trials only
     return Study(assignment.experiment, trial.search, trial.number)
 
 

@@ -65,3 +65,26 @@ def test_a_preempted_run_goes_on_in_the_same_mlflow_run(bench, server, tmp_path)
     wait_for(lambda: says("FINISHED", 2), "the server to hear of its end")
     history = client.get_metric_history(first, "ranks")
     assert sorted(metric.step for metric in history) == list(range(STEPS))
+
+
+def test_each_node_of_a_run_has_system_metrics_of_its_own_in_the_same_mlflow_run(slurm, server, tmp_path):
+    name = f"{tmp_path} nodes"
+    tracking = schema.tracking({"kind": "server", "uri": server, "experiment": name, "system_metrics": 1})
+    paths = ExperimentPaths(tmp_path / "x")
+    bench = Bench(paths=paths, kind="slurm", cluster=SlurmCluster(SlurmOptions()), tracking=tracking)
+    run = trained({"seconds": 0.2}, steps=6, nodes=2, gpus_per_node=1)
+    bench.launch([run], worker=WORKER)
+    wait_for_end(bench)
+    assert bench.records()[run.id].state is RunState.DONE
+    client = MlflowClient(server)
+
+    def seen():
+        """Return the names of a node's metric, by the nodes that have it."""
+        found = client.get_experiment_by_name(name)
+        children = client.search_runs([found.experiment_id], "tags.`orch.kind` = 'run'") if found else []
+        names = [key.split("/") for each in children for key in each.data.metrics if key.startswith("system/")]
+        return {node for _, node, metric in names if metric == "cpu_utilization_percentage"}
+
+    nodes = {path.name.split(".")[1] for path in paths.run(run.id).attempt(1).system_metrics()}
+    assert len(nodes) == 2
+    wait_for(lambda: seen() == nodes, "the metrics of both nodes to arrive")

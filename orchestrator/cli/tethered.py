@@ -1,0 +1,31 @@
+"""`python -m orchestrator.cli.tethered PROGRAM ...`: runs a program for as long as standard input is open.
+
+Whoever starts it holds the other end: however that one ends, killed too, the program and what it has started end with
+it. It leads a process group of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+_GRACE_SECONDS = 5.0
+
+
+def _end_with(program: subprocess.Popen[bytes]) -> None:
+    status = program.wait()
+    os._exit(status if status >= 0 else 128 - status)  # the main thread still reads, and is not waited for
+
+
+if __name__ == "__main__":
+    started = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    threading.Thread(target=_end_with, args=[started], daemon=True).start()
+    sys.stdin.buffer.read()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
