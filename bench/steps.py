@@ -2,7 +2,8 @@
 
 One process trains: blocks of steps that are logged, with the uploader at work, alternate with blocks that are not, in
 which the uploader is stopped. So both see the same machine within a second, and all that the uploader does falls into
-the blocks that it is blamed for. Server, proxy and uploader are processes of their own. The uploader has loaded MLflow
+the blocks that it is blamed for. Metrics are logged every 50th step, as Lightning's trainer does by default, and in a
+row of its own at every step. Server, proxy and uploader are processes of their own. The uploader has loaded MLflow
 by then, and tried to send once: that is paid once per attempt, and told in CPU-seconds by the benchmark of the
 uploaders. Afterwards the server works again, and must get everything.
 """
@@ -33,10 +34,11 @@ from orchestrator.layout import AttemptPaths, LaunchPaths
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.logger import SpoolLogger
 
-_PAIRS = 50
-_BLOCK_STEPS = 100  # 5,000 steps of each kind
+_PAIRS = 100
+_BLOCK_STEPS = 50  # 5,000 steps of each kind
 _STEP_SECONDS = 0.004
 _FAULTS = (None, "down", "frozen", "slow", "500", "413")
+_EVERY = 50  # `log_every_n_steps`, as it is unless somebody sets it
 _START_SECONDS, _LOADED_SECONDS = 60.0, 0.5
 _METRICS = {"train/loss": 0.5, "train/acc": 0.9, "lr": 1e-3, "grad_norm": 1.5}
 
@@ -47,23 +49,28 @@ def rows(box: Sandbox) -> list[Row]:
         for fault in _FAULTS:
             with proxied(mlflow) as proxy:
                 found.append(_row(box, proxy, fault, mlflow.address))
+        with proxied(mlflow) as proxy:
+            found.append(_row(box, proxy, None, mlflow.address, every=1))
     return found
 
 
-def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str) -> Row:
+def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str, *, every: int = _EVERY) -> Row:
     name = f"a server that {'works' if fault is None else f'is {fault}' if fault.isalpha() else f'answers {fault}'}"
+    name += "" if every == _EVERY else f", logged every {every}"
     say(f"steps: {name}")
-    paths = make_experiment(box.folder / "runs", f"steps-{fault}", 1, running=1, tracking=tracking(proxy.address, name))
+    paths = make_experiment(
+        box.folder / "runs", f"steps-{fault}-{every}", 1, running=1, tracking=tracking(proxy.address, name)
+    )
     (run,) = paths.runs.iterdir()
     attempt = AttemptPaths(run / "a001")
     proxy.fault = fault
     with _uploader(box, paths.launch(1)) as uploader:
         with multiprocessing.get_context("spawn").Pool(1) as trainer:  # the proxy would hold up its own process
-            pairs = trainer.apply(_train, (attempt.metrics, run / "artifacts", uploader.pid))
+            pairs = trainer.apply(_train, (attempt.metrics, run / "artifacts", uploader.pid, every))
         proxy.fault = None
         uploader.send_signal(signal.SIGCONT)
         _end(uploader)
-    _check(address, name)
+    _check(address, name, wanted=(_PAIRS + 1) * _BLOCK_STEPS // every)
     shares = [with_it / without - 1 for with_it, without in pairs]
     half = 1.96 * stdev(shares) / math.sqrt(len(shares))
     told = f"{mean(shares):+.2%}, 95 %: {mean(shares) - half:+.2%} .. {mean(shares) + half:+.2%}"
@@ -73,7 +80,7 @@ def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str) -> Row:
     )  # fmt: skip
 
 
-def _train(spool: Path, artifacts: Path, uploader: int) -> list[tuple[float, float]]:
+def _train(spool: Path, artifacts: Path, uploader: int, every: int) -> list[tuple[float, float]]:
     """Return the seconds that a step takes, of blocks that are tracked and of ones that are not, pair by pair."""
     torch.set_num_threads(1)
     step = _step()
@@ -81,7 +88,7 @@ def _train(spool: Path, artifacts: Path, uploader: int) -> list[tuple[float, flo
         logger = SpoolLogger(writer, artifacts)
         logger.log_metrics({"start": 0.0}, 0)
         _settle(psutil.Process(uploader))
-        return _pairs(step, logger, uploader)
+        return _pairs(step, logger, uploader, every)
 
 
 def _settle(uploader: psutil.Process) -> None:
@@ -95,7 +102,7 @@ def _settle(uploader: psutil.Process) -> None:
     raise RuntimeError(f"the uploader is still at work after {_START_SECONDS:.0f} s: {used:.1f} CPU-seconds")
 
 
-def _pairs(step: Callable[[], None], logger: SpoolLogger, uploader: int) -> list[tuple[float, float]]:
+def _pairs(step: Callable[[], None], logger: SpoolLogger, uploader: int, every: int) -> list[tuple[float, float]]:
     """Measure pairs of blocks, after one to warm up."""
     number = count()
 
@@ -104,7 +111,8 @@ def _pairs(step: Callable[[], None], logger: SpoolLogger, uploader: int) -> list
         began = time.perf_counter()
         for _ in range(_BLOCK_STEPS):
             step()
-            logger.log_metrics(_METRICS, next(number))
+            if (taken := next(number)) % every == 0:
+                logger.log_metrics(_METRICS, taken)
         return (time.perf_counter() - began) / _BLOCK_STEPS
 
     def bare() -> float:
@@ -173,12 +181,11 @@ def _end(uploader: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"the uploader left something behind: exit status {uploader.returncode}")
 
 
-def _check(address: str, name: str) -> None:
+def _check(address: str, name: str, *, wanted: int) -> None:
     """Raise unless everything has arrived."""
     client = MlflowClient(address)
     experiment = client.get_experiment_by_name(name)
     runs = client.search_runs([experiment.experiment_id], "tags.`orch.kind` = 'run'") if experiment else []
-    wanted = (_PAIRS + 1) * _BLOCK_STEPS
     for key in _METRICS:
         arrived = len(client.get_metric_history(runs[0].info.run_id, key)) if runs else 0
         if arrived != wanted:

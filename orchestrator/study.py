@@ -125,26 +125,37 @@ class Study:
     def __init__(self, experiment: ExperimentPaths, search: Search, number: int) -> None:
         self._search, self._number = search, number
         self._reader = ledger.Reader(experiment)
-        self._others: list[Known] = []
+        self._known: list[Known] = []
         self._again = 0.0
+        self._point: Point = {}
+        self._before: Mapping[int, float] = {}
         self._reports: dict[int, float] = {}
         self._attrs: dict[str, Any] = {}
+
+    @property
+    def _others(self) -> list[Known]:
+        return [each for each in self._known if each.number != self._number]
 
     def ask(self) -> Asked:
         self._read()
         return ask(self._search, self._others, self._number)
 
     def go_on(self, asked: Asked) -> None:
-        """Know what this trial was given, by this attempt or by an earlier one."""
-        self._asked, self._attrs = asked, dict(asked.attrs)
+        """Know what this trial was given, and what its earlier attempts have reported."""
+        self._point, self._attrs = asked.point, dict(asked.attrs)
+        self._read()
+        mine = next((each for each in self._known if each.number == self._number), None)
+        if mine:
+            self._before, self._attrs = dict(mine.reports), {**self._attrs, **mine.attrs}
 
     def report(self, validation: int, value: float) -> tuple[bool, Mapping[str, Any]]:
         """Take the objective's value at a validation; return whether to stop there, and what the pruner keeps."""
         if time.monotonic() >= self._again:
             self._read()
         self._reports[validation] = value
+        before = {number: each for number, each in self._before.items() if number < validation}
         mine = Known(
-            number=self._number, point=self._asked.point, state=TrialState.RUNNING, reports=self._reports,
+            number=self._number, point=self._point, state=TrialState.RUNNING, reports={**before, **self._reports},
             attrs=self._attrs,
         )  # fmt: skip
         study = _study(self._search, self._others, mine)
@@ -152,12 +163,11 @@ class Study:
         after = _attrs(study, self._number)
         new = {key: each for key, each in after.items() if self._attrs.get(key) != each}
         self._attrs |= new
-        return stop, new
+        return bool(stop), new
 
     def _read(self) -> None:
         began = time.monotonic()
-        found = known(self._search, _of(self._search, self._reader.read({}).records))
-        self._others = [each for each in found if each.number != self._number]
+        self._known = known(self._search, _of(self._search, self._reader.read({}).records))
         now = time.monotonic()
         self._again = now + (now - began) / SHARE
 

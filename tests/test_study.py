@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from statistics import mean
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
 
 from orchestrator.errors import ConfigError
 from orchestrator.identity import trial_id
+from orchestrator.layout import ExperimentPaths
 from orchestrator.process import ProcessId
 from orchestrator.record import Attempt, Claim, Planned, Record, RunState
 from orchestrator.spec import Distribution, Objective, Resources, Search, Template
-from orchestrator.study import Known, ask, check, known
+from orchestrator.study import Asked, Known, Study, ask, check, known
 
 TPE = {"_target_": "optuna.samplers.TPESampler"}
 SPACE = {
@@ -170,3 +172,37 @@ def test_what_became_of_runs_is_what_the_study_knows():
     assert found[4].reports[1] == 0.5
     assert math.isnan(found[4].reports[2])
     assert ask(search(space={"x": SPACE["x"]}), found, 7).point["x"] <= 5
+
+
+def test_a_trial_that_goes_on_is_pruned_by_all_that_it_has_reported(tmp_path):
+    """But not by what it had reported after the checkpoint from which it goes on."""
+    patient = {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": None, "patience": 1}
+    wanted = search(space={"x": SPACE["x"]}, pruner=patient)
+    reports = [(1, 1.0), (2, 2.0), (3, 0.1)]
+    mine = record(0, RunState.RUNNING, trial={"point": {"x": 1.0}, "attrs": {}, "reports": reports})
+
+    def after(validation, value):
+        study = Study(ExperimentPaths(tmp_path), wanted, 0)
+        study._reader = SimpleNamespace(read=lambda _: SimpleNamespace(records={mine.id: mine}))
+        study.go_on(Asked(point={"x": 1.0}, attrs={}))
+        return study.report(validation, value)[0]
+
+    assert after(3, 3.0)  # it has got no better since the first
+    assert not after(3, 0.5)
+    assert not after(2, 2.0)  # the third is yet to come
+
+
+def test_what_a_pruner_keeps_with_a_trial_is_handed_back_to_be_kept(tmp_path):
+    halving = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1, "reduction_factor": 2}
+    wanted = search(space={"x": SPACE["x"]}, pruner=halving)
+    worse = [{"point": {"x": 0.0}, "attrs": {"completed_rung_0": 0.1}, "reports": [(1, 0.1)]} for _ in range(3)]
+    others = [record(number, RunState.RUNNING, trial=trial) for number, trial in enumerate(worse, 1)]
+
+    def after_one(records):
+        study = Study(ExperimentPaths(tmp_path), wanted, 0)
+        study._reader = SimpleNamespace(read=lambda _: SimpleNamespace(records={each.id: each for each in records}))
+        study.go_on(Asked(point={"x": 1.0}, attrs={}))
+        return study.report(1, 0.5)
+
+    assert after_one([]) == (False, {"completed_rung_0": 0.5})
+    assert after_one(others) == (True, {"completed_rung_0": 0.5})

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orchestrator import ledger
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, OrchError
 from orchestrator.spec import Point, Trial
 from orchestrator.worker.assignment import Assignment
 
@@ -59,7 +59,11 @@ def reporter(assignment: Assignment, events: ledger.EventWriter) -> Report | Non
     study.go_on(Asked(**values))
 
     def report(validation: int, value: float) -> bool:
-        stop, attrs = study.report(validation, value)
+        try:
+            stop, attrs = study.report(validation, value)
+        except (OrchError, OSError) as error:  # the others' records cannot be read: no reason to end a training
+            _log.warning("whether to prune is not decided: %s", error)
+            stop, attrs = False, {}
         told = value if math.isfinite(value) else None
         events.write("report", validation=validation, value=told, **({"attrs": attrs} if attrs else {}))
         return stop
