@@ -303,9 +303,11 @@ def check_targets(project: Project, composed: Draft) -> None:
     from orchestrator.targets import Targets
 
     targets = Targets([*project.import_path, *sys.path], cache_dir() / "signatures")
-    for part in ("sampler", "pruner"):
-        if node := getattr(composed.search, part, None):
-            targets.check(node, where=f"sweep.optuna.{part}")
+    if composed.search:
+        wanted = composed.search.definition
+        for name, node in (("sampler", wanted.sampler), ("pruner", wanted.pruner)):
+            if node:
+                targets.check(node, where=f"sweep.optuna.{name}")
     for point in composed.points:
         for section, apart in (("model", ()), ("data", ("version",)), ("trainer", ("callbacks",))):
             node = {key: value for key, value in point.config[section].items() if key not in apart}
@@ -383,23 +385,23 @@ def _trials(composed: Draft, wanted: DraftSearch, manifests: Mapping[str, Manife
     """Return one run per trial of an adaptive sweep. A larger `n` only adds trials: it is no part of their ids."""
     from orchestrator.identity import search_id, trial_id
 
-    first = composed.points[0]
+    first, definition = composed.points[0], wanted.definition
     digest = _digest(first, manifests)
     templates = tuple(
         replace(each, config=point.config) for each, point in zip(wanted.templates, composed.points, strict=False)
     )
     search = Search(
-        id="", space=wanted.space, sampler=wanted.sampler, pruner=wanted.pruner, seed=wanted.seed,
-        objectives=wanted.objectives, templates=templates,
+        id="", space=definition.space, sampler=definition.sampler, pruner=definition.pruner, seed=definition.seed,
+        objectives=definition.objectives, templates=templates,
     )  # fmt: skip
     written = search.to_json()
     documents = [
         {**kept, "config": _document(point, digest)}
         for kept, point in zip(written["templates"], composed.points, strict=False)
     ]
-    definition = {key: value for key, value in written.items() if key not in {"id", "templates"}}
-    search = replace(search, id=search_id(documents, definition))
-    if wanted.custom:
+    said = {key: value for key, value in written.items() if key not in {"id", "templates"}}
+    search = replace(search, id=search_id(documents, said))
+    if definition.custom:
         from orchestrator.study import check
 
         check(search)
@@ -408,7 +410,7 @@ def _trials(composed: Draft, wanted: DraftSearch, manifests: Mapping[str, Manife
             id=trial_id(search.id, number), point={"trial": number}, config=templates[0].config,
             resources=first.resources, data_digest=digest, trial=Trial(search=search, number=number),
         )
-        for number in range(wanted.n)
+        for number in range(definition.n)
     )  # fmt: skip
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,3 +213,22 @@ def test_a_run_that_died_goes_on_from_its_last_regular_checkpoint(plan, tmp_path
             story.attempt("step", time, dies=True)
         assert story.attempt() is None
         assert set(story.logged()) == set(expected), f"step {time}"  # what is done again gives the same again
+
+
+def test_the_reports_of_a_long_fit_are_few_and_never_older_than_a_thousandth_of_it(monkeypatch):
+    """Whoever looks at a run reads all of them: ten hours at one a second would be megabytes."""
+    now = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    written = []
+    events = SimpleNamespace(write=lambda kind, **_: written.append(now[0]))
+    trainer = SimpleNamespace(
+        is_global_zero=True, max_epochs=1, max_steps=-1, num_training_batches=10**6, current_epoch=0, global_step=1,
+        callback_metrics={},
+    )  # fmt: skip
+    progress = training.Progress(events, None, "best", None)
+    while now[0] < 36_000:
+        now[0] += 0.7
+        progress.on_train_batch_end(trainer, None, None, None, 0)
+    assert len(written) < 6_000
+    assert all(later - earlier <= max(2.0, later * 1e-3 + 1) for earlier, later in pairwise(written))
+    assert sum(moment < 600 for moment in written) > 400

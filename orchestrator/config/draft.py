@@ -27,7 +27,6 @@ from orchestrator.errors import ConfigError, nearest
 from orchestrator.spec import (
     ASK_ABOVE,
     Config,
-    Distribution,
     LaunchOptions,
     Objective,
     Point,
@@ -52,20 +51,10 @@ class DraftPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftSearch:
-    """An adaptive sweep of `n` trials. Its draft's first points are those of the templates, in their order."""
+    """An adaptive sweep. The first points of its draft are those of the templates, in their order."""
 
-    n: int
-    seed: int
-    space: Mapping[str, Distribution]
-    sampler: Mapping[str, Any]
-    pruner: Mapping[str, Any] | None
-    objectives: tuple[Objective, ...]
+    definition: search.Definition
     templates: tuple[Template, ...]
-
-    @property
-    def custom(self) -> bool:
-        """Whether a user chose who searches or prunes: it may not fit the space."""
-        return self.sampler != search.SAMPLER or self.pruner not in (search.PRUNER, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,13 +172,7 @@ def _searched(
         Template(choices=json.loads(choice), keys=each.keys, fills=each.fills, config=point.config)
         for (choice, each), point in zip(found.items(), drafted.points, strict=False)
     )
-    return replace(
-        drafted,
-        search=DraftSearch(
-            n=wanted.n, seed=wanted.seed, space=wanted.space, sampler=wanted.sampler, pruner=wanted.pruner,
-            objectives=objectives, templates=templates,
-        ),
-    )  # fmt: skip
+    return replace(drafted, search=DraftSearch(definition=replace(wanted, objectives=objectives), templates=templates))
 
 
 def _told(wanted: search.Definition, found: Mapping[str, Searched]) -> tuple[str, ...]:

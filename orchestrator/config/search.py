@@ -29,7 +29,7 @@ _PROBES = (0.5, 0.001, 0.999)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """A checked definition. `objectives` are several, or none: then it is the experiment's own.
+    """A checked definition. `objectives` are those written, several or none, and in the end the experiment's own.
 
     `pruner`: None: nothing is pruned.
     """
@@ -40,6 +40,11 @@ class Definition:
     sampler: Mapping[str, Any]
     pruner: Mapping[str, Any] | None
     objectives: tuple[Objective, ...]
+
+    @property
+    def custom(self) -> bool:
+        """Whether a user chose who searches or prunes: it may not fit the space."""
+        return self.sampler != SAMPLER or self.pruner not in (PRUNER, None)
 
 
 def define(sweep: Mapping[str, Any], *, replaced: Collection[str], axes: Collection[str]) -> Definition | None:

@@ -33,7 +33,7 @@ from orchestrator.worker.example import KeepExample
 from orchestrator.worker.place import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
-_REPORT_SECONDS = 1.0
+_REPORT_SECONDS, _REPORT_SHARE = 1.0, 1e-3
 _AGREE_SECONDS = 1.0
 _SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
 _GRADIENTS = "orch_gradients"
@@ -67,20 +67,23 @@ class Training:
 
 
 class Progress(Callback):
-    """Reports epoch, step and metrics, at most once a second, and remembers the objective's best value."""
+    """Reports epoch, step and metrics, and remembers the objective's best value.
+
+    At most once a second, and of a long fit once in a thousandth of its time: whoever looks reads all of it.
+    """
 
     def __init__(
         self, events: EventWriter, objective: Objective | None, best_path: str, inherit: Callable[[str], str] | None
     ) -> None:
         """`inherit` takes over the best checkpoint of the run that this one goes on from, and says where it is now."""
         self._events, self._objective, self._best_path, self._inherit = events, objective, best_path, inherit
-        self._reported = 0.0
+        self._began, self._reported = time.monotonic(), 0.0
         self.best: dict[str, Any] = {}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() - self._reported >= _REPORT_SECONDS:
+        if self._due():
             self._report(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,7 +97,7 @@ class Progress(Callback):
             }  # fmt: skip
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if time.monotonic() - self._reported >= _REPORT_SECONDS:
+        if self._due():
             self._report(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -109,6 +112,10 @@ class Progress(Callback):
             same = self._objective is not None and self._objective.metric == best["metric"]
             best = {**best, "checkpoint": self._inherit(best["checkpoint"])} if same else {}
         self.best = best
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        return now - self._reported >= max(_REPORT_SECONDS, _REPORT_SHARE * (now - self._began))
 
     def _improves(self, value: float) -> bool:
         return self._objective is not None and (not self.best or self._objective.better(value, self.best["value"]))

@@ -15,6 +15,7 @@ from conftest import empty_queue, running_devcluster
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
+from orchestrator import ledger
 from orchestrator.errors import RequestError
 from orchestrator.layout import ExperimentPaths
 from orchestrator.record import RunState
@@ -239,6 +240,21 @@ def test_what_plan_prints_is_what_sbatch_gets(small_slurm, project):
     assert all("#SBATCH --tmp=1M\n" in text for text in got)
     for script in told["scripts"]:
         assert script["text"].strip() in printed
+
+
+def test_what_plan_prints_of_packs_is_what_sbatch_gets(small_slurm, project):
+    words = ["+cluster.extra.hold=true", "resources.pack={runs: 2}"]
+    told = planned(project, *words, "--sbatch")["scripts"]
+    assert orch(project, "launch", "experiment=planned", *words).returncode == 0
+    launch = ExperimentPaths(project / "runs" / "planned").launch(1)
+    token, packs, jobs = json.loads(launch.header.read_text())["token"], ledger.read_packs(launch), jobs_of(launch)
+    got = [output("scontrol", "write", "batch_script", job.id, "-") for job in jobs]
+    assert [script["text"].replace("TOKEN", token).strip() for script in told] == got
+    lines = [json.loads(line)["run"] for line in launch.plan.read_text().splitlines()]
+    shared = [[lines[index] for first in job.indices for index in packs.tasks(first)] for job in jobs]
+    assert shared == [script["runs"] for script in told]
+    assert sorted(run for runs in shared for run in runs) == sorted(lines)
+    assert len(got) < 6
 
 
 def test_a_plan_sums_up_what_it_asks_for(small_slurm, project):
