@@ -37,6 +37,6 @@ def proxied(target: MlflowServer, *, slow_seconds: float = 5.0) -> Iterator[Prox
         made.close()
 
 
-def tracking(uri: str, name: str) -> dict[str, Any]:
-    options = {"kind": "server", "uri": uri, "experiment": name, "system_metrics": False, "end_seconds": 120}
+def tracking(uri: str, name: str, *, end_seconds: int = 120) -> dict[str, Any]:
+    options = {"kind": "server", "uri": uri, "experiment": name, "system_metrics": False, "end_seconds": end_seconds}
     return schema.tracking(options)

@@ -1,7 +1,8 @@
 """The uploader: what it costs a job, how fast it brings points to a server, and many of them against one server.
 
 ORCH_BENCH_UPLOADERS says how many (8; 96 takes minutes), in processes of twelve at most, each uploader with a thread, a
-spool and a connection of its own; at the same time as many fits as the machine has cores log to the same server.
+spool and a connection of its own, while four fits take what they can of the machine. Each may take its time: what a
+run's end would have left for `orch ui --once` is to be measured, too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _THREADS = 12
 _POINTS = 10_000
 _POINTS_EACH = 2_000
 _ROUNDS = 3
+_FITS = 4
+_END_SECONDS = 3_000
 _MANY = """
 import sys, threading
 from pathlib import Path
@@ -97,8 +100,8 @@ def _throughput(box: Sandbox, address: str) -> list[Row]:
 
 def _many(box: Sandbox, address: str) -> Row:
     paths = _experiment(box, "many", _COUNT, address, points=_POINTS_EACH)
-    say(f"uploaders: {_COUNT} at once, and {os.cpu_count()} fits")
-    fits = [subprocess.Popen([PYTHON, "-c", _FIT, str(box.folder / f"fit{i}")], env=_env(box)) for i in range(_cores())]
+    say(f"uploaders: {_COUNT} at once, and {_FITS} fits")
+    fits = [subprocess.Popen([PYTHON, "-c", _FIT, str(box.folder / f"fit{i}")], env=_env(box)) for i in range(_FITS)]
     began = time.perf_counter()
     groups = [[str(index) for index in group] for group in _chunks(_COUNT, _THREADS)]
     argv = [PYTHON, "-c", _MANY, str(paths.launch(1).path)]
@@ -109,15 +112,11 @@ def _many(box: Sandbox, address: str) -> Row:
         fit.kill()
         fit.wait()
     _check(address, statuses)
-    return Row(what=f"{_COUNT} uploaders with {_POINTS_EACH:,} points each, beside {_cores()} fits", measured=[took])
+    return Row(what=f"{_COUNT} uploaders with {_POINTS_EACH:,} points each, beside {_FITS} fits", measured=[took])
 
 
 def _chunks(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
 
 
 _FIT = """
@@ -147,7 +146,8 @@ def _check(address: str, statuses: list[int]) -> None:
 
 def _experiment(box: Sandbox, name: str, count: int, address: str, *, points: int = 1) -> ExperimentPaths:
     """Write an experiment whose runs have logged so many points and are under way."""
-    paths = make_experiment(box.folder / "runs", name, count, running=count, tracking=tracking(address, name))
+    options = tracking(address, name, end_seconds=_END_SECONDS)
+    paths = make_experiment(box.folder / "runs", name, count, running=count, tracking=options)
     for run in paths.runs.iterdir():
         with SpoolWriter(run / "a001" / "metrics.jsonl") as spool:
             for step in range(points):
