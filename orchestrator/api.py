@@ -90,6 +90,7 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
         check_targets(project, composed)
         manifests = _resolve_data(project, composed)
         experiment = _experiment(composed, manifests)
+        _check_search(project, composed, experiment)
     with ExitStack() as stack:
         facts = _facts(project, experiment.snapshot, {m.digest: m for m in manifests.values()}, stack)
         yield Prepared(experiment=experiment, facts=facts, notes=(*_notes(experiment, facts), *waits))
@@ -401,10 +402,6 @@ def _trials(composed: Draft, wanted: DraftSearch, manifests: Mapping[str, Manife
     ]
     said = {key: value for key, value in written.items() if key not in {"id", "templates"}}
     search = replace(search, id=search_id(documents, said))
-    if definition.custom:
-        from orchestrator.study import check
-
-        check(search)
     return tuple(
         Run(
             id=trial_id(search.id, number), point={"trial": number}, config=templates[0].config,
@@ -412,6 +409,15 @@ def _trials(composed: Draft, wanted: DraftSearch, manifests: Mapping[str, Manife
         )
         for number in range(definition.n)
     )  # fmt: skip
+
+
+def _check_search(project: Project, composed: Draft, experiment: Experiment) -> None:
+    """Ask for a first trial, where a user chose by whom: it may not fit the space. Optuna's own defaults do."""
+    trial = experiment.runs[0].trial
+    if trial and composed.search and composed.search.definition.custom:
+        from orchestrator.study import check
+
+        check(trial.search, [str(path) for path in project.import_path])
 
 
 def _experiment(composed: Draft, manifests: Mapping[str, Manifest]) -> Experiment:

@@ -13,9 +13,10 @@ import hashlib
 import inspect
 import json
 import math
+import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -28,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator import ledger
 from orchestrator.build import build, locate
 from orchestrator.errors import ConfigError, StateError
+from orchestrator.identity import trial_id
 from orchestrator.layout import ExperimentPaths
 from orchestrator.record import Record, RunState
 from orchestrator.spec import Distribution, Point, RunId, Search
@@ -71,37 +73,51 @@ class Asked:
         return {"point": dict(self.point), "attrs": dict(self.attrs), **({"study": self.study} if self.study else {})}
 
 
-def known(search: Search, records: Mapping[RunId, Record]) -> list[Known]:
-    """Return the trials of a search that were given their values, in the order of their numbers."""
-    numbered = {record.planned.point.get("trial"): record for record in records.values()}
-    ids = {number: record for number, record in numbered.items() if isinstance(number, int)}
-    return [_known(search, number, ids[number]) for number in sorted(ids) if ids[number].given]
+def known(search: Search, records: Mapping[RunId, Record], *, cancelled: Collection[str] = frozenset()) -> list[Known]:
+    """Return the trials of a search that were given their values, in the order of their numbers.
+
+    `cancelled` are the ids of runs that somebody has cancelled: whether their jobs go on is not known here.
+    """
+    numbers = {trial_id(search.id, number): number for number in _numbers(records)}
+    ours = sorted((number, records[run]) for run, number in numbers.items() if run in records)
+    return [_known(search, number, record, cancelled=record.id in cancelled) for number, record in ours if record.given]
 
 
-def _known(search: Search, number: int, record: Record) -> Known:
-    state, values = _outcome(search, record)
+def _numbers(records: Mapping[RunId, Record]) -> set[int]:
+    found = (record.planned.point.get("trial") for record in records.values())
+    return {number for number in found if type(number) is int}  # a sweep may have a key of that name, too
+
+
+def _known(search: Search, number: int, record: Record, *, cancelled: bool) -> Known:
+    state, values = _outcome(search, record, cancelled=cancelled)
     reports: dict[int, float] = {}
     attrs: dict[str, Any] = {}
     kept: Mapping[str, Any] = {}
     for attempt in record.history:
         attrs |= attempt.trial.get("attrs", {})
         kept = attempt.trial.get("study", kept)
-        reports |= {int(n): math.nan if v is None else float(v) for n, v in attempt.trial.get("reports", ())}
+        own = {int(n): math.nan if v is None else float(v) for n, v in attempt.trial.get("reports", ())}
+        # It goes on from its checkpoint: what was reported later than that is none of its history.
+        reports = {n: value for n, value in reports.items() if n < min(own, default=n + 1)} | own
     return Known(
         number=number, point=record.given or {}, state=state, values=values, reports=reports, attrs=attrs, study=kept
     )
 
 
-def _outcome(search: Search, record: Record) -> tuple[TrialState, tuple[float, ...]]:
-    """Return what became of a trial. One that was interrupted may yet go on: it counts as one that runs."""
+def _outcome(search: Search, record: Record, *, cancelled: bool) -> tuple[TrialState, tuple[float, ...]]:
+    """Return what became of a trial. One that was interrupted may yet go on: it counts as one that runs.
+
+    A trial's value is the best that it has reached; of several, which have to belong together, the last ones.
+    """
     last = record.last
     if record.state is RunState.CANCELLED or last is None or last.state is RunState.FAILED:
         return TrialState.FAIL, ()
     if last.state is not RunState.DONE:
-        return TrialState.RUNNING, ()
+        return (TrialState.FAIL if cancelled else TrialState.RUNNING), ()
     if last.trial.get("pruned"):
         return TrialState.PRUNED, ()
-    found = [record.best_value(objective.metric) for objective in search.objectives]
+    metrics = [objective.metric for objective in search.objectives]
+    found = [record.best_value(metrics[0])] if len(metrics) == 1 else [record.metrics.get(name) for name in metrics]
     values = tuple(value for value in found if value is not None and math.isfinite(value))
     return (TrialState.COMPLETE, values) if len(values) == len(found) else (TrialState.FAIL, ())
 
@@ -126,6 +142,7 @@ class Study:
         self._search, self._number = search, number
         self._reader = ledger.Reader(experiment)
         self._known: list[Known] = []
+        self._study: optuna.Study | None = None  # until there is news of the others
         self._again = 0.0
         self._point: Point = {}
         self._before: Mapping[int, float] = {}
@@ -158,7 +175,11 @@ class Study:
             number=self._number, point=self._point, state=TrialState.RUNNING, reports={**before, **self._reports},
             attrs=self._attrs,
         )  # fmt: skip
-        study = _study(self._search, self._others, mine)
+        if self._study is None:
+            self._study = _study(self._search, self._others, mine)
+        else:
+            _report(self._study, self._number, validation, value)
+        study = self._study
         stop = study.pruner.prune(study, study.get_trials(deepcopy=False)[self._number])
         after = _attrs(study, self._number)
         new = {key: each for key, each in after.items() if self._attrs.get(key) != each}
@@ -167,29 +188,30 @@ class Study:
 
     def _read(self) -> None:
         began = time.monotonic()
-        self._known = known(self._search, _of(self._search, self._reader.read({}).records))
+        book = self._reader.read({})
+        marked = {launch.number: set(ledger.names(launch.paths.cancelled)) for launch in book.launches}
+        cancelled = {run for run, record in book.records.items() if run in marked.get(record.planned.launch, ())}
+        self._known, self._study = known(self._search, book.records, cancelled=cancelled), None
         now = time.monotonic()
         self._again = now + (now - began) / SHARE
 
 
-def _of(search: Search, records: Mapping[RunId, Record]) -> dict[RunId, Record]:
-    """Return the records of a search's trials."""
-    from orchestrator.identity import trial_id  # noqa: PLC0415
-
-    numbers = {record.planned.point.get("trial") for record in records.values()}
-    ids = {trial_id(search.id, number) for number in numbers if isinstance(number, int)}
-    return {run: record for run, record in records.items() if run in ids}
-
-
-def check(search: Search) -> None:
-    """Raise ConfigError if a first trial cannot be asked for: a sampler or pruner that cannot be made, or used so."""
+def check(search: Search, import_path: Sequence[str]) -> None:
+    """Raise ConfigError if a first trial cannot be asked for, or pruned. The classes may be the project's own."""
+    sys.path[:0] = import_path
     try:
-        ask(search, (), 0)
+        asked = ask(search, (), 0)
+        mine = Known(number=0, point=asked.point, state=TrialState.RUNNING, reports={1: 0.0}, attrs=asked.attrs)
+        study = _study(search, (), mine)
+        if len(search.objectives) == 1:
+            study.pruner.prune(study, study.get_trials(deepcopy=False)[0])
     except Exception as error:
         raise ConfigError(
             f"sweep.optuna: {search.sampler['_target_']} cannot be asked for a trial", why=f"{error}",
-            fix="correct sweep.optuna.sampler, or leave it out for TPE",
+            fix="correct sweep.optuna.sampler and pruner, or leave them out for TPE and the median",
         ) from error  # fmt: skip
+    finally:
+        del sys.path[: len(import_path)]
 
 
 def _study(search: Search, others: Iterable[Known], mine: Known) -> optuna.Study:
@@ -229,6 +251,10 @@ def _last(trial: Known) -> list[float] | None:
     """Return the value of a trial that was pruned: its last report, as Optuna has it."""
     last = trial.reports[max(trial.reports)] if trial.state is TrialState.PRUNED and trial.reports else math.nan
     return [last] if math.isfinite(last) else None
+
+
+def _report(study: optuna.Study, number: int, validation: int, value: float) -> None:
+    study._storage.set_trial_intermediate_value(_id_of(study, number), validation, value)  # noqa: SLF001
 
 
 def _id_of(study: optuna.Study, number: int) -> int:

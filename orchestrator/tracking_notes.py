@@ -119,8 +119,7 @@ def again(record: Record, header: Mapping[str, Any], data: Mapping[str, Any]) ->
 
     Of a trial they compose to a run of its own, with the values that the trial was given.
     """
-    searched = bool((header.get("sweep") or {}).get("optuna"))
-    point = {key: value for key, value in record.point.items() if not (searched and key == "trial")}
+    point = record.given or record.point
     prefixes = {_key(text): text[: len(text) - len(text.lstrip("+"))] for text in header["overrides"]}
     kept = [text for text in header["overrides"] if _key(text) not in point and not _of_sweep(_key(text))]
     groups = header.get("choices") or {}

@@ -232,3 +232,19 @@ def test_the_reports_of_a_long_fit_are_few_and_never_older_than_a_thousandth_of_
     assert len(written) < 6_000
     assert all(later - earlier <= max(2.0, later * 1e-3 + 1) for earlier, later in pairwise(written))
     assert sum(moment < 600 for moment in written) > 400
+
+
+def test_nothing_is_pruned_before_lightning_would_end_the_fit():
+    """`min_epochs` holds: what goes on is not called pruned."""
+    trainer = SimpleNamespace(
+        sanity_checking=False, state=SimpleNamespace(fn=training.TrainerFn.FITTING), is_global_zero=True,
+        callback_metrics={"loss": 1.0}, min_epochs=3, min_steps=None, current_epoch=0, global_step=5, should_stop=False,
+        strategy=SimpleNamespace(broadcast=bool),
+    )  # fmt: skip
+    prune = training.Prune(lambda *_: True, "loss")
+    for epoch in range(4):
+        trainer.current_epoch = epoch
+        prune.on_validation_end(trainer, None)
+        if trainer.should_stop:
+            break
+    assert (prune.pruned, trainer.current_epoch) == (3, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,25 @@ sweep:
 """
 
 
+OURS = """
+from optuna.pruners import BasePruner
+from optuna.samplers import RandomSampler
+
+class Mine(RandomSampler):
+    pass
+
+class Broken(BasePruner):
+    def prune(self, study, trial):
+        raise ValueError("it is broken")
+"""
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "p" / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "p" / "conf" / "experiment" / "tune.yaml").write_text(EXPERIMENT)
+    (tmp_path / "p" / "ours.py").write_text(OURS)
     return tmp_path / "p"
 
 
@@ -73,6 +88,9 @@ REFUSED = [
     (searching(LR, "seed=1,2"), "stands beside seed"),
     (searching(LR, "+sweep.grid={seed: [1, 2]}"), "stands beside sweep.grid"),
     (searching(LR, "model.lr=0.1"), "nothing to search"),
+    (searching("model.width: 'choice(1, 1.0)'"), "a choice twice"),
+    (searching(LR, "init_from='weights/${model.lr}.ckpt'"), "init_from reads what is searched"),
+    (searching(LR, "sweep.optuna.pruner={_target_: ours.Broken}"), "it is broken"),
     (searching(LR, "model.dropout='${oc.select:model.lr}'"), "computed"),
 ]
 
@@ -144,6 +162,13 @@ def test_each_choice_of_a_group_has_a_template_with_the_keys_that_it_has(project
     assert config["model"]["lr"] == 0.5
     with pytest.raises(StateError):
         ledger.filled(search, {"model": "convnet"})
+
+
+def test_the_projects_own_sampler_is_found_and_leaves_no_trace(project):
+    before = list(sys.path)
+    search = search_of(project, LR, "sweep.optuna.sampler={_target_: ours.Mine}")
+    assert search.sampler == {"_target_": "ours.Mine"}
+    assert sys.path == before
 
 
 def test_lists_are_choices_too_and_are_composed(project):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from statistics import mean
 from types import SimpleNamespace
 
@@ -133,8 +134,8 @@ def test_any_sampler_of_optuna_nested_ones_too():
 
 def test_a_sampler_that_cannot_be_used_is_refused_before_the_launch():
     with pytest.raises(ConfigError, match="cannot be asked"):
-        check(search({"_target_": "optuna.samplers.GridSampler", "search_space": {"x": [1]}}))
-    check(search())
+        check(search({"_target_": "optuna.samplers.GridSampler", "search_space": {"x": [1]}}), [])
+    check(search(), [])
 
 
 # --- records -> trials --------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def test_a_trial_that_goes_on_is_pruned_by_all_that_it_has_reported(tmp_path):
 
     def after(validation, value):
         study = Study(ExperimentPaths(tmp_path), wanted, 0)
-        study._reader = SimpleNamespace(read=lambda _: SimpleNamespace(records={mine.id: mine}))
+        study._reader = SimpleNamespace(read=lambda _: SimpleNamespace(records={mine.id: mine}, launches=()))
         study.go_on(Asked(point={"x": 1.0}, attrs={}))
         return study.report(validation, value)[0]
 
@@ -200,9 +201,44 @@ def test_what_a_pruner_keeps_with_a_trial_is_handed_back_to_be_kept(tmp_path):
 
     def after_one(records):
         study = Study(ExperimentPaths(tmp_path), wanted, 0)
-        study._reader = SimpleNamespace(read=lambda _: SimpleNamespace(records={each.id: each for each in records}))
+        study._reader = SimpleNamespace(
+            read=lambda _: SimpleNamespace(records={each.id: each for each in records}, launches=())
+        )
         study.go_on(Asked(point={"x": 1.0}, attrs={}))
         return study.report(1, 0.5)
 
     assert after_one([]) == (False, {"completed_rung_0": 0.5})
     assert after_one(others) == (True, {"completed_rung_0": 0.5})
+
+
+def test_a_trial_that_was_cancelled_teaches_nothing_although_its_job_may_go_on_for_all_that_is_known():
+    stopped = record(0, RunState.INTERRUPTED)
+    [found] = known(search(), {stopped.id: stopped}, cancelled={stopped.id})
+    assert found.state is TrialState.FAIL
+    done = record(1, RunState.DONE, value=1.0)
+    [found] = known(search(), {done.id: done}, cancelled={done.id})
+    assert found.state is TrialState.COMPLETE
+
+
+def test_of_several_objectives_the_last_values_count_which_belong_together():
+    wanted = search(modes=("max", "min"))
+    attempt = replace(record(0, RunState.DONE, value=0.9).last, metrics={"m0": 0.5, "m1": 3.0})
+    done = replace(record(0, RunState.DONE), attempts=(attempt,))
+    assert known(wanted, {done.id: done})[0].values == (0.5, 3.0)
+    assert known(search(), {done.id: done})[0].values == (0.9,)
+
+
+def test_reports_later_than_the_checkpoint_that_was_gone_on_from_are_no_history():
+    one = {"point": {"x": 1.0}, "attrs": {}, "reports": [(n, float(n)) for n in range(1, 6)]}
+    two = {"point": {"x": 1.0}, "attrs": {}, "reports": [(4, 40.0)], "pruned": 4}
+    first, last = record(0, RunState.INTERRUPTED, trial=one).last, record(0, RunState.DONE, trial=two).last
+    both = replace(record(0, RunState.DONE), attempts=(first, replace(last, number=2)))
+    [found] = known(search(), {both.id: both})
+    assert found.reports == {1: 1.0, 2: 2.0, 3: 3.0, 4: 40.0}
+
+
+def test_a_sweep_over_a_key_called_trial_is_none_of_a_searchs(tmp_path):
+    other = record(0, RunState.DONE, value=1.0)
+    odd = replace(other, planned=replace(other.planned, run="f" * 12, point={"trial": [1, 2]}))
+    same = replace(other, planned=replace(other.planned, run="e" * 12, point={"trial": 1.0}))
+    assert [each.number for each in known(search(), {each.id: each for each in (odd, same, other)})] == [0]

@@ -75,7 +75,7 @@ def test_the_command_in_a_runs_note_composes_to_that_run_and_no_other(folder, ov
         "overrides": list(experiment.overrides), "choices": dict(experiment.choices), "sweep": experiment.sweep,
     }  # fmt: skip
     for run in {run.id: run for run in (experiment.runs[0], experiment.runs[-1])}.values():
-        record = SimpleNamespace(point=run.point, planned=SimpleNamespace(resources=run.resources))
+        record = SimpleNamespace(given=None, point=run.point, planned=SimpleNamespace(resources=run.resources))
         words = shlex.split(shlex.join(tracking_notes.again(record, header, {})))
         with api.prepare(project, words) as again:
             assert [found.id for found in again.experiment.runs] == [run.id], words
@@ -101,7 +101,7 @@ def test_words_that_need_no_quotes_get_none_for_people():
 
 
 def test_a_data_version_named_by_a_branch_is_pinned_in_the_command():
-    record = SimpleNamespace(point={}, planned=SimpleNamespace(resources=Resources()))
+    record = SimpleNamespace(given=None, point={}, planned=SimpleNamespace(resources=Resources()))
     header = {"overrides": ["experiment=x"], "sweep": {}}
     origin = {"rev": "HEAD", "commit": "abc"}
     assert tracking_notes.again(record, header, origin) == ["experiment=x", "data.version.rev=abc"]

@@ -16,8 +16,13 @@ import time
 _GRACE_SECONDS = 5.0
 
 
+_ending = threading.Event()
+
+
 def _end_with(program: subprocess.Popen[bytes]) -> None:
     status = program.wait()
+    if _ending.is_set():  # what it has started may take longer, and is seen to
+        return
     os._exit(status if status >= 0 else 128 - status)  # the main thread still reads, and is not waited for
 
 
@@ -25,6 +30,7 @@ if __name__ == "__main__":
     started = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     threading.Thread(target=_end_with, args=[started], daemon=True).start()
     sys.stdin.buffer.read()
+    _ending.set()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     time.sleep(_GRACE_SECONDS)

@@ -144,7 +144,12 @@ class _Base:
                 why="a node fills in values, and texts that hold them; it does not compose",
                 fix="search a key that is a plain value, and read it as ${key} only",
             )  # fmt: skip
-        return tuple((at, self._flat(at, readers, keys)) for at in readers if at[0] in (*IDENTITY, *STARTS))
+        if start := _first_of(at for at in readers if at[0] in STARTS):
+            raise ConfigError(
+                f"sweep.optuna: {start} reads what is searched", why="where a run starts is settled before it asks",
+                fix="choose it by a config group that is searched, or search it in a grid",
+            )  # fmt: skip
+        return tuple((at, self._flat(at, readers, keys)) for at in readers if at[0] in IDENTITY)
 
     def _flat(self, at: Path, readers: Mapping[Path, Pieces | None], keys: tuple[str, ...]) -> Pieces:
         """Return the pieces of a leaf, down to searched keys and texts."""

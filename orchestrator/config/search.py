@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +145,7 @@ def _space(raw: Any) -> Mapping[str, Distribution]:
                 f"sweep.optuna: {key} is searched", why="it is settled before a trial starts, for all of them",
                 fix=f"give {key} one value",
             )  # fmt: skip
-        if len(written := [json.dumps(value) for value in each.arguments]) != len(set(written)):
+        if any(value in each.arguments[:place] for place, value in enumerate(each.arguments)):  # 1 and 1.0 are one
             raise ConfigError(f"sweep.optuna: {key} has a choice twice", why="one is enough", fix="remove one")
     return raw
 

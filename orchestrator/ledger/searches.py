@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import StateError
 from orchestrator.layout import LaunchPaths, RunPaths
-from orchestrator.ledger.files import NOT_JSON, damaged, read_json, replace_text
+from orchestrator.ledger.files import NOT_JSON, damaged, read_json
 from orchestrator.spec import Point, Search, Template, Trial
 
 
@@ -36,8 +37,13 @@ def read_values(run: RunPaths) -> Mapping[str, Any] | None:
 
 
 def write_values(run: RunPaths, values: Mapping[str, Any]) -> None:
-    """Write what a trial is given, for all of its attempts."""
-    replace_text(run.trial, json.dumps(values))
+    """Write what a trial is given, for all of its attempts: forced to the disk, before anything is trained with it."""
+    draft = run.trial.with_name(f".{run.trial.name}.draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(values))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(run.trial)
 
 
 def filled(search: Search, point: Point) -> dict[str, Any]:

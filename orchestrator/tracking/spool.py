@@ -183,11 +183,13 @@ class SpoolWriter:
 
     def _put(self, line: bytes) -> None:
         with self._lock:
+            written = 0
             if self._fd is not None and not self._unwritten:
-                line = line[self._write(self._fd, line) :]
-                if not line:  # nearly always, and then the training has waited for no more than that
+                written = self._write(self._fd, line)
+                if written == len(line):  # nearly always, and then the training has waited for no more than that
                     return
-            if self._stop.is_set():
+                line = line[written:]
+            if self._stop.is_set() and not written:
                 self.lost += 1
                 self._warn("%s is closed: records logged from now on are lost", self.path)
                 return

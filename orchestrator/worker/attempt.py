@@ -114,9 +114,8 @@ def _train(
 
     weights, state = (_start(assignment, config.get(key)) for key in STARTS)
     earlier = [assignment.run.attempt(n) for n in range(assignment.wish.history, assignment.wish.attempt)]
-    objective = assignment.header["objective"]
     work = training.Training(
-        config=config, resources=assignment.wish.resources, objective=Objective(**objective) if objective else None,
+        config=config, resources=assignment.wish.resources, objective=_objective(assignment),
         folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
         artifacts=assignment.run.artifacts, resume_from=checkpoints.latest(earlier), weights_from=weights,
         state_from=state, place=assignment.place, conceal=events.conceal, report=trial.reporter(assignment, events),
@@ -126,6 +125,15 @@ def _train(
     with SpoolWriter(path, conceal=events.conceal) as spool:
         logger = SpoolLogger(spool, assignment.run.artifacts)
         return training.train(work, logger=logger, events=events, stop=stop)
+
+
+def _objective(assignment: Assignment) -> Objective | None:
+    """Return what a run is judged by: a trial by what its search looks for, whoever has launched it again."""
+    searched = ledger.read_trial(assignment.launch, assignment.line)
+    if searched and len(searched.search.objectives) == 1:
+        return searched.search.objectives[0]
+    found = assignment.header["objective"]
+    return Objective(**found) if found else None
 
 
 def _start(assignment: Assignment, frozen: start.Start | None) -> Path | None:

@@ -149,9 +149,14 @@ class Prune(Callback):
         self._validations += 1
         value = trainer.callback_metrics.get(self._metric)
         stop = value is not None and trainer.is_global_zero and self._report(self._validations, float(value))
-        if trainer.strategy.broadcast(stop):
+        if trainer.strategy.broadcast(stop) and self._may_end(trainer):
             self.pruned = self._validations
             trainer.should_stop = True
+
+    def _may_end(self, trainer: pl.Trainer) -> bool:
+        """Return whether Lightning would end here: not before `min_epochs` and `min_steps`."""
+        epochs = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
+        return epochs and trainer.global_step >= (trainer.min_steps or 0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations}

@@ -56,13 +56,16 @@ def reporter(assignment: Assignment, events: ledger.EventWriter) -> Report | Non
     study, values = _study(assignment, trial), ledger.read_values(assignment.run)
     if values is None:
         raise ClusterError("the trial has lost its values", why=f"{assignment.run.trial} is gone", fix="orch retry")
-    study.go_on(Asked(**values))
+    try:
+        study.go_on(Asked(**values))
+    except (OrchError, OSError) as error:
+        _log.warning("what the trial has reported before is not known: %s", error)
 
     def report(validation: int, value: float) -> bool:
         try:
             stop, attrs = study.report(validation, value)
-        except (OrchError, OSError) as error:  # the others' records cannot be read: no reason to end a training
-            _log.warning("whether to prune is not decided: %s", error)
+        except Exception as error:  # noqa: BLE001 - neither the others' records nor a pruner may end a training
+            _log.warning("whether to prune is not decided: %r", error)
             stop, attrs = False, {}
         told = value if math.isfinite(value) else None
         events.write("report", validation=validation, value=told, **({"attrs": attrs} if attrs else {}))
