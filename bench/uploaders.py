@@ -1,8 +1,8 @@
 """The uploader: what it costs a job, how fast it brings points to a server, and many of them against one server.
 
 ORCH_BENCH_UPLOADERS says how many (8; 96 takes minutes), in processes of twelve at most, each uploader with a thread, a
-spool and a connection of its own, while four fits take what they can of the machine. Each may take its time: what a
-run's end would have left for `orch ui --once` is to be measured, too.
+spool and a connection of its own, beside four fits that log, and wait for most of a step as if a GPU did it. Each may
+take its time: what a run's end would have left for `orch ui --once` is to be measured, too.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _chunks(count: int, size: int) -> list[range]:
 
 
 _FIT = """
-import itertools, sys
+import itertools, sys, time
 from pathlib import Path
 import torch
 from orchestrator.tracking import SpoolWriter
@@ -131,6 +131,7 @@ spool = SpoolWriter(Path(sys.argv[1]) / "metrics.jsonl")
 for step in itertools.count():
     net(torch.ones(32, 512)).square().mean().backward()
     spool.metrics({"loss": 1.0}, step)
+    time.sleep(0.02)
 """
 
 

@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
 
 from orchestrator import api
 from orchestrator.errors import OrchError, RequestError, TrackingError
@@ -20,7 +20,7 @@ from orchestrator.project import Project
 
 _PERIOD_SECONDS = 5.0
 _START_SECONDS = 180.0
-_STOP_SECONDS = 10.0
+_STOP_SECONDS, _GONE_SECONDS = 10.0, 5.0
 _ONLY_ASKED = 0
 """The signal that is none: it fails where nobody would get it."""
 
@@ -31,8 +31,14 @@ def serve(project: Project, names: Sequence[str], *, port: int) -> int:
     Ctrl-C, SIGTERM and a terminal that is closed stop it. Raises TrackingError if the server ends by itself.
     """
     port = _free_port(port)
+    told = threading.Event()
+
+    def stop(*_: object) -> None:
+        told.set()  # what a library does at that moment may swallow the exception
+        sys.exit(0)
+
     for number in _told_to_stop(signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, stop)
     server = None
     try:
         _sync(project, names)
@@ -45,13 +51,14 @@ def serve(project: Project, names: Sequence[str], *, port: int) -> int:
         _wait_until_up(server, port)
         print(f"http://127.0.0.1:{port}", flush=True)
         _say(f"from another machine: ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}", "Ctrl-C stops it")
-        _sync_while_up(project, names, server)
+        _sync_while_up(project, names, server, told)
     except KeyboardInterrupt:
         return 0
     finally:
         if server is not None:
             with _put_off():
                 _stop(server)
+    return 0
 
 
 def _told_to_stop(*numbers: signal.Signals) -> list[signal.Signals]:
@@ -104,9 +111,12 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int) -> None:
     )  # fmt: skip
 
 
-def _sync_while_up(project: Project, names: Sequence[str], server: subprocess.Popen[bytes]) -> NoReturn:
+def _sync_while_up(
+    project: Project, names: Sequence[str], server: subprocess.Popen[bytes], told: threading.Event
+) -> None:
     while server.poll() is None:
-        time.sleep(_PERIOD_SECONDS)
+        if told.wait(_PERIOD_SECONDS):
+            return
         _sync(project, names)
     raise TrackingError(
         "the MLflow server has ended", why=f"exit status {server.poll()}", fix="orch ui starts it again"
@@ -128,7 +138,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _STOP_SECONDS
     number: int = signal.SIGTERM
     with suppress(ProcessLookupError):
-        while True:
+        while time.monotonic() < deadline + _GONE_SECONDS:  # dead ones may stay for ever, where nobody waits for them
             os.killpg(server.pid, number)  # until there is nobody left
             server.poll()
             time.sleep(0.05)

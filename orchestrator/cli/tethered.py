@@ -28,10 +28,10 @@ def _end_with(program: subprocess.Popen[bytes]) -> None:
 
 if __name__ == "__main__":
     started = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it goes to the whole group: the program's end is waited for
     threading.Thread(target=_end_with, args=[started], daemon=True).start()
     sys.stdin.buffer.read()
     _ending.set()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     time.sleep(_GRACE_SECONDS)
     os.killpg(0, signal.SIGKILL)
