@@ -477,10 +477,9 @@ def _has_gpu() -> bool:
 
 def _run_again(launch: LaunchPaths, record: Record) -> Run:
     line = ledger.read_line(launch, record.planned.index)
-    trial = ledger.read_trial(launch, line)
     return Run(
-        id=record.id, point=record.planned.point, trial=trial,
-        config=trial.search.templates[0].config if trial else ledger.read_config(launch, line),
+        id=record.id, point=record.planned.point, config=ledger.read_config(launch, line),
+        trial=ledger.read_trial(launch, line),
         resources=Resources.from_json(line["resources"]), data_digest=line["data"],
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import space
+from orchestrator.config.sweep import check_count
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.spec import Distribution, Objective, Point
 
@@ -20,7 +21,6 @@ MOST_TEMPLATES = 1_000
 """Choices of config groups, and of values that are more than one leaf, are composed at launch: so many of them."""
 
 _OPTIONS = ("n", "seed", "space", "sampler", "pruner", "objectives")
-_MOST_TRIALS = 100_000
 _ALONE = ("grid", "zip", "list", "random", "seeds", "exclude")
 _SAME_FOR_ALL = ("resources", "task", "init_from", "resume_from")
 _PROBES = (0.5, 0.001, 0.999)
@@ -65,7 +65,8 @@ def define(sweep: Mapping[str, Any], *, replaced: Collection[str], axes: Collect
             f"sweep.optuna stands beside {others[0]}", why="a search decides on all of its points itself",
             fix=f"search {others[0]} too: put it into sweep.optuna.space; or give it one value",
         )  # fmt: skip
-    n, seed = _count("n", raw.get("n"), least=1), _count("seed", raw.get("seed", 0), least=0)
+    n = check_count("sweep.optuna.n", raw.get("n"), least=1)
+    seed = check_count("sweep.optuna.seed", raw.get("seed", 0), least=0)
     wanted = {key: each for key, each in _space(raw.get("space")).items() if key not in replaced}
     if not wanted:
         raise ConfigError(
@@ -171,12 +172,3 @@ def _target(name: str, raw: Any) -> Mapping[str, Any]:
             fix=f"sweep.optuna.seed={raw['seed']}",
         )  # fmt: skip
     return raw
-
-
-def _count(key: str, value: Any, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST_TRIALS:
-        raise ConfigError(
-            f"sweep.optuna.{key} is {value!r}", why=f"it is a whole number from {least} to {_MOST_TRIALS:,}",
-            fix=f"sweep.optuna.{key}=20",
-        )  # fmt: skip
-    return value

@@ -134,8 +134,8 @@ def _random(raw: Mapping[str, Any], drop: set[str]) -> tuple[int, list[dict[str,
     if not isinstance(given, Mapping) or set(given) - set(_RANDOM):
         raise ConfigError(f"sweep.random is {given!r}", why=f"it has {', '.join(_RANDOM)}", fix=_EXAMPLE)
     n, seed, space = {**_RANDOM, **given}.values()
-    _check_count("sweep.random.n", n, least=1)
-    _check_count("sweep.random.seed", seed, least=0)
+    check_count("sweep.random.n", n, least=1)
+    check_count("sweep.random.seed", seed, least=0)
     if not isinstance(space, Mapping) or not space:
         raise ConfigError(
             f"sweep.random.space is {space!r}", why="it says for each key what to draw it from", fix=_EXAMPLE
@@ -153,15 +153,17 @@ def _random(raw: Mapping[str, Any], drop: set[str]) -> tuple[int, list[dict[str,
 def _seeds(raw: Mapping[str, Any]) -> int:
     seeds = raw.get("seeds")
     if seeds is not None:
-        _check_count("sweep.seeds", seeds, least=1)
+        check_count("sweep.seeds", seeds, least=1)
     return seeds or 0
 
 
-def _check_count(key: str, value: Any, *, least: int) -> None:
+def check_count(key: str, value: Any, *, least: int) -> int:
+    """Return a number of points; raise ConfigError for what is no whole number from `least` to MOST_POINTS."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_POINTS:
         raise ConfigError(
             f"{key} is {value!r}", why=f"it is a whole number from {least} to {MOST_POINTS:,}", fix=f"{key}=20"
         )
+    return value
 
 
 def _check_size(blocks: Sequence[Sequence[Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.ledger.files import NOT_JSON, as_object, damaged, make_private, read_json, write_text, writing
-from orchestrator.ledger.searches import filled, read_trial
+from orchestrator.ledger.searches import filled, read_trial, set_leaf
 from orchestrator.process import ProcessId
 from orchestrator.record import Planned
 from orchestrator.spec import Point, Resources, RunId, Search
@@ -182,10 +182,7 @@ def read_config(paths: LaunchPaths, line: Mapping[str, Any], point: Point | None
     config = read_json(paths.base(line["base"]))
     try:
         for path, value in line["set"]:
-            node = config
-            for key in path[:-1]:
-                node = node[key]
-            node[path[-1]] = value
+            set_leaf(config, path, value)
     except (KeyError, TypeError) as error:
         raise damaged(paths.base(line["base"]), f"it has no {error}") from error
     return config

@@ -61,7 +61,7 @@ def filled(search: Search, point: Point) -> dict[str, Any]:
     config: dict[str, Any] = copy.deepcopy(dict(template.config))
     for at, value in {**values, **fills}.items():
         if at[0] in config:
-            _set(config, at, value)
+            set_leaf(config, at, value)
     return config
 
 
@@ -75,7 +75,8 @@ def _joined(pieces: Sequence[Any]) -> Any:
     return pieces[0] if len(pieces) == 1 else "".join(map(str, pieces))
 
 
-def _set(config: dict[str, Any], at: Sequence[str], value: Any) -> None:
+def set_leaf(config: dict[str, Any], at: Sequence[str], value: Any) -> None:
+    """Set the leaf of a config at a path; raises KeyError or TypeError where there is no such place."""
     for key in at[:-1]:
         config = config[key]
     config[at[-1]] = value
