@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data import Manifest, Progress, Staging, Store, resolve, scratch_dir
-from orchestrator.data.holder import Holder
+from orchestrator.data import Manifest, Progress, Staging, Store, objects, resolve, scratch_dir
+from orchestrator.data.copiers import Copiers
+from orchestrator.data.holder import Holder, boot_id
 from orchestrator.data.manifest import Entry
 from orchestrator.data.objects import WRITTEN_NS, Objects
 from orchestrator.data.origin import Arrival
@@ -522,6 +523,30 @@ def test_a_version_may_be_removed_while_another_is_staged_from_its_objects(tmp_p
     store = store_at(root, link=link)
     assert tree(store.stage(second).view) == tree(tmp_path / "data 1")
     assert store_at(root).find(first.digest) is None
+
+
+def test_a_removal_that_looked_before_a_copy_began_leaves_it_what_is_unfinished(store, data, manifest, monkeypatch):
+    copy, removals = objects._copy, [None] * 3
+
+    def remove_and_copy(*arguments):
+        if removals:
+            removals.pop()
+            with monkeypatch.context() as earlier:
+                earlier.setattr(Copiers, "others", lambda *_: [])
+                store_at(store.root).collect(all_idle=True)
+        return copy(*arguments)
+
+    monkeypatch.setattr(objects, "_copy", remove_and_copy)
+    assert tree(store.stage(manifest).view) == tree(data)
+
+
+def test_what_is_unfinished_and_nobodys_goes_with_the_rest(store, manifest):
+    store.stage(manifest).release()
+    place = Path(Objects(store.root / "objects", boot_id()).place(manifest.entries[0].hash))
+    left = place.with_name(f".{Holder.current().nonce}.{place.name}")
+    left.write_bytes(b"half")
+    store.collect(all_idle=True)
+    assert not left.exists()
 
 
 def test_objects_that_vanish_again_and_again_end_in_an_error(tmp_path, manifest):

@@ -85,6 +85,10 @@ class Copiers:
         found = _holders(self.root / "work")
         return [other for other in found if other != holder and other.alive(self.ask) is not False]
 
+    def at_work(self, nonce: str) -> bool:
+        """Return whether the process of that nonce has unfinished work here, dead or alive."""
+        return any(holder.nonce == nonce for holder in _holders(self.root / "work"))
+
     def write_progress(self, holder: Holder, progress: Progress) -> None:
         try:
             (self.work(holder) / "progress.json").write_text(json.dumps(asdict(progress)))

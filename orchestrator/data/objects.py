@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,10 +76,11 @@ class Objects:
         """Return what all objects take, as a walk over all of them finds it."""
         return sum(status.st_size for _, status in self._all())
 
-    def remove_unlinked(self) -> None:
-        """Remove all objects that nothing links to."""
+    def remove_unlinked(self, at_work: Callable[[str], bool]) -> None:
+        """Remove all objects that nothing links to, and what is unfinished of takers that are not `at_work`."""
         for path, status in self._all():
-            if status.st_nlink == 1:
+            taker = path.name[1:].partition(".")[0] if path.name.startswith(".") else None
+            if status.st_nlink == 1 and not (taker and at_work(taker)):
                 path.unlink(missing_ok=True)
 
     def boots(self) -> list[str]:

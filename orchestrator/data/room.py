@@ -142,9 +142,12 @@ class Room:
         return gone, freed
 
     def remove_unlinked(self, holder: Holder | None = None) -> None:
-        """Remove objects that are in no view. A live copier's may be among them: then let it be."""
+        """Remove objects that are in no view. A live copier's may be among them: then let it be.
+
+        One may begin at this moment: it copies again what is gone, and what it has not finished yet stays.
+        """
         if not self.copiers.others(holder):
-            self.objects.remove_unlinked()
+            self.objects.remove_unlinked(self.copiers.at_work)
 
     def full(self, why: str) -> DataError:
         """Return the error for a disk that was full before it was expected."""
