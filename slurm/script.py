@@ -22,6 +22,8 @@ from orchestrator.slurm.options import TEXTS, SlurmOptions
 from orchestrator.spec import Resources
 
 _TEARDOWN_SECONDS = 120
+_UNREACHED = "srun: error: Unable to (confirm allocation|create step).*(contact|timed out|refused|Zero Bytes)"
+"""What srun says, as grep -E reads it, when slurmctld did not answer and so nothing was started."""
 FOLDER = "submitit"
 """In a launch's folder, see LaunchPaths."""
 
@@ -148,6 +150,7 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
 
     The trap leaves a file with the exit status of a job that failed by itself, however early. Then, where something
     waits for room, it hands that over: the run has said its last word by then, and nothing here changes the status.
+    A job that begins while slurmctld is being restarted waits for it: srun alone gives up after nine seconds.
     """
     task = '"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"'
     here = shlex.quote(str(folder))
@@ -165,9 +168,27 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
         "}",
         "trap orch_end EXIT",
         *options.setup,
+        *_patient_srun(f"{here}/{task}.out"),
         *(f"export {key}={shlex.quote(value)}" for key, value in own.items()),
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
         f"ln -sf {pickle_name(array)} {here}/{task}_submitted.pkl",
+    ]
+
+
+def _patient_srun(log: str) -> list[str]:
+    """Return an srun that tries again where slurmctld did not answer; `log` is the job's own output, quoted."""
+    return [
+        "srun() {",
+        "  local pause=5 from status",
+        "  while :; do",
+        f"    from=$(stat -c %s {log} 2>/dev/null || echo 0) status=0",
+        '    command srun "$@" || status=$?',
+        "    [ $status = 0 ] && return",
+        f'    tail -c +$((from + 1)) {log} | grep -E "{_UNREACHED}" > /dev/null || return $status',
+        '    echo "orch: slurmctld does not answer; srun is tried again in $pause s" >&2',
+        "    sleep $pause; pause=$((pause < 30 ? pause * 2 : 60))",
+        "  done",
+        "}",
     ]
 
 

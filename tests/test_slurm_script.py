@@ -53,6 +53,20 @@ PYTHONPATH='/home/you/it'"'"'s runs/digits/code/abc/tree' PYTHONSAFEPATH=1 timeo
 orchestrator.slurm.teardown '/home/you/it'"'"'s runs' >> '/home/you/it'"'"'s runs/digits/launches/0007/submitit'/teardown.out 2>&1
 }
 trap orch_end EXIT
+srun() {
+  local pause=5 from status
+  while :; do
+    from=$(stat -c %s '/home/you/it'"'"'s runs/digits/launches/0007/submitit'/"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID".out \
+2>/dev/null || echo 0) status=0
+    command srun "$@" || status=$?
+    [ $status = 0 ] && return
+    tail -c +$((from + 1)) \
+'/home/you/it'"'"'s runs/digits/launches/0007/submitit'/"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID".out | \
+grep -E "srun: error: Unable to (confirm allocation|create step).*(contact|timed out|refused|Zero Bytes)" > /dev/null || return $status
+    echo "orch: slurmctld does not answer; srun is tried again in $pause s" >&2
+    sleep $pause; pause=$((pause < 30 ? pause * 2 : 60))
+  done
+}
 export PYTHONPATH='/home/you/it'"'"'s runs/digits/code/abc/tree'
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
@@ -178,7 +192,7 @@ def test_setup_lines_stand_before_our_own_and_after_the_trap():
     first = lines.index("module load cuda/12")
     assert lines[first - 1].startswith("trap ")
     assert lines[first + 1] == "source ~/env/bin/activate"
-    assert lines[first + 2].startswith("export PYTHONPATH=")
+    assert lines[first + 2] == "srun() {"
 
 
 @pytest.mark.parametrize(("need", "option"), [
@@ -276,6 +290,41 @@ def test_a_shell_makes_of_the_setup_lines_what_was_meant(name, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["5_0.exit", "5_0_submitted.pkl"]
     assert (folder / "5_0.exit").read_text() == "7\n"
     assert [path.name for path in tmp_path.iterdir() if path.name != "srun"] == ["submit"]
+
+
+CLOSED = "srun: error: Unable to confirm allocation for job 5: Unable to contact slurm controller (connect failure)"
+TIMED_OUT = "srun: error: Unable to create step for job 5: Socket timed out on send/recv operation"
+FAILED = "srun: error: n0: task 0: Exited with exit code 1"
+NO_SUCH = "srun: error: Unable to create step for job 5: Invalid generic resource (gres) specification"
+
+
+@pytest.mark.parametrize("strict", ["", "set -eu -o pipefail"])
+@pytest.mark.parametrize(("said", "times", "status"), [
+    ([CLOSED, TIMED_OUT, ""], 3, 0), ([CLOSED, FAILED], 2, 1), ([FAILED], 1, 1), ([NO_SUCH], 1, 1), ([""], 1, 0),
+])  # fmt: skip
+def test_srun_is_tried_again_only_where_nothing_was_started(said, times, status, strict, tmp_path):
+    """`said` are its last words, time after time; none: it did well."""
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    (folder / "5_0.out").write_text(f"{CLOSED}\n")  # of an earlier attempt of this job
+    for number, words in enumerate(said):
+        (folder / f"said.{number}").write_text(words)
+    array = script.Array(shape=SHAPE, offset=0, indices=(0,))
+    fake = """
+cd "$(dirname "$0")"; echo "$*" >> called
+said=$(cat "said.$(($(wc -l < called) - 1))"); echo "$said" >&2; [ -z "$said" ]"""
+    (folder / "srun").write_text(f"#!/bin/bash{fake}\n")
+    (folder / "sleep").write_text("#!/bin/bash\n")
+    for program in ("srun", "sleep"):
+        (folder / program).chmod(0o755)
+    env = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0",
+           "SLURM_CPUS_PER_TASK": "1"}  # fmt: skip
+    lines = [*script.setup(array, SlurmOptions(setup=(strict,), nodes_may_submit=False), folder), "srun -n 'a b'"]
+    with (folder / "5_0.out").open("a") as log:
+        found = subprocess.call(["bash", "-c", "\n".join(lines)], cwd=tmp_path, env=env, stdout=log, stderr=log)
+    assert found == status
+    assert (folder / "called").read_text() == "-n a b\n" * times
+    assert (folder / "5_0.out").read_text().count("slurmctld does not answer") == times - 1
 
 
 @pytest.mark.parametrize("value", ["it's", 'say "hi"', "$(x)", "`x`", "a  b", "ü ✓", "a; b | c > d", "#no", "\u2028"])

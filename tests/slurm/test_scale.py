@@ -90,8 +90,13 @@ def wait_until_begun(bench, count):
         found = len(os.listdir(folder)) if folder.exists() else 0
         if found != seen:
             seen, since = found, time.monotonic()
-        assert time.monotonic() - since < STILL_SECONDS, f"{seen} of {count} runs have begun, and no more do"
+        assert time.monotonic() - since < STILL_SECONDS, f"{seen} of {count} runs have begun, and no more do; {queue()}"
         time.sleep(0.5)
+
+
+def queue():
+    """Return what Slurm says of the jobs that are left."""
+    return output("scontrol", "--oneliner", "show", "jobs")
 
 
 def wait_for_end(bench):

@@ -65,6 +65,24 @@ def gate(tmp_path):
     gate.open()
 
 
+def test_a_run_that_begins_while_slurmctld_is_restarted_waits_for_it(slurm, tmp_path):
+    begins = tmp_path / "the job may call srun"
+    bench = bench_of(tmp_path, nodelist="n0", setup=[f"while [ ! -e '{begins}' ]; do sleep 0.1; done"])
+    run = scripted()
+    paths = bench.launch([run]).paths
+    (job,) = jobs_of(paths)
+    wait_for(lambda: output("squeue", "--noheader", "--format=%T", f"--jobs={job.id}") == "RUNNING", "the job to begin")
+    output("scontrol", "shutdown", "slurmctld")
+    wait_for(lambda: slurm.status()["slurmctld"] == "stopped", "slurmctld to be gone")
+    begins.touch()
+    (log,) = paths.path.glob("submitit/*_0.out")
+    wait_for(lambda: "srun is tried again" in log.read_text(), "srun to give up")
+    slurm.restore("slurmctld")
+    wait_for_end(bench)
+    assert states(bench, [run]) == [RunState.DONE]
+    assert len(bench.played()) == 1
+
+
 @pytest.mark.parametrize("program", ["squeue", "scontrol"])
 def test_a_slurm_that_does_not_answer_is_unknown_and_nothing_is_started(program, bench, gate, tmp_path, monkeypatch):
     runs = [scripted(gate.script(), seed=seed) for seed in range(2)]
