@@ -780,14 +780,15 @@ def open_in_store(project: Project, name: str) -> bool:
     return any((cancelled[record.task[0]] / record.id).exists() for record in waiting)
 
 
-def register(project: Project, name: str) -> str | None:
+def register(project: Project, name: str, *, model: str | None = None) -> str | None:
     """Register the best run's model if the experiment wants it, all runs have ended, and it is not registered yet.
 
-    Returns what was done, in words. The model is built and loaded in a process of its own, with the run's own code.
-    Raises TrackingError where that fails.
+    `model` asks for it where no launch of it did. Returns what was done, in words. The model is built and loaded in a
+    process of its own, with the run's own code. Raises TrackingError where that fails.
     """
     from orchestrator.registering import register as act
     from orchestrator.registering import wanted
 
-    wish = wanted(read(project, name)) if _tracking(project.runs.experiment(name)).get("register") else None
+    asked = model or _tracking(project.runs.experiment(name)).get("register")
+    wish = wanted(read(project, name), model=model) if asked else None
     return act(wish, store_of(project, name)) if wish else None

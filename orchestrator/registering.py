@@ -50,10 +50,13 @@ class Wish:
     import_path: tuple[str, ...]
 
 
-def wanted(book: Ledger) -> Wish | None:
-    """Return what an experiment wants registered now: None before all its runs have ended, or without a best one."""
+def wanted(book: Ledger, *, model: str | None = None) -> Wish | None:
+    """Return what an experiment wants registered now: None before all its runs have ended, or without a best one.
+
+    As which model, its last launch says, or `model`.
+    """
     header = book.launches[-1].header
-    name, objective = header["tracking"].get("register"), tracking_notes.objective_of(header)
+    name, objective = model or header["tracking"].get("register"), tracking_notes.objective_of(header)
     if not name or objective is None or any(record.state.active for record in book.records.values()):
         return None
     found = tracking_notes.best(book.shown, objective)

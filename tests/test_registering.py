@@ -132,6 +132,20 @@ def test_registering_again_does_nothing_and_one_that_was_interrupted_goes_on(pro
     assert len(store.search_logged_models([store.get_run(after.run_id).info.experiment_id])) == 1
 
 
+def test_a_launch_that_finds_nothing_to_do_registers_what_is_asked_for_now(project, store):
+    (project.folder / "users_net.py").write_text(NET)
+    argv = [sys.executable, "-m", "orchestrator", "launch", "experiment=nets", "tracking.register=later"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for told in ("is version 1 of the registered model later", "nothing to do"):
+        done = subprocess.run(argv, cwd=project.folder, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert told in done.stderr + done.stdout
+    (project.folder / "users_net.py").unlink()
+    (version,) = store.search_model_versions("name='later'")
+    (first,) = store.search_model_versions("name='my net'")
+    assert version.tags == first.tags
+
+
 def test_two_that_register_at_the_same_moment_leave_one_version(project, store):
     wish = wanted(api.read(project, "nets"))
     registry = Registry(store=api.store_of(project, "nets"))

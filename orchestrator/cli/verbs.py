@@ -85,6 +85,9 @@ def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, r
     if launched.paths is None:
         book = api.read(project, name)
         _say(f"{name}: nothing to do; {render.states(book)}")
+        model, tracking = prepared.experiment.tracking.get("register"), book.launches[-1].header["tracking"]
+        if model and tracking["kind"] != "none" and tracking.get("register") != model:
+            _sync(project, name, model=model)  # no job does: they were launched before it was asked for
         return _status_of(book.records.values())
     number = launched.paths.number
     runs = len(to_do(launched.steps))
@@ -442,12 +445,12 @@ def ui(arguments: Namespace) -> int:
     return status
 
 
-def _sync(project: Project, name: str) -> int:
+def _sync(project: Project, name: str, *, model: str | None = None) -> int:
     """Sync one experiment and say so. A server that is down holds up no other."""
     try:
         report = api.sync(project, name)
         _say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
-        if done := api.register(project, name):
+        if done := api.register(project, name, model=model):
             _say(f"{name}: {done}")
     except OrchError as error:
         _say(f"error: {error}")
