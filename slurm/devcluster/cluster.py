@@ -276,7 +276,8 @@ class DevCluster:
             self._await(name)
 
     def _start_accounting(self) -> None:
-        _install_database(self._paths.database)
+        self._paths.database_tmp.mkdir(exist_ok=True)
+        _install_database(self._paths.database, self._paths.database_tmp)
         for name in ("mariadbd", "slurmdbd"):
             self._launch(name)
             self._await(name)
@@ -409,13 +410,13 @@ def _make_gpus(devices: list[Path]) -> None:
             os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # another /dev/null
 
 
-def _install_database(folder: Path) -> None:
-    """Make an empty database, whole or not at all."""
+def _install_database(folder: Path, tmp: Path) -> None:
+    """Make an empty database, whole or not at all; `tmp` is for its temporary tables."""
     if folder.exists():
         return
     with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
         made = Path(draft) / "data"
-        settings = ["--user=root", f"--datadir={made}", "--skip-test-db", "--skip-name-resolve"]
+        settings = ["--user=root", f"--datadir={made}", f"--tmpdir={tmp}", "--skip-test-db", "--skip-name-resolve"]
         try:
             run(["mariadb-install-db", "--no-defaults", *settings, *daemons.MARIADB_IS_SMALL], timeout_s=_START_SECONDS)
         except ProgramError as error:

@@ -69,8 +69,9 @@ def _files(paths: ClusterPaths) -> tuple[tuple[str, str], ...]:
 
 def mariadbd(paths: ClusterPaths) -> Daemon:
     settings = (
-        f"--datadir={paths.database}", f"--socket={paths.database_socket}", f"--pid-file={paths.root}/mariadbd.pid",
-        "--user=root", "--skip-networking", "--innodb-lock-wait-timeout=900", *MARIADB_IS_SMALL,
+        f"--datadir={paths.database}", f"--tmpdir={paths.database_tmp}", f"--socket={paths.database_socket}",
+        f"--pid-file={paths.root}/mariadbd.pid", "--user=root", "--skip-networking", "--innodb-lock-wait-timeout=900",
+        *MARIADB_IS_SMALL,
     )  # fmt: skip
     return Daemon(name="mariadbd", argv=("mariadbd", "--no-defaults", *settings), output=paths.output("mariadbd"))
 

@@ -140,6 +140,11 @@ class ClusterPaths:
         return self.root / "mariadb"
 
     @property
+    def database_tmp(self) -> Path:
+        """The database's own: one that starts empties its folder, and would take another's tables from it."""
+        return self.root / "mariadb-tmp"
+
+    @property
     def database_socket(self) -> Path:
         return self.root / "mariadb.sock"
 

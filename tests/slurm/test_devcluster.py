@@ -16,8 +16,8 @@ from real_slurm import job_state, output, processes_of, processes_with, submit, 
 
 from orchestrator.errors import ClusterError, RequestError, StateError
 from orchestrator.process import ProcessId
-from orchestrator.slurm.devcluster import DevCluster, NodeState, Options, available, render
-from orchestrator.slurm.devcluster.cluster import shares
+from orchestrator.slurm.devcluster import DevCluster, NodeState, Options, available, daemons, render
+from orchestrator.slurm.devcluster.cluster import _install_database, shares
 from orchestrator.slurm.devcluster.node import Node, argv, from_json, mounts
 from orchestrator.slurm.devcluster.options import ClusterPaths, Ports
 
@@ -379,6 +379,18 @@ def test_accounting_remembers_how_jobs_ended(accounted_slurm, tmp_path):
         return output("sacct", "-XnP", f"--jobs={','.join(jobs)}", "--format=State,ExitCode").split()
 
     wait_for(lambda: states() == ["COMPLETED|0:0", "FAILED|3:0"])
+
+
+@pytest.mark.slurm
+def test_a_database_that_starts_takes_no_temporary_tables_from_another(accounted_slurm, tmp_path):
+    others = Path(tempfile.gettempdir(), f"#sql-temptable-{os.getpid():x}-1-1.frm")
+    others.touch()
+    try:
+        _install_database(tmp_path / "database", tmp_path)
+        assert others.exists()
+    finally:
+        others.unlink(missing_ok=True)
+    assert f"--tmpdir={PATHS.database_tmp}" in daemons.mariadbd(PATHS).argv
 
 
 @pytest.mark.slurm
