@@ -13,13 +13,16 @@ from orchestrator.config import schema
 
 sys.path.append(str(CHECKOUT / "tests"))
 
+import many_uploaders
 from faulty_server import MlflowServer, Proxy
+
+__all__ = ["MlflowServer", "Proxy", "many_uploaders", "proxied", "server", "tracking"]
 
 
 @contextmanager
-def server(box: Sandbox) -> Iterator[MlflowServer]:
+def server(box: Sandbox, *, connections: int = 0) -> Iterator[MlflowServer]:
     say("starting an MLflow server")
-    made = MlflowServer(box.folder / "server")
+    made = MlflowServer(box.folder / "server", connections=connections)
     try:
         made.start()
         yield made

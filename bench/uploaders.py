@@ -1,8 +1,9 @@
 """The uploader: what it costs a job, how fast it brings points to a server, and many of them against one server.
 
-ORCH_BENCH_UPLOADERS says how many (8; 96 takes minutes), in processes of twelve at most, each uploader with a thread, a
-spool and a connection of its own, beside four fits that log, and wait for most of a step as if a GPU did it. Each may
-take its time: what a run's end would have left for `orch ui --once` is to be measured, too.
+ORCH_BENCH_UPLOADERS says how many (96), in processes of twelve at most, each uploader with a thread, a spool and
+connections of its own, beside four fits that log, and wait for most of a step as if a GPU did it. Each may take its
+time: what a run's end would have left for `orch ui --once` is to be measured, too. The server may have as many
+connections to its database as its threads can need (docs/how-to/tracking.md).
 """
 
 from __future__ import annotations
@@ -18,34 +19,20 @@ from mlflow.entities import Metric
 from bench.measure import Row, in_turns, say
 from bench.records import make_experiment
 from bench.sandbox import PYTHON, Sandbox
-from bench.servers import server, tracking
+from bench.servers import many_uploaders, server, tracking
 from orchestrator.layout import ExperimentPaths
 from orchestrator.tracking import SpoolWriter
 
-_COUNT = int(os.environ.get("ORCH_BENCH_UPLOADERS", "8"))
-_THREADS = 12
+_COUNT = int(os.environ.get("ORCH_BENCH_UPLOADERS", "96"))
 _POINTS = 10_000
 _POINTS_EACH = 2_000
 _ROUNDS = 3
 _FITS = 4
 _END_SECONDS = 3_000
-_MANY = """
-import sys, threading
-from pathlib import Path
-from orchestrator.uploader import Carrier, Source
-closed = threading.Event(); closed.set()
-done = []
-def carry(index):
-    done.append(Carrier(Source.of(Path(sys.argv[1]), index)).carry(closed))
-threads = [threading.Thread(target=carry, args=(int(i),)) for i in sys.argv[2:]]
-for t in threads: t.start()
-for t in threads: t.join()
-sys.exit(0 if len(done) == len(threads) and all(done) else 1)
-"""
 
 
 def rows(box: Sandbox) -> list[Row]:
-    with server(box) as mlflow:
+    with server(box, connections=many_uploaders.CONNECTIONS) as mlflow:
         return [_alone(box), *_throughput(box, mlflow.address), _many(box, mlflow.address)]
 
 
@@ -103,9 +90,7 @@ def _many(box: Sandbox, address: str) -> Row:
     say(f"uploaders: {_COUNT} at once, and {_FITS} fits")
     fits = [subprocess.Popen([PYTHON, "-c", _FIT, str(box.folder / f"fit{i}")], env=_env(box)) for i in range(_FITS)]
     began = time.perf_counter()
-    groups = [[str(index) for index in group] for group in _chunks(_COUNT, _THREADS)]
-    argv = [PYTHON, "-c", _MANY, str(paths.launch(1).path)]
-    started = [subprocess.Popen([*argv, *group], env=_env(box), stderr=subprocess.DEVNULL) for group in groups]
+    started = many_uploaders.start(paths.launch(1).path, _COUNT, _env(box))
     statuses = [process.wait() for process in started]
     took = time.perf_counter() - began
     for fit in fits:

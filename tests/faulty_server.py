@@ -21,11 +21,15 @@ _HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive", "server", "date
 
 
 class MlflowServer:
-    """`mlflow server` on loopback, over SQLite unless another backend is given; it can be killed and frozen."""
+    """`mlflow server` on loopback, over SQLite unless another backend is given; it can be killed and frozen.
 
-    def __init__(self, folder: Path, *, backend: str = "") -> None:
+    `connections` are how many it may have to its database; 0: as many as MLflow's default, 15.
+    """
+
+    def __init__(self, folder: Path, *, backend: str = "", connections: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._port = folder, _free_port()
+        self._env = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": str(connections)} if connections else {}
         self._argv = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
             "--workers", "1", "--backend-store-uri", backend or f"sqlite:///{folder / 'mlflow.db'}",
@@ -37,7 +41,8 @@ class MlflowServer:
     def start(self) -> None:
         """Start it, again after `kill`, and return once it answers."""
         env = {
-            **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+            **os.environ, **self._env,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
             "XDG_STATE_HOME": str(self._folder),  # it is no process of the test in which it happens to be started
         }  # fmt: skip
         with (self._folder / "log").open("ab") as log:

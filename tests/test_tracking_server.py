@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+import many_uploaders
 import pytest
 from faulty_server import MlflowServer, Proxy
 from mlflow import MlflowClient
@@ -18,6 +20,7 @@ from mlflow.entities import Run, ViewType
 from postgres import postgresql
 from processes import of_this_test, wait_for
 
+from bench.records import make_experiment
 from orchestrator import api
 from orchestrator.config import schema
 from orchestrator.errors import ConfigError, TrackingError
@@ -419,6 +422,43 @@ def holds_what_the_spools_hold(bench: Bench, server: str) -> None:
         spools = [spool for attempt in attempts for spool in (attempt.metrics, *attempt.system_metrics())]
         assert stored(server, found[run_id]) == spooled(*spools)
         assert any(key.startswith("system/") for key, _, _ in spooled(*spools))
+
+
+@pytest.mark.parametrize("database", [nullcontext, postgresql])
+def test_96_uploaders_beside_four_trainings_lose_and_double_nothing(database, tmp_path):
+    with database() as backend:
+        server = MlflowServer(tmp_path / "server", backend=backend or "", connections=many_uploaders.CONNECTIONS)
+        try:
+            server.start()
+            _carry_96(server, tmp_path)
+        finally:
+            server.kill()
+
+
+def _carry_96(server: MlflowServer, tmp_path: Path) -> None:
+    options = tracking(server.address, "spools", end_seconds=600, system_metrics=1)
+    paths = make_experiment(tmp_path / "runs", "spools", 96, running=96, tracking=options)
+    for run in paths.runs.iterdir():
+        write(run / "a001" / "metrics.jsonl", 0, 200)
+    desk = Workstation(cpus=4)
+    fed = Bench(paths=paths, kind="workstation", cluster=desk, tracking=options)
+    trained = Bench(
+        paths=ExperimentPaths(tmp_path / "runs" / "trained"), kind="workstation", cluster=desk,
+        tracking={**options, "experiment": "trained"},
+    )  # fmt: skip
+    trained.launch([scripted({"steps": 200, "seconds": 0.05}, seed=seed) for seed in range(4)], worker=WORKER)
+    wait_for(lambda: len(trained.played()) == 4, "the trainings to begin")
+    started = many_uploaders.start(paths.launch(1).path, 96, os.environ)
+    assert [process.wait() for process in started] == [0] * len(started)
+    found = children(server.address, fed)
+    assert len({child.data.tags["orch.run"] for child in found}) == len(found) == 96
+    for child in found:
+        spool = paths.run(child.data.tags["orch.run"]).attempt(1).metrics
+        assert stored(server.address, child) == spooled(spool) != set()
+    wait_for(lambda: ended(trained), "the trainings to end")
+    wait_for(lambda: not uploaders(), "the uploaders to end")
+    assert all(record.state is RunState.DONE for record in trained.records().values())
+    holds_what_the_spools_hold(trained, server.address)
 
 
 # --- options ------------------------------------------------------------------------------------------------
