@@ -2,10 +2,11 @@
 
 One process trains: blocks of steps that are logged, with the uploader at work, alternate with blocks that are not, in
 which the uploader is stopped. So both see the same machine within a second, and all that the uploader does falls into
-the blocks that it is blamed for. Metrics are logged every 50th step, as Lightning's trainer does by default, and in a
-row of its own at every step. Server, proxy and uploader are processes of their own. The uploader has loaded MLflow
-by then, and tried to send once: that is paid once per attempt, and told in CPU-seconds by the benchmark of the
-uploaders. Afterwards the server works again, and must get everything.
+the blocks that it is blamed for. Metrics are logged every 50th step, as Lightning's trainer does by default, and in rows
+of their own at every step: with a server that works, and so on this machine, too, and with one that is down. Server,
+proxy and uploader are processes of their own. The uploader has loaded MLflow by then, and tried to send once: that is
+paid once per attempt, and told in CPU-seconds by the benchmark of the uploaders. Afterwards the server works again, and
+must get everything.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from orchestrator.tracking.logger import SpoolLogger
 _PAIRS = 100
 _BLOCK_STEPS = 50  # 5,000 steps of each kind
 _STEP_SECONDS = 0.004
-_FAULTS = (None, "down", "frozen", "slow", "500", "413")
 _EVERY = 50  # `log_every_n_steps`, as it is unless somebody sets it
+_FAULTS = (None, "down", "frozen", "slow", "500", "413")
+_CASES = (*((fault, _EVERY) for fault in _FAULTS), (None, 1), ("down", 1))
 _START_SECONDS, _LOADED_SECONDS = 60.0, 0.5
 _METRICS = {"train/loss": 0.5, "train/acc": 0.9, "lr": 1e-3, "grad_norm": 1.5}
 
@@ -46,15 +48,13 @@ _METRICS = {"train/loss": 0.5, "train/acc": 0.9, "lr": 1e-3, "grad_norm": 1.5}
 def rows(box: Sandbox) -> list[Row]:
     with server(box) as mlflow:
         found = []
-        for fault in _FAULTS:
+        for fault, every in _CASES:
             with proxied(mlflow) as proxy:
-                found.append(_row(box, proxy, fault, mlflow.address))
-        with proxied(mlflow) as proxy:
-            found.append(_row(box, proxy, None, mlflow.address, every=1))
+                found.append(_row(box, proxy, fault, mlflow.address, every=every))
     return found
 
 
-def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str, *, every: int = _EVERY) -> Row:
+def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str, *, every: int) -> Row:
     name = f"a server that {'works' if fault is None else f'is {fault}' if fault.isalpha() else f'answers {fault}'}"
     name += "" if every == _EVERY else f", logged every {every}"
     say(f"steps: {name}")

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from desks import Desk
 from mlflow import MlflowClient
-from processes import ROOT, supervisors, wait_for
+from processes import supervisors, wait_for
 
-from orchestrator import ledger
-from orchestrator.api import observers
-from orchestrator.layout import ExperimentPaths
 from orchestrator.record import RunState
 
 NETS = """
@@ -62,31 +58,12 @@ sweep:
 """
 
 
-class Desk:
-    """A project's folder, and what is typed there."""
-
+class SearchDesk(Desk):
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        (folder / "conf" / "experiment").mkdir(parents=True)
-        (folder / "nets.py").write_text(NETS)
-        (folder / "conf" / "experiment" / "bowl.yaml").write_text(EXPERIMENT)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        argv = [sys.executable, "-m", "orchestrator", *words]
-        return subprocess.Popen(argv, cwd=self.folder, env=self.env, text=True, **pipes)
-
-    def orch(self, *words: str, status: int = 0) -> str:
-        process = self.start(*words)
-        said, told = process.communicate()
-        assert process.returncode == status, f"{words}: {process.returncode}\n{said}\n{told}"
-        return said + told
+        super().__init__(folder, nets=NETS, experiments={"bowl": EXPERIMENT})
 
     def trials(self, name: str = "bowl"):
-        """Return the records of a search's trials, in the order of their numbers."""
-        book = ledger.read(ExperimentPaths(self.folder / "runs" / name), observers())
-        return sorted(book.records.values(), key=lambda record: record.planned.point["trial"])
+        return super().trials(name)
 
     def points(self, name: str = "bowl"):
         return [dict(record.point) for record in self.trials(name)]
@@ -98,7 +75,7 @@ def desk(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("OMP_NUM_THREADS", "1")
-        desk = Desk(tmp_path_factory.mktemp("desk"))
+        desk = SearchDesk(tmp_path_factory.mktemp("desk"))
         desk.orch("launch", "experiment=bowl")
         yield desk
 
@@ -135,7 +112,7 @@ def test_more_trials_go_on_with_the_same_search_and_nothing_is_run_twice(desk):
 
 def test_one_at_a_time_takes_the_same_course_again(desk):
     """In another place, and though the first was stopped in the middle: with two launches of it."""
-    again = Desk(desk.folder.with_name("again"))
+    again = SearchDesk(desk.folder.with_name("again"))
     again.orch("launch", "experiment=bowl", "sweep.optuna.n=8")
     assert again.points() == desk.points()
     assert [record.reason for record in again.trials()] == [record.reason for record in desk.trials()]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from processes import ROOT, wait_for
+from desks import Desk
+from processes import wait_for
 
-from orchestrator import api, ledger
-from orchestrator.api import observers
+from orchestrator import api
 from orchestrator.errors import RequestError
 from orchestrator.layout import ExperimentPaths
 from orchestrator.project import find_project
@@ -58,28 +55,12 @@ tracking: {kind: none}
 """
 
 
-class Desk:
-    """A project's folder, and what is typed there."""
+class TuningDesk(Desk):
+    """One with experiments of which each can go on from the other's weights."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        (folder / "conf" / "experiment").mkdir(parents=True)
-        (folder / "nets.py").write_text(NETS)
-        for name in ("pretrain", "tune"):
-            (folder / "conf" / "experiment" / f"{name}.yaml").write_text(EXPERIMENT.format(name=name))
-        (folder / "conf" / "experiment" / "play.yaml").write_text(PLAY)
-
-    def start(self, *words: str, played: bool = False) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "orchestrator.testing" if played else "orchestrator", *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen(argv, cwd=self.folder, env=self.env, text=True, **pipes)
-
-    def orch(self, *words: str, status: int = 0, played: bool = False) -> str:
-        process = self.start(*words, played=played)
-        said, _ = process.communicate()
-        assert process.returncode == status, f"{words}: {process.returncode}\n{said}"
-        return said
+        tuned = {name: EXPERIMENT.format(name=name) for name in ("pretrain", "tune")}
+        super().__init__(folder, nets=NETS, experiments={**tuned, "play": PLAY})
 
     def drafted(self, name: str, *words: str):
         """Return the only run of an experiment as it would be launched."""
@@ -87,10 +68,6 @@ class Desk:
         with api.prepare(project, [f"experiment={name}", *words]) as prepared:
             [run] = prepared.experiment.runs
             return run
-
-    def records(self, name: str):
-        book = ledger.read(ExperimentPaths(self.folder / "runs" / name), observers())
-        return list(book.records.values())
 
     def only(self, name: str):
         [record] = self.records(name)
@@ -108,7 +85,7 @@ def desk(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        desk = Desk(tmp_path_factory.mktemp("it's a desk"))
+        desk = TuningDesk(tmp_path_factory.mktemp("it's a desk"))
         desk.orch("launch", "experiment=pretrain")
         yield desk
 
@@ -208,7 +185,7 @@ def test_a_start_is_frozen_by_its_whole_id_and_changes_no_other_id(desk):
 @pytest.fixture
 def play(tmp_path, tidy):
     """A desk whose runs are scripted: `gate` lets those of `first` end."""
-    return Desk(tmp_path / "it's another desk")
+    return TuningDesk(tmp_path / "it's another desk")
 
 
 def launch_first(play, *words):

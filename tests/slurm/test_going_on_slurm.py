@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
-from processes import ROOT
+from desks import Desk
 from real_slurm import output, wait_for
 
-from orchestrator import ledger
-from orchestrator.api import observers
-from orchestrator.layout import ExperimentPaths
 from orchestrator.record import RunState
 
 pytestmark = pytest.mark.slurm
@@ -39,50 +32,32 @@ cluster: {nodes_may_submit: false}
 
 @pytest.fixture
 def desk(slurm, tmp_path):
-    folder = tmp_path / "it's a desk"
-    (folder / "conf" / "experiment").mkdir(parents=True)
-    (folder / "nets.py").write_text(NETS)
-    (folder / "conf" / "experiment" / "train.yaml").write_text(TRAIN)
-
-    def orch(*words, status=0):
-        argv = [sys.executable, "-m", "orchestrator", *words]
-        done = subprocess.run(
-            argv, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    orch.folder = folder
-    return orch
-
-
-def records(desk, name):
-    return list(ledger.read(ExperimentPaths(desk.folder / "runs" / name), observers()).records.values())
+    return Desk(tmp_path / "it's a desk", nets=NETS, experiments={"train": TRAIN})
 
 
 def launched(desk, name, *words):
-    return desk("launch", "experiment=train", "cluster=slurm", f"name={name}", *words)
+    return desk.orch("launch", "experiment=train", "cluster=slurm", f"name={name}", *words)
 
 
 def test_an_experiment_starts_after_another_one_from_its_weights(desk, tmp_path):
     gate = tmp_path / "gate"
     launched(desk, "train", f"model.until={gate}", "seed=1,2")
-    first = records(desk, "train")[0]
+    first = desk.records("train")[0]
     going_on = [f"init_from=run:train/{first.id[:8]}/last", "after=train", "task=test"]
-    planned = desk("plan", "--sbatch", "experiment=train", "cluster=slurm", "name=tested", *going_on)
+    planned = desk.orch("plan", "--sbatch", "experiment=train", "cluster=slurm", "name=tested", *going_on)
     said = launched(desk, "tested", *going_on)
     assert "starts after train: 2 of its 2 runs are under way" in said
-    wait_for(lambda: records(desk, "tested")[0].reason == "Dependency")  # Slurm says so once it has looked at the job
-    [second] = records(desk, "tested")
+    wait_for(lambda: desk.records("tested")[0].reason == "Dependency")  # Slurm says so once it has looked at the job
+    [second] = desk.records("tested")
     assert second.state is RunState.QUEUED
     told = output("scontrol", "show", "job", second.job.partition("_")[0])
     job = first.job.partition("_")[0]
     assert f"Dependency=afterany:{job}" in told
     assert f"#SBATCH --dependency=afterany:{job}" in planned
     gate.touch()
-    wait_for(lambda: records(desk, "tested")[0].state is RunState.DONE)
-    assert {record.state for record in records(desk, "train")} == {RunState.DONE}
-    assert "test/sum" in records(desk, "tested")[0].metrics
+    wait_for(lambda: desk.records("tested")[0].state is RunState.DONE)
+    assert {record.state for record in desk.records("train")} == {RunState.DONE}
+    assert "test/sum" in desk.records("tested")[0].metrics
 
 
 def test_after_a_failure_it_fails_with_the_reason(desk, tmp_path):
@@ -90,7 +65,7 @@ def test_after_a_failure_it_fails_with_the_reason(desk, tmp_path):
     launched(desk, "train", f"model.until={gate}", "model.does=raise", "+model.rank=0", "model.seconds=0.5")
     launched(desk, "second", "after=train")
     gate.touch()
-    wait_for(lambda: records(desk, "second")[0].state is RunState.FAILED)
-    reason = records(desk, "second")[0].reason
+    wait_for(lambda: desk.records("second")[0].state is RunState.FAILED)
+    reason = desk.records("second")[0].reason
     assert "after train, which is not done" in reason
     assert "is failed (ArithmeticError at net.py" in reason

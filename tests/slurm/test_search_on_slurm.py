@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
-from processes import ROOT
+from desks import Desk
 from real_slurm import output, wait_for
 
-from orchestrator import ledger
-from orchestrator.api import observers
-from orchestrator.layout import ExperimentPaths
 from orchestrator.record import RunState
 
 pytestmark = pytest.mark.slurm
@@ -57,25 +50,7 @@ sweep:
 
 @pytest.fixture
 def desk(slurm, tmp_path):
-    folder = tmp_path / "desk"
-    (folder / "conf" / "experiment").mkdir(parents=True)
-    (folder / "nets.py").write_text(NETS)
-    (folder / "conf" / "experiment" / "bowl.yaml").write_text(EXPERIMENT)
-
-    def orch(*words, status=0):
-        argv = [sys.executable, "-m", "orchestrator", *words]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    orch.folder = folder
-    return orch
-
-
-def trials(desk, name="bowl"):
-    book = ledger.read(ExperimentPaths(desk.folder / "runs" / name), observers())
-    return sorted(book.records.values(), key=lambda record: record.planned.point["trial"])
+    return Desk(tmp_path / "desk", nets=NETS, experiments={"bowl": EXPERIMENT})
 
 
 def check_done(found, count):
@@ -86,31 +61,31 @@ def check_done(found, count):
 
 
 def test_trials_of_an_array_learn_from_each_other_and_a_later_launch_goes_on(desk):
-    desk("launch", "experiment=bowl", "cluster=slurm", "cluster.throttle=2", "--wait")
-    check_done(trials(desk), 8)
-    first = [record.given for record in trials(desk)]
-    said = desk("launch", "experiment=bowl", "cluster=slurm", "sweep.optuna.n=10", "--wait")
+    desk.orch("launch", "experiment=bowl", "cluster=slurm", "cluster.throttle=2", "--wait")
+    check_done(desk.trials("bowl"), 8)
+    first = [record.given for record in desk.trials("bowl")]
+    said = desk.orch("launch", "experiment=bowl", "cluster=slurm", "sweep.optuna.n=10", "--wait")
     assert "2 runs, 8 already there" in said
-    check_done(trials(desk), 10)
-    assert [record.given for record in trials(desk)[:8]] == first
+    check_done(desk.trials("bowl"), 10)
+    assert [record.given for record in desk.trials("bowl")[:8]] == first
 
 
 def test_a_preempted_trial_goes_on_with_its_own_values_and_all_ranks_have_the_same(desk, tmp_path):
     gate = tmp_path / "gate"
     words = ["experiment=bowl", "cluster=slurm", "cluster.partition=preemptible", "sweep.optuna.n=1"]
     ranks = ["resources.nodes=2", "resources.gpus_per_node=2"]
-    desk("launch", *words, *ranks, f"model.gate={gate}", "trainer.max_epochs=60")
-    wait_for(lambda: trials(desk)[0].last and trials(desk)[0].last.progress)
-    given = trials(desk)[0].given
+    desk.orch("launch", *words, *ranks, f"model.gate={gate}", "trainer.max_epochs=60")
+    wait_for(lambda: desk.trials("bowl")[0].last and desk.trials("bowl")[0].last.progress)
+    given = desk.trials("bowl")[0].given
     output("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
-    wait_for(lambda: len(trials(desk)[0].attempts) == 2 and trials(desk)[0].last.trial)
+    wait_for(lambda: len(desk.trials("bowl")[0].attempts) == 2 and desk.trials("bowl")[0].last.trial)
     gate.touch()
-    wait_for(lambda: trials(desk)[0].state is RunState.DONE)
-    check_done(trials(desk), 1)
-    assert [attempt.trial["point"] for attempt in trials(desk)[0].attempts] == [given, given]
+    wait_for(lambda: desk.trials("bowl")[0].state is RunState.DONE)
+    check_done(desk.trials("bowl"), 1)
+    assert [attempt.trial["point"] for attempt in desk.trials("bowl")[0].attempts] == [given, given]
 
 
 def test_packed_trials_learn_from_each_other_too(desk):
-    desk("launch", "experiment=bowl", "cluster=slurm", "resources.pack={runs: 4, at_once: 2}", "--wait")
-    check_done(trials(desk), 8)
-    assert len({record.last.claim.job for record in trials(desk)}) == 2
+    desk.orch("launch", "experiment=bowl", "cluster=slurm", "resources.pack={runs: 4, at_once: 2}", "--wait")
+    check_done(desk.trials("bowl"), 8)
+    assert len({record.last.claim.job for record in desk.trials("bowl")}) == 2

@@ -1,0 +1,48 @@
+"""A desk: the folder of a project with a module and experiments of its own, and what is typed there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from processes import ROOT
+
+from orchestrator import ledger
+from orchestrator.api import observers
+from orchestrator.layout import ExperimentPaths
+from orchestrator.record import Record
+
+
+class Desk:
+    """`nets` is the text of the project's module, `experiments` those of its experiments by name."""
+
+    def __init__(self, folder: Path, *, nets: str, experiments: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        (folder / "conf" / "experiment").mkdir(parents=True)
+        (folder / "nets.py").write_text(nets)
+        for name, text in experiments.items():
+            (folder / "conf" / "experiment" / f"{name}.yaml").write_text(text)
+
+    def start(self, *words: str, played: bool = False) -> subprocess.Popen[str]:
+        """Start `orch WORDS`; with `played`, runs are played by the scripted worker."""
+        argv = [sys.executable, "-m", "orchestrator.testing" if played else "orchestrator", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+        return subprocess.Popen(argv, cwd=self.folder, env=self.env, text=True, **pipes)
+
+    def orch(self, *words: str, status: int = 0, played: bool = False) -> str:
+        """Return what `orch WORDS` said; it must end with this status."""
+        process = self.start(*words, played=played)
+        said, _ = process.communicate()
+        assert process.returncode == status, f"{words}: {process.returncode}\n{said}"
+        return said
+
+    def records(self, name: str) -> list[Record]:
+        return list(ledger.read(ExperimentPaths(self.folder / "runs" / name), observers()).records.values())
+
+    def trials(self, name: str) -> list[Record]:
+        """Return the records of a search's trials, in the order of their numbers."""
+        return sorted(self.records(name), key=lambda record: record.planned.point["trial"])
