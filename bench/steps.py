@@ -4,9 +4,9 @@ One process trains: blocks of steps that are logged, with the uploader at work, 
 which the uploader is stopped. So both see the same machine within a second, and all that the uploader does falls into
 the blocks that it is blamed for. Metrics are logged every 50th step, as Lightning's trainer does by default, and in
 rows of their own at every step: with a server that works, and so on this machine, too, and with one that is down.
-Server, proxy and uploader are processes of their own. The uploader has loaded MLflow by then, and tried to send once: that is
-paid once per attempt, and told in CPU-seconds by the benchmark of the uploaders. Afterwards the server works again, and
-must get everything.
+Server, proxy and uploader are processes of their own. The uploader has loaded MLflow by then, and tried to send once:
+that is paid once per attempt, and told in CPU-seconds by the benchmark of the uploaders. Afterwards the server works
+again, and must get everything.
 """
 
 from __future__ import annotations
