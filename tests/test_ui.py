@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -111,7 +114,7 @@ def open_runs(browser: Browser, address: str) -> None:
 
 def expand(browser: Browser) -> None:
     """Show the runs below their parent."""
-    assert browser.ask("document.querySelectorAll('.ag-center-cols-container .ag-row').length") == 1
+    browser.wait("document.querySelectorAll('.ag-center-cols-container .ag-row').length === 1")
     browser.wait(f"document.querySelector('{EXPANDS}')").click()
     browser.wait("document.querySelectorAll('.ag-center-cols-container .ag-row').length === 5")
 
@@ -119,6 +122,23 @@ def expand(browser: Browser) -> None:
 def show_charts(browser: Browser) -> None:
     browser.ask("document.querySelectorAll('input[type=radio]')[1].click()")
     browser.wait(f"document.querySelectorAll('{CURVES}').length")
+
+
+def test_stopped_while_a_sync_hangs_it_ends_all_the_same(ui, runs):
+    assert ui.address
+    with closing(sqlite3.connect(runs / ".mlflow" / "mlflow.db", isolation_level=None)) as database:
+        wait_for(lambda: locked(database), "the database to be free")
+        time.sleep(6)  # until the next sync waits for it
+        assert ui.stop(signal.SIGTERM) == 0
+        assert database.in_transaction
+
+
+def locked(database):
+    try:
+        database.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

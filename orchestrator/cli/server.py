@@ -11,8 +11,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 from orchestrator import api
 from orchestrator.errors import OrchError, RequestError, TrackingError
@@ -21,6 +21,7 @@ from orchestrator.project import Project
 _PERIOD_SECONDS = 5.0
 _START_SECONDS = 180.0
 _STOP_SECONDS, _GONE_SECONDS = 10.0, 5.0
+_LOOK_SECONDS = 0.1
 _ONLY_ASKED = 0
 """The signal that is none: it fails where nobody would get it."""
 
@@ -28,57 +29,71 @@ _ONLY_ASKED = 0
 def serve(project: Project, names: Sequence[str], *, port: int) -> int:
     """Sync, serve until told to stop, and leave no process. Says how to reach it from another machine.
 
-    Ctrl-C, SIGTERM and a terminal that is closed stop it. Raises TrackingError if the server ends by itself.
+    Ctrl-C, SIGTERM and a terminal that is closed stop it, whatever a library does at that moment: the work is done in a
+    thread, and this one only waits for a signal. Raises TrackingError if the server ends by itself.
     """
-    port = _free_port(port)
-    told = threading.Event()
-
-    def stop(*_: object) -> None:
-        told.set()  # what a library does at that moment may swallow the exception
-        sys.exit(0)
-
-    for number in _told_to_stop(signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
-    server = None
-    try:
-        _sync(project, names)
-        for name in names:
-            if uri := api.server_of(project, name):
-                _say(f"{name} is on {uri}")
-        _say("starting the MLflow UI ...")
-        with _put_off():
-            server = _start(project, port)
-        _wait_until_up(server, port)
-        print(f"http://127.0.0.1:{port}", flush=True)
-        _say(f"from another machine: ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}", "Ctrl-C stops it")
-        _sync_while_up(project, names, server, told)
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        if server is not None:
-            with _put_off():
-                _stop(server)
+    told: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is below `nohup`
+            signal.signal(number, lambda received, _: told.append(received))
+    service = _Service(project, names, _free_port(port))
+    service.start()
+    while not told and service.is_alive():
+        time.sleep(_LOOK_SECONDS)
+    service.stop()
+    if service.is_alive():  # in a library that does not come back: nothing is lost, but waiting for it
+        sys.stdout.flush()
+        os._exit(0)
+    if service.error is not None:
+        raise service.error
     return 0
 
 
-def _told_to_stop(*numbers: signal.Signals) -> list[signal.Signals]:
-    """Return those of some signals that are not ignored, as SIGHUP is below `nohup`."""
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+class _Service(threading.Thread):
+    """Syncs, starts the server, and goes on syncing until it is told to stop or fails."""
 
+    def __init__(self, project: Project, names: Sequence[str], port: int) -> None:
+        super().__init__(daemon=True)
+        self.error: Exception | None = None
+        self._project, self._names, self._port = project, names, port
+        self._server: subprocess.Popen[bytes] | None = None
+        self._starting, self._stopped = threading.Lock(), threading.Event()
 
-@contextmanager
-def _put_off() -> Iterator[None]:
-    """Have signals to stop wait for the end of a block: what it starts has to be known, what it stops be gone."""
-    came: list[int] = []
-    numbers = _told_to_stop(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda received, _: came.append(received)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for received in came[:1]:
-            signal.raise_signal(received)
+    def stop(self) -> None:
+        """Stop the server, and wait for a moment for what is being done."""
+        with self._starting:
+            self._stopped.set()
+        if self._server is not None:
+            _stop(self._server)
+        self.join(_GONE_SECONDS)
+
+    def run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001 - the main thread raises it
+            self.error = None if self._stopped.is_set() else error
+
+    def _serve(self) -> None:
+        _sync(self._project, self._names)
+        for name in self._names:
+            if uri := api.server_of(self._project, name):
+                _say(f"{name} is on {uri}")
+        _say("starting the MLflow UI ...")
+        with self._starting:
+            if self._stopped.is_set():
+                return
+            server = self._server = _start(self._project, self._port)
+        _wait_until_up(server, self._port)
+        print(f"http://127.0.0.1:{self._port}", flush=True)
+        here = f"ssh -L {self._port}:127.0.0.1:{self._port} {socket.gethostname()}"
+        _say(f"from another machine: {here}", "Ctrl-C stops it")
+        while server.poll() is None:
+            if self._stopped.wait(_PERIOD_SECONDS):
+                return
+            _sync(self._project, self._names)
+        raise TrackingError(
+            "the MLflow server has ended", why=f"exit status {server.poll()}", fix="orch ui starts it again"
+        )
 
 
 def _start(project: Project, port: int) -> subprocess.Popen[bytes]:
@@ -109,18 +124,6 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int) -> None:
         "the MLflow server did not start", why=f"exit status {server.poll()}",
         fix="try another --port; `python -m mlflow server` shows its own messages",
     )  # fmt: skip
-
-
-def _sync_while_up(
-    project: Project, names: Sequence[str], server: subprocess.Popen[bytes], told: threading.Event
-) -> None:
-    while server.poll() is None:
-        if told.wait(_PERIOD_SECONDS):
-            return
-        _sync(project, names)
-    raise TrackingError(
-        "the MLflow server has ended", why=f"exit status {server.poll()}", fix="orch ui starts it again"
-    )
 
 
 def _sync(project: Project, names: Sequence[str]) -> None:
