@@ -29,8 +29,12 @@ class Ui:
     def __init__(self, runs: Path, log: Path) -> None:
         self._log = log
         argv = [sys.executable, "-m", "orchestrator", "ui", "--runs", str(runs)]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # below `nohup` it would be ignored, and rightly so
+        try:
+            with log.open("w") as file:
+                self.process = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     @property
     def said(self) -> list[str]:
