@@ -79,7 +79,7 @@ class Objects:
     def remove_unlinked(self, at_work: Callable[[str], bool]) -> None:
         """Remove all objects that nothing links to, and what is unfinished of takers that are not `at_work`."""
         for path, status in self._all():
-            taker = path.name[1:].partition(".")[0] if path.name.startswith(".") else None
+            taker = _taker(path.name)
             if status.st_nlink == 1 and not (taker and at_work(taker)):
                 path.unlink(missing_ok=True)
 
@@ -110,7 +110,7 @@ class Objects:
         """
         target = self.place(entry.hash)
         folder, _, name = target.rpartition("/")
-        temporary = f"{folder}/.{taker}.{name}"
+        temporary = f"{folder}/.{taker}.{name}"  # see _taker
         checksum = Checksum(entry.algorithm)
         try:
             size = _copy(source, _created(temporary), checksum, entry.size, meter)
@@ -146,8 +146,13 @@ class Objects:
     def remove_unfinished(self, taker: str) -> None:
         """Remove what a taker that has died was copying."""
         for path, _ in self._all():
-            if path.name.startswith(f".{taker}."):
+            if _taker(path.name) == taker:
                 path.unlink(missing_ok=True)
+
+
+def _taker(name: str) -> str | None:
+    """Return who copies what is unfinished under this name; None of an object that is whole."""
+    return name[1:].partition(".")[0] if name.startswith(".") else None
 
 
 def _created(path: str) -> int:
