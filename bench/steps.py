@@ -1,33 +1,38 @@
 """What tracking costs a training step, with a server that works, is down, frozen, slow, or answers with errors.
 
-One process trains: blocks of steps that are logged, with the uploader at work, alternate with blocks that are not, in
+A Lightning fit: blocks of steps with our logger and the uploader at work alternate with blocks without any logger, in
 which the uploader is stopped. So both see the same machine within a second, and all that the uploader does falls into
-the blocks that it is blamed for. Metrics are logged every 50th step, as Lightning's trainer does by default, and in
-rows of their own at every step: with a server that works, and so on this machine, too, and with one that is down.
-Server, proxy and uploader are processes of their own. The uploader has loaded MLflow by then, and tried to send once:
-that is paid once per attempt, and told in CPU-seconds by the benchmark of the uploaders. Afterwards the server works
-again, and must get everything.
+the blocks that it is blamed for. There are as many blocks as it takes to know the difference to 0.25 %, or to see that
+the machine is too noisy for it. Metrics are logged every 50th step, as Lightning's trainer does by default, and in
+rows of their own at every step. Server, proxy and uploader are processes of their own. The uploader has loaded MLflow
+by then, and tried to send once: that is paid once per attempt, and told in CPU-seconds by the benchmark of the
+uploaders. Afterwards the server works again, and must get everything.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import repeat
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Any
 
 import psutil
 import torch
 from mlflow import MlflowClient
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
-from bench.measure import Row, say
+from bench.measure import Row, say, timed
 from bench.records import make_experiment
 from bench.sandbox import PYTHON, Sandbox
 from bench.servers import Proxy, proxied, server, tracking
@@ -35,13 +40,18 @@ from orchestrator.layout import AttemptPaths, LaunchPaths
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.logger import SpoolLogger
 
-_PAIRS = 100
-_BLOCK_STEPS = 50  # 5,000 steps of each kind
-_STEP_SECONDS = 0.004
+_KNOWN = 0.0025  # half of the 95 % interval that is wanted
+_PAIRS = (100, 1_500)  # at least, and at most
+_BLOCK_STEPS = 50
+_COMPUTED_SECONDS = 0.003  # of a step; what Lightning does in one takes about another millisecond
+_WIDTH = 256
 _EVERY = 50  # `log_every_n_steps`, as it is unless somebody sets it
 _FAULTS = (None, "down", "frozen", "slow", "500", "413")
 _CASES = (*((fault, _EVERY) for fault in _FAULTS), (None, 1), ("down", 1))
 _START_SECONDS, _LOADED_SECONDS = 60.0, 0.5
+Pairs = list[tuple[float, float]]
+"""The seconds that a step takes, of blocks that are tracked and of ones that are not, pair by pair."""
+
 _METRICS = {"train/loss": 0.5, "train/acc": 0.9, "lr": 1e-3, "grad_norm": 1.5}
 
 
@@ -70,25 +80,95 @@ def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str, *, every: 
         proxy.fault = None
         uploader.send_signal(signal.SIGCONT)
         _end(uploader)
-    _check(address, name, wanted=(_PAIRS + 1) * _BLOCK_STEPS // every)
-    shares = [with_it / without - 1 for with_it, without in pairs]
-    half = 1.96 * stdev(shares) / math.sqrt(len(shares))
-    told = f"{mean(shares):+.2%}, 95 %: {mean(shares) - half:+.2%} .. {mean(shares) + half:+.2%}"
+    _check(address, name, wanted=(len(pairs) + 1) * _BLOCK_STEPS // every)
+    shares, half = _shares(pairs), _half_interval(pairs)
+    told = f"{mean(shares):+.2%}, 95 %: {mean(shares) - half:+.2%} .. {mean(shares) + half:+.2%}, {len(pairs)} pairs"
     return Row(
-        what=f"a step, tracked, {name}: {told}", measured=[a for a, _ in pairs], peer="the same step, not tracked",
-        peer_measured=[b for _, b in pairs], budget=1.01 * mean(b for _, b in pairs),
+        what=f"a step, tracked, {name}: {told}", measured=[a for a, _ in pairs], peer="the same step, no logger",
+        peer_measured=[b for _, b in pairs], budget=1.01 * median(b for _, b in pairs),
     )  # fmt: skip
 
 
-def _train(spool: Path, artifacts: Path, uploader: int, every: int) -> list[tuple[float, float]]:
-    """Return the seconds that a step takes, of blocks that are tracked and of ones that are not, pair by pair."""
+def _shares(pairs: Pairs) -> list[float]:
+    return [with_it / without - 1 for with_it, without in pairs]
+
+
+def _half_interval(pairs: Pairs) -> float:
+    return 1.96 * stdev(_shares(pairs)) / math.sqrt(len(pairs))
+
+
+def _train(spool: Path, artifacts: Path, uploader: int, every: int) -> Pairs:
     torch.set_num_threads(1)
-    step = _step()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     with SpoolWriter(spool) as writer:
         logger = SpoolLogger(writer, artifacts)
         logger.log_metrics({"start": 0.0}, 0)
         _settle(psutil.Process(uploader))
-        return _pairs(step, logger, uploader, every)
+        blocks = _Blocks(logger, uploader)
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=1, logger=logger, log_every_n_steps=every, callbacks=[blocks],
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(_Model(), repeat(torch.ones(32, _WIDTH)))
+    return blocks.pairs
+
+
+class _Blocks(Callback):
+    """Switches tracking on and off, and takes the seconds per step of each block, after a pair to warm up."""
+
+    def __init__(self, logger: SpoolLogger, uploader: int) -> None:
+        self._logger, self._uploader = logger, uploader
+        self._blocks: list[float] = []
+        self._steps = 0
+        self._began = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self._steps % _BLOCK_STEPS == 0:
+            if self._steps:
+                self._blocks.append((time.perf_counter() - self._began) / _BLOCK_STEPS)
+            trainer.should_stop = self._known()
+            # Whoever comes second finds another machine: they take turns at it, a b b a.
+            tracked = len(self._blocks) % 4 in (0, 3) and not trainer.should_stop
+            trainer.loggers = [self._logger] if tracked else []
+            os.kill(self._uploader, signal.SIGCONT if tracked else signal.SIGSTOP)
+            self._began = time.perf_counter()
+        self._steps += 1
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairs that are whole; the first one warms up."""
+        found = zip(self._blocks[2::2], self._blocks[3::2], strict=False)
+        return [(one, other) if number % 2 else (other, one) for number, (one, other) in enumerate(found)]
+
+    def _known(self) -> bool:
+        least, most = _PAIRS
+        pairs = len(self._blocks) // 2 - 1
+        is_pair = len(self._blocks) % 2 == 0
+        return is_pair and pairs >= least and (pairs >= most or _half_interval(self.pairs) <= _KNOWN)
+
+
+class _Model(LightningModule):
+    """A training step that computes for some three milliseconds, and logs four metrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._net = nn.Sequential(nn.Linear(_WIDTH, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, 1))
+        batch = torch.ones(32, _WIDTH)
+        took = median(timed(lambda: torch.autograd.backward(self._loss(batch))) for _ in range(50))
+        self._passes = max(1, round(_COMPUTED_SECONDS / took))
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        loss = sum((self._loss(batch) for _ in range(self._passes)), start=torch.zeros(()))
+        self.log_dict({**_METRICS, "train/loss": loss.detach()})
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+    def _loss(self, batch: Tensor) -> Tensor:
+        output: Tensor = self._net(batch)
+        return output.square().mean()
 
 
 def _settle(uploader: psutil.Process) -> None:
@@ -100,65 +180,6 @@ def _settle(uploader: psutil.Process) -> None:
         if used > _LOADED_SECONDS and used - before < 0.02:
             return
     raise RuntimeError(f"the uploader is still at work after {_START_SECONDS:.0f} s: {used:.1f} CPU-seconds")
-
-
-def _pairs(step: Callable[[], None], logger: SpoolLogger, uploader: int, every: int) -> list[tuple[float, float]]:
-    """Measure pairs of blocks, after one to warm up."""
-    number = count()
-
-    def tracked() -> float:
-        os.kill(uploader, signal.SIGCONT)
-        began = time.perf_counter()
-        for _ in range(_BLOCK_STEPS):
-            step()
-            if (taken := next(number)) % every == 0:
-                logger.log_metrics(_METRICS, taken)
-        return (time.perf_counter() - began) / _BLOCK_STEPS
-
-    def bare() -> float:
-        os.kill(uploader, signal.SIGSTOP)
-        began = time.perf_counter()
-        for _ in range(_BLOCK_STEPS):
-            step()
-        return (time.perf_counter() - began) / _BLOCK_STEPS
-
-    found = []
-    for pair in range(_PAIRS + 1):  # whoever comes second finds another machine: they take turns
-        first, second = (tracked, bare) if pair % 2 else (bare, tracked)
-        one, other = first(), second()
-        found.append((one, other) if pair % 2 else (other, one))
-    return found[1:]
-
-
-def _step() -> Callable[[], None]:
-    """Return a training step of about the seconds wanted, on one core."""
-    width = 64
-    while True:
-        step = _net(width)
-        took = median(_timed(step) for _ in range(50))
-        if took >= _STEP_SECONDS / 2 or width > 4096:
-            break
-        width *= 2
-    repeats = max(1, round(_STEP_SECONDS / took))
-    return lambda: [step() for _ in range(repeats)] and None
-
-
-def _net(width: int) -> Callable[[], None]:
-    net = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 1))
-    optimizer, batch = torch.optim.SGD(net.parameters(), lr=1e-6), torch.ones(32, width)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        net(batch).square().mean().backward()
-        optimizer.step()
-
-    return step
-
-
-def _timed(act: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    act()
-    return time.perf_counter() - began
 
 
 @contextmanager

@@ -132,15 +132,21 @@ def test_registering_again_does_nothing_and_one_that_was_interrupted_goes_on(pro
     assert len(store.search_logged_models([store.get_run(after.run_id).info.experiment_id])) == 1
 
 
-def test_a_launch_that_finds_nothing_to_do_registers_what_is_asked_for_now(project, store):
+def launch_again(project: Project, model: str) -> subprocess.CompletedProcess[str]:
+    """Launch the experiment, of which nothing is left to do, with a name for its model."""
     (project.folder / "users_net.py").write_text(NET)
-    argv = [sys.executable, "-m", "orchestrator", "launch", "experiment=nets", "tracking.register=later"]
+    argv = [sys.executable, "-m", "orchestrator", "launch", "experiment=nets", f"tracking.register={model}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for told in ("is version 1 of the registered model later", "nothing to do"):
-        done = subprocess.run(argv, cwd=project.folder, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert told in done.stderr + done.stdout
+    done = subprocess.run(argv, cwd=project.folder, env=env, capture_output=True, text=True, check=False)
     (project.folder / "users_net.py").unlink()
+    assert "nothing to do" in done.stderr
+    return done
+
+
+def test_a_launch_that_finds_nothing_to_do_registers_what_is_asked_for_now(project, store):
+    done = launch_again(project, "later")
+    assert (done.returncode, "is version 1 of the registered model later" in done.stderr) == (0, True), done.stderr
+    assert launch_again(project, "later").returncode == 0
     (version,) = store.search_model_versions("name='later'")
     (first,) = store.search_model_versions("name='my net'")
     assert version.tags == first.tags
@@ -166,6 +172,19 @@ def test_a_checkpoint_that_is_gone_is_a_clear_error_and_registers_nothing(projec
     assert "gone.ckpt" in str(error.value.why)
     assert store.search_model_versions("name = 'another'") == []
     shutil.rmtree(tmp_path)
+
+
+def test_a_launch_that_finds_nothing_to_do_and_cannot_register_fails(project, store):
+    for kept in store.search_logged_models([store.search_runs(["1"])[0].info.experiment_id]):
+        store.delete_logged_model(kept.model_id)
+    checkpoint = project.runs.experiment("nets").run(best_of(project).id).attempt(1).checkpoints / "best.ckpt"
+    aside = checkpoint.rename(checkpoint.with_name("aside"))
+    try:
+        done = launch_again(project, "lost")
+    finally:
+        aside.rename(checkpoint)
+    assert (done.returncode, "cannot be registered" in done.stderr) == (1, True), done.stderr
+    assert launch_again(project, "lost").returncode == 0, "it is done by the next launch"
 
 
 def test_nothing_is_wanted_before_all_runs_have_ended_or_without_a_name(project):

@@ -86,9 +86,11 @@ def _launch(project: Project, prepared: api.Prepared, arguments: Namespace, *, r
         book = api.read(project, name)
         _say(f"{name}: nothing to do; {render.states(book)}")
         model, tracking = prepared.experiment.tracking.get("register"), book.launches[-1].header["tracking"]
+        status = _status_of(book.records.values())
         if model and tracking["kind"] != "none" and tracking.get("register") != model:
-            _sync(project, name, model=model)  # no job does: they were launched before it was asked for
-        return _status_of(book.records.values())
+            # No job does it: they were launched before it was asked for.
+            status = max(status, _sync(project, name, model=model))
+        return status
     number = launched.paths.number
     runs = len(to_do(launched.steps))
     _say(f"{name}: launch {number:04d}, {render.count(runs)}, {skipped} already there or under way")
