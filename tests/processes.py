@@ -17,7 +17,7 @@ import pytest
 import orchestrator
 
 ROOT = Path(orchestrator.__file__).resolve().parents[1]
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 300.0
 _GRACE_SECONDS = 30.0
 
 

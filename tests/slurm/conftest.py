@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from real_slurm import output, processes_of, wait_for
+from processes import wait_for
+from real_slurm import output, processes_of
 
 from orchestrator.slurm.devcluster import DevCluster, Options, available
 
@@ -43,7 +44,10 @@ def empty_queue(cluster):
         yield cluster
         output("scancel", "--user=root", "--state=RUNNING", "--signal=KILL", "--full")  # some ignore all others
         output("scancel", "--user=root")
-        wait_for(lambda: not output("squeue", "--noheader") and all(each.state == "IDLE" for each in cluster.nodes()))
+        wait_for(
+            lambda: not output("squeue", "--noheader") and all(each.state == "IDLE" for each in cluster.nodes()),
+            "an empty queue and idle nodes",
+        )
 
 
 def alike(tmp_path_factory, *, accounting):

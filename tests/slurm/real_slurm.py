@@ -1,12 +1,10 @@
-"""Talking to a real Slurm from a test: commands that must succeed, and waiting for what they set in motion."""
+"""Talking to a real Slurm from a test: commands that must succeed, and what they set in motion."""
 
 import os
 import subprocess
 import time
 
 import psutil
-
-PATIENCE_SECONDS = 60
 
 
 def output(*argv, cwd="/"):
@@ -27,14 +25,6 @@ def submit(folder, body, *options):
 def job_state(job):
     """Return a job's state as squeue says it; empty for a job that has ended."""
     return output("squeue", "--noheader", "--states=PD,R,CG,S,CF", f"--jobs={job}", "--format=%T")
-
-
-def wait_for(condition):
-    """Wait until a condition holds; give up only when it surely never will."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def processes_with(text):

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import empty_queue, running_devcluster
-from real_slurm import job_state, output, processes_of, processes_with, submit, wait_for
+from processes import wait_for
+from real_slurm import job_state, output, processes_of, processes_with, submit
 
 from orchestrator.errors import ClusterError, RequestError, StateError
 from orchestrator.process import ProcessId
@@ -289,7 +290,7 @@ def test_each_node_has_its_own_name_processes_and_tmp(slurm, tmp_path):
 @pytest.mark.slurm
 def test_every_task_of_an_array_runs(slurm, tmp_path):
     submit(tmp_path, "echo $SLURM_ARRAY_TASK_ID", "--array=0-3")
-    wait_for(lambda: sorted(lines(tmp_path / "log")) == ["0", "1", "2", "3"])
+    wait_for(lambda: sorted(lines(tmp_path / "log")) == ["0", "1", "2", "3"], "four tasks' lines")
 
 
 @pytest.mark.slurm
@@ -298,7 +299,7 @@ def test_gpus_are_given_out_one_by_one(slurm, tmp_path):
     assert output("srun", "--gres=gpu:2", *show) == "0,1"
     step = "srun --exact --ntasks=1 --mem=99 --gres=gpu:1 bash -c 'echo $CUDA_VISIBLE_DEVICES; sleep 1' &"
     submit(tmp_path, f"{step}\n{step}\nwait", "--ntasks=2", "--nodes=1", "--gres=gpu:2")
-    wait_for(lambda: sorted(lines(tmp_path / "log")) == ["0", "1"])
+    wait_for(lambda: sorted(lines(tmp_path / "log")) == ["0", "1"], "two tasks' lines")
     assert "Requested node configuration" in refused("srun", "--gres=gpu:3", "true")
 
 
@@ -320,12 +321,12 @@ def test_a_preempted_job_gets_a_signal_and_a_grace_time_and_runs_again(slurm, tm
         while :; do read -t 0.2 <> <(:); done"""
     (tmp_path / "step.sh").write_text(body)
     job = submit(tmp_path, f"srun bash '{tmp_path}/step.sh'", "--partition=preemptible", "--nodes=4", "--exclusive")
-    wait_for(lambda: "start" in lines(tmp_path / "log"))
+    wait_for(lambda: "start" in lines(tmp_path / "log"), "the job to start")
     urgent = submit(tmp_path, "echo urgent", "--partition=urgent", "--nodes=4", "--exclusive")
-    wait_for(lambda: "TERM" in lines(tmp_path / "log"))
+    wait_for(lambda: "TERM" in lines(tmp_path / "log"), "its SIGTERM")
     assert job_state(job) == "RUNNING"
     assert job_state(urgent) == "PENDING"
-    wait_for(lambda: "start1" in lines(tmp_path / "log"))
+    wait_for(lambda: "start1" in lines(tmp_path / "log"), "the job to start again")
     events = [word for word in lines(tmp_path / "log") if word in {"start", "TERM", "urgent", "start1"}]
     assert events.index("start") < events.index("TERM") < events.index("urgent") < events.index("start1")
 
@@ -334,14 +335,14 @@ def test_a_preempted_job_gets_a_signal_and_a_grace_time_and_runs_again(slurm, tm
 def test_a_crashed_node_takes_its_processes_along_and_its_job_runs_again_once_it_is_back(slurm, tmp_path):
     mark = "31536000.25"
     job = submit(tmp_path, f"echo start$SLURM_RESTART_COUNT; srun sleep {mark}", "--nodelist=n1", "--requeue")
-    wait_for(lambda: processes_with(mark))
+    wait_for(lambda: processes_with(mark), "the job's process")
     slurm.crash("n1")
     assert not processes_with(mark)
     assert slurm.status()["n0"] == "IDLE"
     assert job_state(job) == "RUNNING"  # Slurm does not know yet
     slurm.restore("n1")
     assert {node.name: node.ready for node in slurm.nodes()}["n1"]
-    wait_for(lambda: "start1" in lines(tmp_path / "log"))
+    wait_for(lambda: "start1" in lines(tmp_path / "log"), "the job to start again")
 
 
 @pytest.mark.slurm
@@ -349,7 +350,9 @@ def test_a_crashed_slurmctld_does_not_answer_and_comes_back_with_its_jobs(slurm,
     saved = folder_of(slurm) / "slurmctld" / "job_state"
     job = submit(tmp_path, "true", "--hold")
     submitted = time.time()
-    wait_for(lambda: saved.exists() and saved.stat().st_mtime > submitted)  # it forgets the last five seconds
+    wait_for(
+        lambda: saved.exists() and saved.stat().st_mtime > submitted, "its state on disk"
+    )  # it forgets the last five seconds
     slurm.crash("slurmctld")
     assert slurm.status()["slurmctld"] == "stopped"
     assert "DOWN" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False).stdout
@@ -378,7 +381,7 @@ def test_accounting_remembers_how_jobs_ended(accounted_slurm, tmp_path):
     def states():
         return output("sacct", "-XnP", f"--jobs={','.join(jobs)}", "--format=State,ExitCode").split()
 
-    wait_for(lambda: states() == ["COMPLETED|0:0", "FAILED|3:0"])
+    wait_for(lambda: states() == ["COMPLETED|0:0", "FAILED|3:0"], "both ends in the accounting")
 
 
 @pytest.mark.slurm
@@ -397,7 +400,7 @@ def test_a_database_that_starts_takes_no_temporary_tables_from_another(accounted
 def test_accounting_enforces_the_limits_of_a_qos(accounted_slurm):
     output("sacctmgr", "-i", "add", "qos", "tiny", "set", "MaxSubmitJobsPerUser=2")
     output("sacctmgr", "-i", "modify", "user", "root", "set", "qos+=tiny")
-    wait_for(lambda: accepted("sbatch", "--test-only", "--qos=tiny", "--wrap=true"))
+    wait_for(lambda: accepted("sbatch", "--test-only", "--qos=tiny", "--wrap=true"), "slurmctld to know the QOS")
     assert "QOSMaxSubmitJobPerUserLimit" in refused("sbatch", "--qos=tiny", "--array=0-2", "--wrap=true")
     output("sbatch", "--qos=tiny", "--array=0-1", "--output=/dev/null", "--wrap=true")
     assert "Invalid qos" in refused("sbatch", "--qos=none", "--wrap=true")
@@ -419,7 +422,7 @@ def test_down_leaves_no_process_no_mount_and_no_folder(scratch_cluster, monkeypa
     scratch_cluster.up(SMALL)
     monkeypatch.setenv("SLURM_CONF", str(scratch_cluster.slurm_conf))
     job = output("sbatch", "--parsable", "--output=/dev/null", "--wrap=srun sleep 600")
-    wait_for(lambda: job_state(job) == "RUNNING")
+    wait_for(lambda: job_state(job) == "RUNNING", "the job to run")
     found = processes_of(scratch_cluster)
     assert len(found) >= 4
     scratch_cluster.down(purge=True)
@@ -436,14 +439,14 @@ def test_jobs_go_on_after_down_and_up_and_ports_stay(scratch_cluster, monkeypatc
     folder = folder_of(scratch_cluster)
     runs = f"--wrap=echo start$SLURM_RESTART_COUNT >> {folder}/runs; sleep 600"
     output("sbatch", "--requeue", "--output=/dev/null", runs)
-    wait_for(lambda: lines(folder / "runs"))
+    wait_for(lambda: lines(folder / "runs"), "the job to start")
     ports = record(scratch_cluster)["ports"]
     scratch_cluster.down()
     assert set(scratch_cluster.status().values()) == {"stopped"}
     scratch_cluster.up()
     assert record(scratch_cluster)["ports"] == ports
     assert scratch_cluster.options() == SMALL
-    wait_for(lambda: lines(folder / "runs") == ["start", "start1"])
+    wait_for(lambda: lines(folder / "runs") == ["start", "start1"], "the job to start again")
 
 
 @pytest.mark.slurm

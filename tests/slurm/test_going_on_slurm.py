@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from desks import Desk
-from real_slurm import output, wait_for
+from processes import wait_for
+from real_slurm import output
 
 from orchestrator.record import RunState
 
@@ -47,7 +48,8 @@ def test_an_experiment_starts_after_another_one_from_its_weights(desk, tmp_path)
     planned = desk.orch("plan", "--sbatch", "experiment=train", "cluster=slurm", "name=tested", *going_on)
     said = launched(desk, "tested", *going_on)
     assert "starts after train: 2 of its 2 runs are under way" in said
-    wait_for(lambda: desk.records("tested")[0].reason == "Dependency")  # Slurm says so once it has looked at the job
+    # Slurm says so once it has looked at the job.
+    wait_for(lambda: desk.records("tested")[0].reason == "Dependency", "the reason")
     [second] = desk.records("tested")
     assert second.state is RunState.QUEUED
     told = output("scontrol", "show", "job", second.job.partition("_")[0])
@@ -55,7 +57,7 @@ def test_an_experiment_starts_after_another_one_from_its_weights(desk, tmp_path)
     assert f"Dependency=afterany:{job}" in told
     assert f"#SBATCH --dependency=afterany:{job}" in planned
     gate.touch()
-    wait_for(lambda: desk.records("tested")[0].state is RunState.DONE)
+    wait_for(lambda: desk.records("tested")[0].state is RunState.DONE, "the test to be done")
     assert {record.state for record in desk.records("train")} == {RunState.DONE}
     assert "test/sum" in desk.records("tested")[0].metrics
 
@@ -65,7 +67,7 @@ def test_after_a_failure_it_fails_with_the_reason(desk, tmp_path):
     launched(desk, "train", f"model.until={gate}", "model.does=raise", "+model.rank=0", "model.seconds=0.5")
     launched(desk, "second", "after=train")
     gate.touch()
-    wait_for(lambda: desk.records("second")[0].state is RunState.FAILED)
+    wait_for(lambda: desk.records("second")[0].state is RunState.FAILED, "the second run to fail")
     reason = desk.records("second")[0].reason
     assert "after train, which is not done" in reason
     assert "is failed (ArithmeticError at net.py" in reason

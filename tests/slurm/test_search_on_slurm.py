@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from desks import Desk
-from real_slurm import output, wait_for
+from processes import wait_for
+from real_slurm import output
 
 from orchestrator.record import RunState
 
@@ -75,12 +76,14 @@ def test_a_preempted_trial_goes_on_with_its_own_values_and_all_ranks_have_the_sa
     words = ["experiment=bowl", "cluster=slurm", "cluster.partition=preemptible", "sweep.optuna.n=1"]
     ranks = ["resources.nodes=2", "resources.gpus_per_node=2"]
     desk.orch("launch", *words, *ranks, f"model.gate={gate}", "trainer.max_epochs=60")
-    wait_for(lambda: desk.trials("bowl")[0].last and desk.trials("bowl")[0].last.progress)
+    wait_for(lambda: desk.trials("bowl")[0].last and desk.trials("bowl")[0].last.progress, "a step")
     given = desk.trials("bowl")[0].given
     output("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
-    wait_for(lambda: len(desk.trials("bowl")[0].attempts) == 2 and desk.trials("bowl")[0].last.trial)
+    wait_for(
+        lambda: len(desk.trials("bowl")[0].attempts) == 2 and desk.trials("bowl")[0].last.trial, "a second attempt"
+    )
     gate.touch()
-    wait_for(lambda: desk.trials("bowl")[0].state is RunState.DONE)
+    wait_for(lambda: desk.trials("bowl")[0].state is RunState.DONE, "the trial to be done")
     check_done(desk.trials("bowl"), 1)
     assert [attempt.trial["point"] for attempt in desk.trials("bowl")[0].attempts] == [given, given]
 
