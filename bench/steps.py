@@ -49,10 +49,10 @@ _EVERY = 50  # `log_every_n_steps`, as it is unless somebody sets it
 _FAULTS = (None, "down", "frozen", "slow", "500", "413")
 _CASES = (*((fault, _EVERY) for fault in _FAULTS), (None, 1), ("down", 1))
 _START_SECONDS, _LOADED_SECONDS = 60.0, 0.5
+_METRICS = {"train/loss": 0.5, "train/acc": 0.9, "lr": 1e-3, "grad_norm": 1.5}
+
 Pairs = list[tuple[float, float]]
 """The seconds that a step takes, of blocks that are tracked and of ones that are not, pair by pair."""
-
-_METRICS = {"train/loss": 0.5, "train/acc": 0.9, "lr": 1e-3, "grad_norm": 1.5}
 
 
 def rows(box: Sandbox) -> list[Row]:

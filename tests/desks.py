@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from processes import ROOT
 
 from orchestrator import ledger
@@ -42,6 +44,12 @@ class Desk:
 
     def records(self, name: str) -> list[Record]:
         return list(ledger.read(ExperimentPaths(self.folder / "runs" / name), observers()).records.values())
+
+    def tracked(self, name: str, which: str = "tags.`orch.kind` = 'run'") -> list[Run]:
+        """Return what the embedded MLflow store has of an experiment: its child runs, or those that a filter names."""
+        client = MlflowClient(f"sqlite:///{self.folder}/runs/.mlflow/mlflow.db")
+        experiment = client.get_experiment_by_name(name)
+        return list(client.search_runs([experiment.experiment_id], which))
 
     def trials(self, name: str) -> list[Record]:
         """Return the records of a search's trials, in the order of their numbers."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from desks import Desk
-from mlflow import MlflowClient
 from processes import supervisors, wait_for
 
 from orchestrator.record import RunState
@@ -173,9 +172,7 @@ def test_several_objectives_and_what_mlflow_is_told(desk):
         "tracking=embedded",
     )  # fmt: skip
     desk.orch("ui", "--once")
-    client = MlflowClient(f"sqlite:///{desk.folder}/runs/.mlflow/mlflow.db")
-    experiment = client.get_experiment_by_name("two")
-    found = client.search_runs([experiment.experiment_id], "tags.`orch.kind` = 'run'")
+    found = desk.tracked("two")
     params = {float(run.data.params["model.x"]) for run in found}
     assert params == {record.point["model.x"] for record in desk.trials("two")}
     assert all("trial" in run.info.run_name for run in found)
@@ -185,7 +182,7 @@ def test_several_objectives_and_what_mlflow_is_told(desk):
     hidden = desk.trials("two")[0].id
     desk.orch("hide", "two", hidden)
     desk.orch("ui", "--once")
-    tagged = client.search_runs([experiment.experiment_id], "tags.`orch.hidden` = 'true'")
+    tagged = desk.tracked("two", "tags.`orch.hidden` = 'true'")
     assert [run.data.params["model.x"] for run in tagged] == [str(desk.trials("two")[0].point["model.x"])]
 
 

@@ -132,6 +132,12 @@ def test_registering_again_does_nothing_and_one_that_was_interrupted_goes_on(pro
     assert len(store.search_logged_models([store.get_run(after.run_id).info.experiment_id])) == 1
 
 
+def forget_models(store: MlflowClient) -> None:
+    """Have a model logged again before it is registered: there is one experiment, MLflow's number 1."""
+    for kept in store.search_logged_models(["1"]):
+        store.delete_logged_model(kept.model_id)
+
+
 def launch_again(project: Project, model: str) -> subprocess.CompletedProcess[str]:
     """Launch the experiment, of which nothing is left to do, with a name for its model."""
     (project.folder / "users_net.py").write_text(NET)
@@ -164,8 +170,7 @@ def test_two_that_register_at_the_same_moment_leave_one_version(project, store):
 def test_a_checkpoint_that_is_gone_is_a_clear_error_and_registers_nothing(project, store, tmp_path):
     wish = wanted(api.read(project, "nets"))
     lost = {**wish.job, "checkpoint": str(tmp_path / "gone.ckpt")}
-    for kept in store.search_logged_models([store.search_runs(["1"])[0].info.experiment_id]):
-        store.delete_logged_model(kept.model_id)
+    forget_models(store)
 
     with pytest.raises(TrackingError, match="cannot be registered") as error:
         register(replace(wish, name="another", job=lost), api.store_of(project, "nets"))
@@ -175,8 +180,7 @@ def test_a_checkpoint_that_is_gone_is_a_clear_error_and_registers_nothing(projec
 
 
 def test_a_launch_that_finds_nothing_to_do_and_cannot_register_fails(project, store):
-    for kept in store.search_logged_models([store.search_runs(["1"])[0].info.experiment_id]):
-        store.delete_logged_model(kept.model_id)
+    forget_models(store)
     checkpoint = project.runs.experiment("nets").run(best_of(project).id).attempt(1).checkpoints / "best.ckpt"
     aside = checkpoint.rename(checkpoint.with_name("aside"))
     try:
