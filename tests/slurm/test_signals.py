@@ -50,6 +50,10 @@ class Story:
         found = [record for record, _ in tracking.read(metrics)] if metrics.exists() else []
         return [one.step for one in found if isinstance(one, tracking.Metrics) and metric in one.values]
 
+    def all_steps(self, run, metric="ranks"):
+        attempts = self.bench.records()[run.id].history
+        return [step for attempt in attempts for step in self.steps(run, attempt.number, metric)]
+
     def wait_for_second_epoch(self):
         """Wait until all train in their second epoch, or are in the midst of the validation of their first."""
         wait_for(lambda: all(map(self._is_far_enough, self.runs)), "the second epoch")
@@ -67,8 +71,11 @@ class Story:
         records = self.bench.records()
         return [records[run.id].node for run in self.runs]
 
-    def go_on(self):
-        """Wait until both runs have begun again, and let them run to their end; returns their records."""
+    def go_on(self, *, stops_again=False):
+        """Wait until all runs have begun again, and let them run to their end; returns their records.
+
+        With `stops_again`, what stopped them may do so more than once: on a busy machine, before the last has begun.
+        """
         begun = [self.bench.paths.run(run.id).attempt(2).log for run in self.runs]
         wait_for(lambda: all(log.exists() for log in begun), "the runs to go on")
         self.gate.open()
@@ -79,16 +86,15 @@ class Story:
         ]
         assert len(self.bench.paths.launches()) == 1
         for run in self.runs:
-            assert [attempt.claim.restart for attempt in records[run.id].attempts] == [0, 1]
+            restarts = [attempt.claim.restart for attempt in records[run.id].attempts]
+            assert restarts == (list(range(len(restarts))) if stops_again else [0, 1])
         return [records[run.id] for run in self.runs]
 
     def assert_no_step_lost_or_repeated(self):
         for run in self.runs:
-            first, second = self.steps(run, 1), self.steps(run, 2)
-            assert first + second == list(range(STEPS))
+            assert self.all_steps(run) == list(range(STEPS))
         for run in self.runs[2:]:
-            validated = self.steps(run, 1, "val/loss") + self.steps(run, 2, "val/loss")
-            assert validated == list(range(STEPS_PER_EPOCH - 1, STEPS, STEPS_PER_EPOCH))
+            assert self.all_steps(run, "val/loss") == list(range(STEPS_PER_EPOCH - 1, STEPS, STEPS_PER_EPOCH))
 
     def assert_went_on_from_the_last_regular_checkpoint(self):
         for run in self.runs:
@@ -133,7 +139,7 @@ def urgent_job():
 
 def test_at_the_time_limit_runs_save_themselves_and_go_on(tell):
     story = tell(options=SlurmOptions(signal_seconds=60), seconds=0.6, hours=2 / 60)
-    records = story.go_on()
+    records = story.go_on(stops_again=True)
     story.assert_no_step_lost_or_repeated()
     assert all(reason.startswith("time limit of") for reason in reasons(records))
 
