@@ -53,7 +53,7 @@ def empty_queue(cluster):
 def alike(tmp_path_factory, *, accounting):
     """A cluster of four nodes with two fake GPUs each. All nodes see pytest's folders."""
     shares = (str(tmp_path_factory.getbasetemp()),)
-    options = Options(nodes=4, gpus=2, grace_seconds=4, kill_wait_seconds=6, accounting=accounting, shares=shares)
+    options = Options(nodes=4, gpus=2, grace_seconds=4, kill_wait_seconds=12, accounting=accounting, shares=shares)
     return running_devcluster(options)
 
 

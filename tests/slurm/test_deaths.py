@@ -106,11 +106,9 @@ def test_a_run_that_died_without_a_word_is_put_right_by_whoever_looks_next(slurm
         desk.bench(name, tracking="embedded", nodelist=node) for name, node in (("here", "n0"), ("there", "n1"))
     )
     waits = desk.bench("waits", nodelist="n0", extra={"deadline": "now+75seconds"})
-    here.launch([timed, cancelled])
-    began(here, timed, cancelled)
-    there.launch([lost])
-    began(there, lost)
-    for bench in (here, there):
+    for bench, runs in ((there, [lost]), (here, [timed, cancelled])):  # the one with a time limit last: it is short
+        bench.launch(runs)
+        began(bench, *runs)
         api.sync(desk.project, bench.paths.name)
     assert {*desk.children("here").values(), *desk.children("there").values()} == {"RUNNING"}
     waits.launch([late])
