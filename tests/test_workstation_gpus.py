@@ -284,7 +284,7 @@ def test_without_nvml_a_launch_says_that_strangers_are_not_seen(make):
 
 def test_ddp_over_two_and_four_gpus_trains_as_one_also_when_the_supervisor_dies(make, gate, gpus):
     bench = make(grace_seconds=30.0)
-    two = trained({"seconds": 0.5, "until": gate.script()["until"]}, seed=2, gpus_per_node=2)
+    two = trained({"seconds": 5.0, "until": gate.script()["until"]}, seed=2, gpus_per_node=2)
     four = trained(seed=4, gpus_per_node=4, cpus_per_node=4)
     bench.launch([two, four], worker=WORKER)
     wait_for(lambda: (last := bench.records()[two.id].last) and last.progress, "a step of all ranks")

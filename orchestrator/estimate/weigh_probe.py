@@ -5,6 +5,7 @@ It gets a JSON object on standard input, and writes one answer per section, as J
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -71,6 +72,7 @@ def _main(answers: TextIO) -> None:
 
 if __name__ == "__main__":
     # What the imports print goes to standard error: standard output carries the answers alone.
+    gc.disable()  # imports make no garbage: without it they take three quarters of the time
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         _main(answers)

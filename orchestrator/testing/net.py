@@ -17,7 +17,7 @@ STEPS_PER_EPOCH = 20
 
 
 class Net(pl.LightningModule):
-    """Logs at each step how many ranks took it. A step lasts `seconds`, until the file `until` is there.
+    """Logs at each step how many ranks took it. A step lasts `seconds`, or until the file `until` is there.
 
     At step `at`, rank `rank` does what `does` says: raise, exit (with status 3), kill (itself, with SIGKILL), or, once
     in all attempts, hang until the file `until` is there, and then kill itself.
@@ -48,8 +48,9 @@ class Net(pl.LightningModule):
         return torch.utils.data.DataLoader(data, batch_size=1)
 
     def _wait(self) -> None:
-        if self._until is None or not self._until.exists():
-            time.sleep(self._seconds)
+        end = time.monotonic() + self._seconds
+        while (left := end - time.monotonic()) > 0 and (self._until is None or not self._until.exists()):
+            time.sleep(min(left, 0.1))
 
     def _act(self) -> None:
         match self._does:

@@ -7,6 +7,7 @@ data.py         the data version, staged before the training and watched beside 
 pack.py         the process of a job that several runs share
 warm.py         what imports torch and Lightning once, and forks a process for each run of a pack
 log.py          the log of an attempt
+libraries.py    torch and Lightning, imported in less time
 attempt.py      one attempt from its claim to its last event
 requeue.py      what an interrupted process owes the scheduler
 build.py        objects from `_target_` nodes

@@ -20,7 +20,7 @@ from orchestrator.errors import OrchError
 from orchestrator.record import RunState
 from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
 from orchestrator.tracking import SpoolWriter
-from orchestrator.worker import aftermath, data, requeue, trial
+from orchestrator.worker import aftermath, data, libraries, requeue, trial
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.node_metrics import measured
 from orchestrator.worker.secrets import Secrets
@@ -109,6 +109,7 @@ def _by_stopping(assignment: Assignment, signal: str) -> bool:
 def _train(
     assignment: Assignment, config: dict[str, Any], events: ledger.EventWriter, stop: StopSignal
 ) -> dict[str, Any]:
+    libraries.load()
     from orchestrator.tracking.logger import SpoolLogger
     from orchestrator.worker import checkpoints, training
 

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 import psutil
 
 from orchestrator.process import ProcessId
-from orchestrator.worker import log
+from orchestrator.worker import libraries, log
 
 _MESSAGE_BYTES = 2**18
 _MOST_DESCRIPTORS = 64
@@ -64,12 +64,10 @@ def prepare(module: str) -> str:
 
 def _import_what_runs(module: str) -> None:
     """Import what a worker's module imports once it runs; another than ours, such as the tests' own, trains nothing."""
-    import orchestrator.worker.attempt
+    import orchestrator.worker.attempt  # noqa: F401 - it is to be there
 
     if module == "orchestrator.worker":
-        import orchestrator.tracking.logger
-        import orchestrator.worker.checkpoints
-        import orchestrator.worker.training  # noqa: F401 - it is to be there
+        libraries.load()
 
 
 class Server:

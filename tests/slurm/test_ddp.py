@@ -103,7 +103,7 @@ def test_a_rank_that_is_killed_sooner_than_others_when_slurm_stops_the_job_is_no
 def test_a_run_goes_on_when_one_of_its_nodes_is_shut_down(bench, slurm, tmp_path):
     """In order, as for a reboot: first all processes there get SIGTERM, of which Slurm knows nothing."""
     gate = Gate(tmp_path / "open")
-    run = trained(gate.script(seconds=0.2), steps=60, nodes=2, gpus_per_node=1)
+    run = trained(gate.script(seconds=0.6), steps=60, nodes=2, gpus_per_node=1)
     bench.launch([run], worker=WORKER)
     wait_for(lambda: bench.paths.run(run.id).attempt(1).metrics.exists() and len(logged(bench, run)) > 25, "epoch 2")
     (rank,) = [each for each in processes_with(str(bench.paths.path)) if each.environ().get("SLURM_PROCID") == "1"]

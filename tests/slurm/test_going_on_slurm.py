@@ -24,7 +24,7 @@ class Tested(Net):
 TRAIN = """
 # @package _global_
 name: train
-model: {_target_: nets.Tested, seconds: 1, until: null, does: ''}
+model: {_target_: nets.Tested, seconds: 100, until: null, does: ''}
 trainer: {max_epochs: 1, limit_train_batches: 3}
 tracking: {kind: none}
 cluster: {nodes_may_submit: false}
@@ -64,7 +64,7 @@ def test_an_experiment_starts_after_another_one_from_its_weights(desk, tmp_path)
 
 def test_after_a_failure_it_fails_with_the_reason(desk, tmp_path):
     gate = tmp_path / "gate"
-    launched(desk, "train", f"model.until={gate}", "model.does=raise", "+model.rank=0", "model.seconds=0.5")
+    launched(desk, "train", f"model.until={gate}", "model.does=raise", "+model.rank=0")
     launched(desk, "second", "after=train")
     gate.touch()
     wait_for(lambda: desk.records("second")[0].state is RunState.FAILED, "the second run to fail")

@@ -18,7 +18,7 @@ from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, trained
 
 pytestmark = pytest.mark.slurm
-STEPS = 45
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def bench(slurm, server, tmp_path):
 
 def test_a_preempted_run_goes_on_in_the_same_mlflow_run(bench, server, tmp_path):
     gate, client = Gate(tmp_path / "open"), MlflowClient(server)
-    run = trained(gate.script(seconds=0.2), steps=STEPS)
+    run = trained(gate.script(seconds=1.0), steps=STEPS)
 
     def child():
         """Return the only child there is; None as long as there is none."""
