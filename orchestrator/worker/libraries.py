@@ -1,4 +1,4 @@
-"""Imports torch, Lightning and what of ours needs them, in three quarters of the time that it takes otherwise."""
+"""Imports torch, Lightning and what of ours needs them, in four fifths of the time that it takes otherwise."""
 
 from __future__ import annotations
 
