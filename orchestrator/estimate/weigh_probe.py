@@ -71,8 +71,8 @@ def _main(answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # What the imports print goes to standard error: standard output carries the answers alone.
     gc.disable()  # imports make no garbage: without it they take four fifths of the time
+    # What the imports print goes to standard error: standard output carries the answers alone.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         _main(answers)

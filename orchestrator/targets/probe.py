@@ -115,8 +115,8 @@ def _main(answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # What the import prints goes to standard error: standard output carries the answer alone.
     gc.disable()  # imports make no garbage: without it they take four fifths of the time
+    # What the import prints goes to standard error: standard output carries the answer alone.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         _main(answers)

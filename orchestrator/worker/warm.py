@@ -57,7 +57,6 @@ def prepare(module: str) -> str:
     if (first := os.fork()) == 0:
         os._exit(0)
     os.waitpid(first, 0)  # numerical libraries end their pools of threads at a fork, and make new ones when needed
-    gc.collect()
     gc.freeze()  # what is there now is shared with all runs, and never looked at again
     return unfit()
 
