@@ -1,16 +1,21 @@
-# make demo     a sweep of eight runs on real data, from nothing to a comparison; again: all is done, nothing runs
-# make test     all tests              make lint     ruff, its format, mypy
-# make bench    the budgets            make clean    what was made, except runs/
-# make scale    10,000 runs on a real Slurm, slurmctld restarted in the midst of them: an hour; RUNS=500 minutes
+# make demo       a sweep of eight runs on real data, from nothing to a comparison; a second time nothing runs
+# make test       all tests but the long ones     make lint     ruff, its formatter, mypy
+# make bench      the budgets                     make clean    delete what was made, except runs/
+# make test-long  the campaigns, an hour and more: 10,000 runs, thousands of kills, fuzzing, each with a printed seed;
+#                 make test-long CAMPAIGN=fuzz SEED=7 runs one of them; tests/support/campaigns.py lists them
+# make chaos      the campaign of kills at random moments; SEED=7 repeats one
+# make scale      the campaign of 10,000 runs on a real Slurm, slurmctld restarted meanwhile; with RUNS=500 fewer
 #
-# PY=python3.12 make demo    makes the environment with another Python (3.11 or later)
+# PY=python3.12 make demo    creates the environment with another Python (3.11 or later)
 
 PY ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TYPED := build/typed/orchestrator
 
-.PHONY: demo test lint bench scale clean
+CAMPAIGNS = $(BIN)/python tests/support/campaigns.py $(if $(SEED),--seed $(SEED))
+
+.PHONY: demo test test-long chaos scale lint bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -19,12 +24,13 @@ demo: .venv/.installed
 	@$(BIN)/orch compare digits-lr
 	@echo
 	@echo 'Look at the runs in the MLflow UI:  $(BIN)/orch ui'
+	@echo 'For `orch` alone, as printed above: . $(BIN)/activate'
 
-# Tests of one file stay together: they share servers and clusters. Most of them wait for other programs.
+# Tests of one file stay in one process, but for those in tests/conftest.py. Most tests wait for other programs.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 3 --dist loadfile --no-loadscope-reorder)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 4 --dist loadfile --no-loadscope-reorder)
 
-# mypy knows nothing of `__path__`: it is shown the package as it is once installed, made of links.
+# mypy does not know `__path__`: it checks the package as it is once installed, built from links.
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,8 +41,14 @@ lint: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/python -m bench
 
+test-long: .venv/.installed-dev
+	$(CAMPAIGNS) $(CAMPAIGN)
+
+chaos: .venv/.installed-dev
+	$(CAMPAIGNS) chaos
+
 scale: .venv/.installed-dev
-	SCALE_RUNS=$(or $(RUNS),10000) $(BIN)/python -m pytest tests/slurm/test_scale.py --capture=no --quiet
+	$(if $(RUNS),SCALE_RUNS=$(RUNS)) $(CAMPAIGNS) scale-10000
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

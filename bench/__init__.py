@@ -9,6 +9,7 @@
     slow_mount.py     a folder at 1 ms per operation (slow_mount.c)
     multirun.py       Hydra's own launcher, the peer of a launch
 
-Every other module is one benchmark and has a function `rows`. Nothing here asserts a time: the machine may
-be shared. A budget that was not kept is printed as `over`.
+Every other module is one benchmark and has a function `rows`. A budget is a ratio to something measured in the same
+run, so that a slow machine keeps it as a fast one does. One that was missed is printed as `not ok`, and the exit status
+is then 1.
 """

@@ -1,4 +1,7 @@
-"""`python -m bench [NAME...] [--json]`: measure, then print one table on standard output."""
+"""`python -m bench [NAME...] [--json]`: measure, then print one table on standard output.
+
+Exit status: 0 ok; 1 a budget was missed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import importlib
 import json
 import logging
+from collections.abc import Sequence
 
 from bench import table
 from bench.measure import Row, say
@@ -13,9 +17,19 @@ from bench.sandbox import sandbox
 
 # What loads torch or MLflow into this process comes last.
 BENCHMARKS = (
-    "startup", "status", "plan", "launch", "stage", "stage_scale", "job_start", "pack", "search", "steps",
-    "uploaders", "metric",
-)  # fmt: skip
+    "startup",
+    "status",
+    "plan",
+    "launch",
+    "stage",
+    "stage_scale",
+    "job_start",
+    "pack",
+    "search",
+    "steps",
+    "uploaders",
+    "metric",
+)
 
 
 def main() -> int:
@@ -29,7 +43,12 @@ def main() -> int:
     rows = [row for name in BENCHMARKS if name in (arguments.names or BENCHMARKS) for row in _rows(name)]
     lines = [json.dumps([table.to_json(row) for row in rows], indent=1)] if arguments.json else table.lines(rows)
     print("\n".join(lines))
-    return 0
+    return exit_status(rows)
+
+
+def exit_status(rows: Sequence[Row]) -> int:
+    """Return 1 where a budget was missed."""
+    return 1 if any(row.kept is False for row in rows) else 0
 
 
 def _rows(name: str) -> list[Row]:

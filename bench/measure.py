@@ -34,13 +34,17 @@ class Cost:
 class Row:
     """One line of the table: what was measured, in seconds or `unit`, and what stands beside it.
 
-    `budget` is in the same; None where the design names none for what is measured here. `cpu` are the CPU seconds of
-    the same measurements, where they were taken, and `peak` their memory in bytes.
+    A budget is a ratio of the medians, so that a slow machine keeps it as a fast one does: the peer takes `at_least`
+    so many times as long, or ours `at_most`. `limit` is one that was itself measured, in the same unit. None where the
+    design names none for what is measured here. `cpu` are the CPU seconds of the same measurements, where they were
+    taken, and `peak` their memory in bytes.
     """
 
     what: str
     measured: Sequence[Seconds]
-    budget: Seconds | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    limit: float | None = None
     peer: str = ""
     peer_measured: Sequence[Seconds] = ()
     cpu: Sequence[Seconds] = ()
@@ -55,8 +59,15 @@ class Row:
         return median(self.peer_measured) / median(self.measured) if self.peer_measured else None
 
     @property
-    def over(self) -> bool:
-        return self.budget is not None and median(self.measured) > self.budget
+    def kept(self) -> bool | None:
+        """Whether the budget was kept; None where there is none. Raises ValueError for a ratio without a peer."""
+        if self.limit is not None:
+            return median(self.measured) <= self.limit
+        if self.at_least is None and self.at_most is None:
+            return None
+        if self.ratio is None:
+            raise ValueError(f"{self.what}: nothing was measured beside it")
+        return self.ratio >= self.at_least if self.at_least is not None else 1 / self.ratio <= (self.at_most or 0)
 
 
 def in_turns(

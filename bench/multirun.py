@@ -60,9 +60,14 @@ class Multirun:
     def _overrides(self, points: int) -> list[str]:
         conf = f"hydra.searchpath=[file://{self.home}/project/conf]"
         return [
-            "--multirun", "hydra/launcher=submitit_slurm", conf, "experiment=budget", f"model={','.join(MODELS)}",
-            f"model.lr={','.join(LEARNING_RATES)}", f"seed=range(0,{points // SEEDED})",
-        ]  # fmt: skip
+            "--multirun",
+            "hydra/launcher=submitit_slurm",
+            conf,
+            "experiment=budget",
+            f"model={','.join(MODELS)}",
+            f"model.lr={','.join(LEARNING_RATES)}",
+            f"seed=range(0,{points // SEEDED})",
+        ]
 
     def _await(self, process: subprocess.Popen[bytes], points: int, log: Path) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS

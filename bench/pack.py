@@ -97,32 +97,43 @@ def rows(box: Sandbox) -> list[Row]:
 
 
 def measured(
-    box: Sandbox, environment: Mapping[str, str], *, runs: int = _RUNS, peer_runs: tuple[int, int] = _PEER_RUNS,
-    scripts: int = _SCRIPTS, rounds: int = _ROUNDS,
-) -> list[Row]:  # fmt: skip
+    box: Sandbox,
+    environment: Mapping[str, str],
+    *,
+    runs: int = _RUNS,
+    peer_runs: tuple[int, int] = _PEER_RUNS,
+    scripts: int = _SCRIPTS,
+    rounds: int = _ROUNDS,
+) -> list[Row]:
     """Return what so many runs take in one pack, and what their peers would, by what they take for fewer."""
     (box.folder / "project" / "conf" / "experiment").mkdir(parents=True)
     (box.folder / "project" / "conf" / "experiment" / "tiny.yaml").write_text(_EXPERIMENT)
     tiny, (few, more) = Tiny(box=box, environment=environment), peer_runs
     pack = f"resources.pack={{runs: {runs}, at_once: {min(_CPUS, runs)}}}"
     found = in_turns(
-        "pack", rounds,
+        "pack",
+        rounds,
         {
-            "packed": partial(tiny.launched, runs, pack), "few": partial(tiny.launched, few),
-            "more": partial(tiny.launched, more), "scripts": partial(tiny.scripts, scripts),
+            "packed": partial(tiny.launched, runs, pack),
+            "few": partial(tiny.launched, few),
+            "more": partial(tiny.launched, more),
+            "scripts": partial(tiny.scripts, scripts),
         },
         warm_up=False,
-    )  # fmt: skip
+    )
     tasks = [a + (b - a) * (runs - few) / (more - few) for a, b in zip(found["few"], found["more"], strict=True)]
     plain = [seconds / scripts * runs for seconds in found["scripts"]]
     what, peer = f"{runs} tiny runs, packed", f"one array task each ({few} and {more}, extrapolated)"
     return [
-        Row(what=what, measured=found["packed"], peer=peer, peer_measured=tasks),
+        Row(what=what, measured=found["packed"], peer=peer, peer_measured=tasks, at_least=10.0),
         Row(
-            what="... beside plain scripts", measured=found["packed"],
-            peer=f"one after another ({scripts}, times {runs / scripts:g})", peer_measured=plain,
+            what="... beside plain scripts",
+            measured=found["packed"],
+            peer=f"one after another ({scripts}, times {runs / scripts:g})",
+            peer_measured=plain,
+            at_least=25.0,
         ),
-    ]  # fmt: skip
+    ]
 
 
 @contextmanager

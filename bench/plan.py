@@ -47,19 +47,31 @@ def rows(box: Sandbox) -> list[Row]:
 
     with box.idle_workstation():
         found = in_turns(
-            "plan", _ROUNDS,
+            "plan",
+            _ROUNDS,
             {
-                "launch 1,000": lambda: orch("launch", 1_000), "plan 1,000": lambda: orch("plan", 1_000),
-                "plan 10,000": lambda: orch("plan", 10_000), "compose": lambda: _compose(box, project),
-                "memory, plan": lambda: peak_mb("plan"), "memory, launch": lambda: peak_mb("launch", "--yes"),
+                "launch 1,000": lambda: orch("launch", 1_000),
+                "plan 1,000": lambda: orch("plan", 1_000),
+                "plan 10,000": lambda: orch("plan", 10_000),
+                "compose": lambda: _compose(box, project),
+                "memory, compose": lambda: box.peak_mb(_compose_argv(project), cwd=project),
+                "memory, plan": lambda: peak_mb("plan"),
+                "memory, launch": lambda: peak_mb("launch", "--yes"),
             },
-        )  # fmt: skip
+        )
     return [
         _row("orch plan (1,000 points)", found["plan 1,000"], 1_000, found["compose"]),
         _row("orch plan (10,000 points)", found["plan 10,000"], 10_000, found["compose"]),
         _row("orch launch (1,000 runs, workstation)", found["launch 1,000"], 1_000, found["compose"]),
         *(
-            Row(what=f"orch {verb} (10,000 points), memory", measured=found[f"memory, {verb}"], budget=300, unit="MB")
+            Row(
+                what=f"orch {verb} (10,000 points), memory",
+                measured=found[f"memory, {verb}"],
+                unit="MB",
+                at_most=5.0,
+                peer=f"Hydra's compose, {_COMPOSED} points",
+                peer_measured=found["memory, compose"],
+            )
             for verb in ("plan", "launch")
         ),
     ]
@@ -72,4 +84,8 @@ def _row(what: str, measured: list[Seconds], points: int, per_point: list[Second
 
 def _compose(box: Sandbox, project: Path) -> Seconds:
     """Return what one point costs."""
-    return float(box.run([PYTHON, "-c", _COMPOSE, str(project / "conf"), str(_COMPOSED)]))
+    return float(box.run(_compose_argv(project)))
+
+
+def _compose_argv(project: Path) -> list[str]:
+    return [PYTHON, "-c", _COMPOSE, str(project / "conf"), str(_COMPOSED)]

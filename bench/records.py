@@ -1,4 +1,4 @@
-"""An experiment with records of any number of runs, written by the ledger itself; nothing has run."""
+"""An experiment with records of any number of runs, written by the code that writes them; nothing has run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator import ledger
 from orchestrator.layout import ExperimentPaths, RunsRoot
-from orchestrator.process import ProcessId
-from orchestrator.record import Claim, RunState
-from orchestrator.spec import Resources
+from orchestrator.records.attempts import EventWriter, claim_attempt, mark_state
+from orchestrator.records.header import LaunchHeader
+from orchestrator.records.launches import publish_launch
+from orchestrator.records.planned import PlannedRun, read_plan
+from orchestrator.records.record import Claim, RunState
+from orchestrator.spec import Objective, Resources, RunId
+from orchestrator.system.processes import ProcessId
 
 TREE = hashlib.sha1(b"some code", usedforsecurity=False).hexdigest()
 _EPOCHS = 10
@@ -30,27 +33,27 @@ def make_experiment(
     last ones, that are under way, all others have ended.
     """
     paths = RunsRoot(runs).experiment(name)
-    lines = [_line(index) for index in range(count)]
-    launch = ledger.publish(paths, 1, {**_header(name), "tracking": tracking}, [_config()], lines)
+    lines = [_planned(index) for index in range(count)]
+    launch = publish_launch(paths, 1, _header(name, tracking), [_config()], lines)
     if launch is None:
         raise FileExistsError(paths.path)
     launch.complete.touch()
     process = ProcessId.current()
-    for index, line in enumerate(lines):
+    for index, planned in enumerate(lines):
         if index >= count - running:
-            _run(paths, line, process, RunState.RUNNING)
+            _run(paths, planned, process, RunState.RUNNING)
         elif index % 10 == 7:
-            _run(paths, line, process, RunState.FAILED)
+            _run(paths, planned, process, RunState.FAILED)
         elif index % 10 < 7 or running:
-            _run(paths, line, process, RunState.DONE)
+            _run(paths, planned, process, RunState.DONE)
     return paths
 
 
 def finish(paths: ExperimentPaths) -> None:
     """Write what the runs of an experiment's only launch would have written: all are done."""
     process = ProcessId.current()
-    for line in ledger.read_lines(paths.launch(1)):
-        _run(paths, line, process, RunState.DONE)
+    for planned in read_plan(paths.launch(1)):
+        _run(paths, planned, process, RunState.DONE)
 
 
 def files_read(paths: ExperimentPaths) -> Iterator[Path]:
@@ -61,13 +64,13 @@ def files_read(paths: ExperimentPaths) -> Iterator[Path]:
         yield run / "a001" / "events.jsonl"
 
 
-def _run(paths: ExperimentPaths, line: Mapping[str, Any], process: ProcessId, state: RunState) -> None:
-    attempt = paths.run(line["run"]).attempt(1)
+def _run(paths: ExperimentPaths, planned: PlannedRun, process: ProcessId, state: RunState) -> None:
+    attempt = paths.run(planned.run).attempt(1)
     claim = Claim(
-        launch=1, index=line["index"], code=line["code"], generation=1, history=1, process=process, time=1.7e9
+        launch=1, index=planned.index, code=planned.code, generation=1, history=1, process=process, time=1.7e9
     )
-    ledger.claim_attempt(attempt, claim)
-    events = ledger.EventWriter(attempt.events)
+    claim_attempt(attempt, claim)
+    events = EventWriter(attempt.events)
     events.write("started", launch=1, attempt=1)
     events.write("training", resumed=False)
     for epoch in range(_EPOCHS):
@@ -78,19 +81,27 @@ def _run(paths: ExperimentPaths, line: Mapping[str, Any], process: ProcessId, st
     elif state is RunState.DONE:
         events.write("done", metrics={"val/acc": 0.9}, best={"metric": "val/acc", "value": 0.9, "step": 9, "epoch": 9})
     attempt.log.write_text("a line of the log\n" * 20)
-    ledger.mark(paths, line["run"], 1, RunState.RUNNING.value)
+    mark_state(paths, planned.run, 1, RunState.RUNNING.value)
     if state is not RunState.RUNNING:
-        ledger.mark(paths, line["run"], 1, state.value)
+        mark_state(paths, planned.run, 1, state.value)
 
 
-def _line(index: int) -> dict[str, Any]:
+def _planned(index: int) -> PlannedRun:
     point = {"model.lr": index / 1000, "seed": index}
-    return {
-        "index": index, "run": hashlib.sha256(json.dumps(point).encode()).hexdigest()[:12], "action": "submit",
-        "reason": "new", "attempt": 1, "generation": 1, "history": 1, "code": TREE, "data": None, "base": 0,
-        "set": [[["model", "lr"], point["model.lr"]], [["seed"], index]], "point": point,
-        "resources": Resources(cpus_per_node=4, hours=2.0).to_json(),
-    }  # fmt: skip
+    return PlannedRun(
+        run=RunId(hashlib.sha256(json.dumps(point).encode()).hexdigest()[:12]),
+        launch=1,
+        index=index,
+        action="submit",
+        attempt=1,
+        generation=1,
+        history=1,
+        code=TREE,
+        point=point,
+        resources=Resources(cpus_per_node=4, hours=2.0),
+        reason="new",
+        changes=[(["model", "lr"], point["model.lr"]), (["seed"], index)],
+    )
 
 
 def _config() -> dict[str, Any]:
@@ -98,10 +109,13 @@ def _config() -> dict[str, Any]:
     return {"model": model, "data": {"_target_": None}, "trainer": {"max_epochs": _EPOCHS}, "seed": 0, "task": "fit"}
 
 
-def _header(name: str) -> dict[str, Any]:
-    code = {"tree": TREE, "commit": None, "dirty": False}
-    return {
-        "experiment": name, "message": "a benchmark", "argv": [], "overrides": [], "choices": {}, "sweep": {},
-        "objective": {"metric": "val/acc", "mode": "max"}, "cluster": {"kind": "inline"}, "tracking": {"kind": "none"},
-        "env": "warn", "environment": {}, "python": "python", "code": [code], "data": {},
-    }  # fmt: skip
+def _header(name: str, tracking: Mapping[str, Any]) -> LaunchHeader:
+    return LaunchHeader(
+        experiment=name,
+        message="a benchmark",
+        objective=Objective(metric="val/acc", mode="max"),
+        cluster={"kind": "inline"},
+        tracking=tracking,
+        python="python",
+        code=({"tree": TREE, "commit": None, "dirty": False},),
+    )

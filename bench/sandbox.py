@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.measure import Cost, Seconds, timed
 from orchestrator.local.workstation import Queue
-from orchestrator.process import run
+from orchestrator.system.processes import run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -36,11 +36,15 @@ class Sandbox:
     @property
     def environment(self) -> dict[str, str]:
         return {
-            "PYTHONPATH": str(CHECKOUT), "XDG_CACHE_HOME": str(self.folder / "cache"),
-            "XDG_STATE_HOME": str(self.folder / "state"), "DVC_SITE_CACHE_DIR": str(self.folder / "dvc"),
+            "PYTHONPATH": str(CHECKOUT),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "XDG_STATE_HOME": str(self.folder / "state"),
+            "DVC_SITE_CACHE_DIR": str(self.folder / "dvc"),
             "PYTHONDONTWRITEBYTECODE": "",  # as installed: nothing is compiled again and again
-            "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, "NO_COLOR": "1",
-        }  # fmt: skip
+            "DVC_NO_ANALYTICS": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "NO_COLOR": "1",
+        }
 
     def seconds(self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Seconds:
         """Return how long a command takes, from before its start until after its end."""
@@ -61,9 +65,13 @@ class Sandbox:
         """Start a command that prints to a file."""
         with log.open("wb") as output:
             return subprocess.Popen(
-                argv, cwd=cwd, env={**os.environ, **self.environment, **env}, stdin=subprocess.DEVNULL, stdout=output,
+                argv,
+                cwd=cwd,
+                env={**os.environ, **self.environment, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
                 stderr=output,
-            )  # fmt: skip
+            )
 
     def run(self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> bytes:
         return run(argv, cwd=cwd or self.folder, env={**self.environment, **(env or {})})

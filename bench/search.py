@@ -4,7 +4,7 @@ Ours derives a study anew for each trial, from what is known of the others, and 
 Optuna keeps one study in memory. Each of some seeds is one search: as many trials, 1 or 8 at a time, of which each
 takes a time that the seed decides, the same on both sides. What counts is the best value that a search has found; lower
 is better. A row tells how much higher ours is, seed by seed: the median, the interval (95 %, bootstrapped) in which it
-lies, and as the budget what chance alone makes of it; `over` means that ours is worse. ORCH_BENCH_SEEDS says how many
+lies, and as the budget what chance alone makes of it; `not ok` means that ours is worse. ORCH_BENCH_SEEDS says how many
 seeds.
 """
 
@@ -28,8 +28,9 @@ from optuna.trial import TrialState
 from bench.measure import Row, say, timed
 from bench.sandbox import Sandbox
 from orchestrator.models.mlp import MLP
-from orchestrator.spec import Distribution, Objective, Search, Template
-from orchestrator.study import Known, ask
+from orchestrator.search.study import Known, ask
+from orchestrator.spec import Objective
+from orchestrator.spec.search import Distribution, Search, Template
 
 _SEEDS = int(os.environ.get("ORCH_BENCH_SEEDS", "30"))
 _AT_ONCE = (1, 8)
@@ -54,9 +55,11 @@ def _row(name: str, at_once: int) -> Row:
     less, more = _interval(differences)
     told = f"ours {median(ours):.4g}, plain {median(plain):.4g}; difference, 95 %: {less:+.2g} .. {more:+.2g}"
     return Row(
-        what=f"best of {_PROBLEMS[name][2]} trials, {name}, {at_once} at a time: {told}", measured=differences, unit="",
-        budget=median(differences) - less,
-    )  # fmt: skip
+        what=f"best of {_PROBLEMS[name][2]} trials, {name}, {at_once} at a time: {told}",
+        measured=differences,
+        unit="",
+        limit=median(differences) - less,
+    )
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
@@ -146,9 +149,14 @@ def _search(name: str, seed: int) -> Search:
     space = _PROBLEMS[name][0]
     template = Template(choices={}, keys=tuple(space), fills=(), config={})
     return Search(
-        id=f"{name}{seed}", space=space, sampler={"_target_": "optuna.samplers.TPESampler"}, pruner=None, seed=seed,
-        objectives=(Objective(metric="value", mode="min"),), templates=(template,),
-    )  # fmt: skip
+        id=f"{name}{seed}",
+        space=space,
+        sampler={"_target_": "optuna.samplers.TPESampler"},
+        pruner=None,
+        seed=seed,
+        objectives=(Objective(metric="value", mode="min"),),
+        templates=(template,),
+    )
 
 
 # --- problems --------------------------------------------------------------------------------------------------
@@ -164,9 +172,11 @@ def _branin(point: Mapping[str, Any]) -> float:
 _ALPHA = (1.0, 1.2, 3.0, 3.2)
 _A = ((10, 3, 17, 3.5, 1.7, 8), (0.05, 10, 17, 0.1, 8, 14), (3, 3.5, 1.7, 10, 17, 8), (17, 8, 0.05, 10, 0.1, 14))
 _P = (
-    (1312, 1696, 5569, 124, 8283, 5886), (2329, 4135, 8307, 3736, 1004, 9991),
-    (2348, 1451, 3522, 2883, 3047, 6650), (4047, 8828, 8732, 5743, 1091, 381),
-)  # fmt: skip
+    (1312, 1696, 5569, 124, 8283, 5886),
+    (2329, 4135, 8307, 3736, 1004, 9991),
+    (2348, 1451, 3522, 2883, 3047, 6650),
+    (4047, 8828, 8732, 5743, 1091, 381),
+)
 
 
 def _hartmann6(point: Mapping[str, Any]) -> float:
@@ -180,7 +190,7 @@ def _hartmann6(point: Mapping[str, Any]) -> float:
 
 @cache
 def _digits() -> tuple[torch.Tensor, torch.Tensor]:
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - the development tools bring it
+    from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from bench.measure import say
 from bench.sandbox import CHECKOUT, Sandbox
 from orchestrator.config import schema
 
-sys.path.append(str(CHECKOUT / "tests"))
+sys.path.append(str(CHECKOUT / "tests" / "support"))
 
 import many_uploaders
 from faulty_server import MlflowServer, Proxy

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.process import run
 from orchestrator.slurm.devcluster import DevCluster, Options
+from orchestrator.system.processes import run
 
 _BUSY = ("--job-name=busy", "--exclusive", "--output=/dev/null", "--chdir=/", "--wrap=sleep infinity")
 _PATIENCE_SECONDS = 60

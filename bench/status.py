@@ -14,7 +14,8 @@ from bench.sandbox import PYTHON, Sandbox
 from orchestrator.layout import ExperimentPaths, RunsRoot
 
 _LARGE = 10_000
-_SIZES = {10: 0.15, 1_000: None, _LARGE: 0.6}
+_SIZES = {10: None, 1_000: None, _LARGE: 0.6}
+_RUNNING_AT_MOST = 0.7
 _RUNNING = 300
 _ROUNDS = 5
 _PEER = "read and parse the same files, no more"
@@ -29,30 +30,36 @@ _REDRAW = """
 import sys, time
 from pathlib import Path
 from orchestrator import api
-from orchestrator.cli.render import status_lines
+from orchestrator.cli.status_table import status_lines
 from orchestrator.project import find_project
 read = api.reader(find_project(Path(), runs=sys.argv[1]), "sweep")
 read()
 began, times = time.process_time(), 5
 for _ in range(times):
-    book = read()
-    status_lines(book, list(book.records.values()))
+    state = read()
+    status_lines(state, list(state.records.values()))
 print((time.process_time() - began) / times)
 """
 
 
 def rows(box: Sandbox) -> list[Row]:
     experiments = {count: _experiment(box, count) for count in _SIZES}
-    ended = [_row(box, f"orch status ({n:,} runs)", _status(box, experiments[n]), _SIZES[n], experiments[n])
-             for n in _SIZES]  # fmt: skip
+    ended = [
+        _row(box, f"orch status ({n:,} runs)", _status(box, experiments[n]), _SIZES[n], experiments[n]) for n in _SIZES
+    ]
     running = _experiment(box, _LARGE, running=_RUNNING)
     return [
         *ended,
-        _row(box, f"... {_RUNNING} of {_LARGE:,} running", _status(box, running), 0.6, running),
-        _row(box, f"... {_LARGE:,} runs, the first time", _first_status(box, experiments[_LARGE]), None,
-             experiments[_LARGE]),
+        _row(box, f"... {_RUNNING} of {_LARGE:,} running", _status(box, running), _RUNNING_AT_MOST, running),
+        _row(
+            box,
+            f"... {_LARGE:,} runs, the first time",
+            _first_status(box, experiments[_LARGE]),
+            None,
+            experiments[_LARGE],
+        ),
         *_others(box, running),
-    ]  # fmt: skip
+    ]
 
 
 def _others(box: Sandbox, running: ExperimentPaths) -> list[Row]:
@@ -101,12 +108,10 @@ def _first_status(box: Sandbox, paths: ExperimentPaths) -> Callable[[], Seconds]
     return look
 
 
-def _row(
-    box: Sandbox, what: str, ours: Callable[[], Seconds], budget: float | None, paths: ExperimentPaths
-) -> Row:  # fmt: skip
+def _row(box: Sandbox, what: str, ours: Callable[[], Seconds], at_most: float | None, paths: ExperimentPaths) -> Row:
     listing = box.folder / "files"
     listing.write_text("\n".join(map(str, files_read(paths))))
     box.settle()
     peer = ["sh", "-c", 'exec "$0" -c "$1" < "$2"', PYTHON, _READ, str(listing)]
     found = in_turns(what, _ROUNDS, {"ours": ours, "peer": lambda: box.seconds(peer)})
-    return Row(what=what, measured=found["ours"], budget=budget, peer=_PEER, peer_measured=found["peer"])
+    return Row(what=what, measured=found["ours"], at_most=at_most, peer=_PEER, peer_measured=found["peer"])

@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import repeat
-from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -76,7 +75,7 @@ def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str, *, every: 
     proxy.fault = fault
     with _uploader(box, paths.launch(1)) as uploader:
         with multiprocessing.get_context("spawn").Pool(1) as trainer:  # the proxy would hold up its own process
-            pairs = trainer.apply(_train, (attempt.metrics, run / "artifacts", uploader.pid, every))
+            pairs = trainer.apply(_train, (attempt, uploader.pid, every))
         proxy.fault = None
         uploader.send_signal(signal.SIGCONT)
         _end(uploader)
@@ -84,9 +83,12 @@ def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str, *, every: 
     shares, half = _shares(pairs), _half_interval(pairs)
     told = f"{mean(shares):+.2%}, 95 %: {mean(shares) - half:+.2%} .. {mean(shares) + half:+.2%}, {len(pairs)} pairs"
     return Row(
-        what=f"a step, tracked, {name}: {told}", measured=[a for a, _ in pairs], peer="the same step, no logger",
-        peer_measured=[b for _, b in pairs], budget=1.01 * median(b for _, b in pairs),
-    )  # fmt: skip
+        what=f"a step, tracked, {name}: {told}",
+        measured=[a for a, _ in pairs],
+        peer="the same step, no logger",
+        peer_measured=[b for _, b in pairs],
+        at_most=1.01,
+    )
 
 
 def _shares(pairs: Pairs) -> list[float]:
@@ -97,19 +99,25 @@ def _half_interval(pairs: Pairs) -> float:
     return 1.96 * stdev(_shares(pairs)) / math.sqrt(len(pairs))
 
 
-def _train(spool: Path, artifacts: Path, uploader: int, every: int) -> Pairs:
+def _train(attempt: AttemptPaths, uploader: int, every: int) -> Pairs:
     torch.set_num_threads(1)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    with SpoolWriter(spool) as writer:
-        logger = SpoolLogger(writer, artifacts)
+    with SpoolWriter(attempt.metrics) as writer:
+        logger = SpoolLogger(writer, attempt)
         logger.log_metrics({"start": 0.0}, 0)
         _settle(psutil.Process(uploader))
         blocks = _Blocks(logger, uploader)
         trainer = Trainer(
-            accelerator="cpu", max_epochs=1, logger=logger, log_every_n_steps=every, callbacks=[blocks],
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+            accelerator="cpu",
+            max_epochs=1,
+            logger=logger,
+            log_every_n_steps=every,
+            callbacks=[blocks],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(_Model(), repeat(torch.ones(32, _WIDTH)))
     return blocks.pairs
 
@@ -186,9 +194,12 @@ def _settle(uploader: psutil.Process) -> None:
 def _uploader(box: Sandbox, launch: LaunchPaths) -> Iterator[subprocess.Popen[bytes]]:
     """Start the uploader of a launch's first run; it is gone in the end, stopped or not."""
     process = subprocess.Popen(
-        [PYTHON, "-m", "orchestrator.uploader", str(launch.path), "0"], stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **box.environment},
-    )  # fmt: skip
+        [PYTHON, "-m", "orchestrator.tracking.uploader", str(launch.path), "0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **box.environment},
+    )
     try:
         yield process
     finally:

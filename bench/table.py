@@ -9,9 +9,19 @@ from typing import Any
 from bench.measure import Row
 
 HEADER = (
-    "WHAT", "MEDIAN (MIN..MAX)", "CPU", "PEAK", "BUDGET", "",
-    "PEER", "ITS MEDIAN (MIN..MAX)", "CPU", "PEAK", "PEER/OURS",
-)  # fmt: skip
+    "WHAT",
+    "MEDIAN (MIN..MAX)",
+    "CPU",
+    "PEAK",
+    "PEER",
+    "ITS MEDIAN (MIN..MAX)",
+    "CPU",
+    "PEAK",
+    "PEER/OURS",
+    "BUDGET",
+    "READ",
+    "",
+)
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
@@ -23,22 +33,48 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 def to_json(row: Row) -> dict[str, Any]:
     return {
-        "what": row.what, "unit": row.unit, "seconds": list(row.measured), "budget_seconds": row.budget,
-        "over": row.over,
-        "peer": row.peer or None, "peer_seconds": list(row.peer_measured), "ratio": row.ratio,
-        "cpu_seconds": list(row.cpu), "peer_cpu_seconds": list(row.peer_cpu),
-        "peak_bytes": list(row.peak), "peer_peak_bytes": list(row.peer_peak),
-    }  # fmt: skip
+        "what": row.what,
+        "unit": row.unit,
+        "seconds": list(row.measured),
+        "at_least": row.at_least,
+        "at_most": row.at_most,
+        "limit": row.limit,
+        "kept": row.kept,
+        "peer": row.peer or None,
+        "peer_seconds": list(row.peer_measured),
+        "ratio": row.ratio,
+        "cpu_seconds": list(row.cpu),
+        "peer_cpu_seconds": list(row.peer_cpu),
+        "peak_bytes": list(row.peak),
+        "peer_peak_bytes": list(row.peer_peak),
+    }
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    verdict = "" if row.budget is None else "over" if row.over else "kept"
     return (
-        row.what, _spread(row.measured, row.unit), _least(row.cpu), _most(row.peak),
-        "" if row.budget is None else _amount(row.budget, row.unit), verdict,
-        row.peer, _spread(row.peer_measured, row.unit), _least(row.peer_cpu), _most(row.peer_peak),
+        row.what,
+        _spread(row.measured, row.unit),
+        _least(row.cpu),
+        _most(row.peak),
+        row.peer,
+        _spread(row.peer_measured, row.unit),
+        _least(row.peer_cpu),
+        _most(row.peer_peak),
         "" if row.ratio is None else f"{row.ratio:.3g}x",
-    )  # fmt: skip
+        *_budget(row),
+    )
+
+
+def _budget(row: Row) -> tuple[str, str, str]:
+    """Return the budget, what was read, and whether that is ok."""
+    verdict = {None: "", True: "ok", False: "not ok"}[row.kept]
+    if row.limit is not None:
+        return f"<= {_amount(row.limit, row.unit)}", _amount(median(row.measured), row.unit), verdict
+    if row.ratio is None or row.kept is None:
+        return "", "", verdict
+    if row.at_least is not None:
+        return f"peer/ours >= {row.at_least:g}x", f"{row.ratio:.3g}x", verdict
+    return f"ours/peer <= {row.at_most:g}x", f"{1 / row.ratio:.3g}x", verdict
 
 
 def _spread(measured: Sequence[float], unit: str) -> str:

@@ -39,7 +39,7 @@ def rows(box: Sandbox) -> list[Row]:
 def _alone(box: Sandbox) -> Row:
     """Return the CPU of a job's uploader, and in words its memory, up to the time when it has nothing to do."""
     paths = _experiment(box, "alone", 1, "http://127.0.0.1:9")
-    argv = [PYTHON, "-m", "orchestrator.uploader", str(paths.launch(1).path), "0"]
+    argv = [PYTHON, "-m", "orchestrator.tracking.uploader", str(paths.launch(1).path), "0"]
     sides: list[tuple[float, float]] = []
     for _ in range(_ROUNDS):
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_env(box))
@@ -143,7 +143,7 @@ def _experiment(box: Sandbox, name: str, count: int, address: str, *, points: in
 
 def _carried(box: Sandbox, paths: ExperimentPaths) -> float:
     """Return how long an uploader takes from its start until it has sent all and ended."""
-    argv = [PYTHON, "-m", "orchestrator.uploader", str(paths.launch(1).path), "0"]
+    argv = [PYTHON, "-m", "orchestrator.tracking.uploader", str(paths.launch(1).path), "0"]
     began = time.perf_counter()
     subprocess.run(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_env(box), check=True)
     return time.perf_counter() - began

@@ -1,16 +1,47 @@
-"""What every cluster can do; `local/` and `slurm/` implement it, tests/cluster_contract.py holds them to it."""
+"""What every cluster can do; `local/` and `slurm/` implement it, tests/support/cluster_contract.py holds them to it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from orchestrator.errors import RequestError, size
+from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
-from orchestrator.record import Observation
 from orchestrator.spec import Resources
+from orchestrator.system.units import size
+
+
+class JobState(StrEnum):
+    """What a scheduler says of one task of a launch."""
+
+    WAITING = "waiting"  # kept by its cluster, which hands it over later
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A scheduler's last word on one task: its state, why, the job's name there, and the node.
+
+    `status` is the exit status of a job that failed by itself, `output` what it printed. `ended` is when it ended,
+    in seconds since the epoch. `unattended`: it has ended, and nobody but who looks will ever write down how.
+    `forgotten`: the scheduler has no memory of it, so that `reason` is no news.
+    """
+
+    state: JobState
+    reason: str = ""
+    job: str = ""
+    node: str = ""
+    status: int | None = None
+    output: str = ""
+    ended: float | None = None
+    unattended: bool = False
+    forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ Any other exception that leaves the package is a bug of ours and shows its trace
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -64,15 +63,7 @@ class TrackingError(OrchError):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return a hint such as ` (did you mean 'lr'?)`, or an empty string when nothing is close."""
+    import difflib
+
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def size(count: int) -> str:
-    """Return bytes as a person reads them: `1.7 MB`."""
-    number = float(count)
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":
-            break
-        number /= 1000
-    return f"{number:.3g} {unit}" if number < 1000 else f"{number:,.0f} {unit}"

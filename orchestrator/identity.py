@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.spec import STARTS, Config, RunId
@@ -19,9 +18,9 @@ from orchestrator.spec import STARTS, Config, RunId
 ID_VERSION = 1
 
 # A built-in key that equals its default is left out, so that a key we add later changes no id.
-_DEFAULTS: Mapping[str, Any] = {"seed": 0, "task": "fit", "world_size": 1, "data": {}, "data_digest": None}
+_DEFAULTS: Mapping[str, object] = {"seed": 0, "task": "fit", "world_size": 1, "data": {}, "data_digest": None}
 
-TRAINER_DEFAULTS: Mapping[str, Any] = {
+TRAINER_DEFAULTS: Mapping[str, object] = {
     "_target_": "pytorch_lightning.Trainer",
     "max_epochs": 10,
     "max_steps": -1,
@@ -42,7 +41,7 @@ TRAINER_DEFAULTS: Mapping[str, Any] = {
 TRAINER_NOT_IDENTITY = frozenset({"enable_progress_bar", "enable_model_summary"})
 
 
-def canonical(document: Mapping[str, Any]) -> str:
+def canonical(document: Mapping[str, object]) -> str:
     """Return canonical JSON: sorted keys, `repr` of floats, no NaN or infinity.
 
     Raises ConfigError for what JSON cannot say.
@@ -57,12 +56,13 @@ def canonical(document: Mapping[str, Any]) -> str:
         ) from error
     except TypeError as error:
         raise ConfigError(
-            "the configuration holds what is no plain value", why=str(error),
+            "the configuration holds what is no plain value",
+            why=str(error),
             fix="use null, true, false, numbers, strings, lists, and mappings with strings as keys",
-        ) from error  # fmt: skip
+        ) from error
 
 
-def document(config: Config, *, data_digest: str | None, world_size: int) -> dict[str, Any]:
+def document(config: Config, *, data_digest: str | None, world_size: int) -> dict[str, object]:
     """Return the identity document of a resolved config with the keys model, data, trainer, seed, task."""
     data = {key: value for key, value in config["data"].items() if key != "version"}
     trainer = {
@@ -71,26 +71,30 @@ def document(config: Config, *, data_digest: str | None, world_size: int) -> dic
         if key not in TRAINER_NOT_IDENTITY and not _is_default(TRAINER_DEFAULTS, key, value)
     }
     entries = {
-        "model": config["model"], "data": data if data.get("_target_") else {}, "trainer": trainer,
-        "seed": config["seed"], "task": config["task"],
-        "data_digest": data_digest, "world_size": world_size,
-    }  # fmt: skip
+        "model": config["model"],
+        "data": data if data.get("_target_") else {},
+        "trainer": trainer,
+        "seed": config["seed"],
+        "task": config["task"],
+        "data_digest": data_digest,
+        "world_size": world_size,
+    }
     entries |= {key: _weights(config[key]) for key in STARTS if config.get(key)}
     kept = {key: value for key, value in entries.items() if not _is_default(_DEFAULTS, key, value)}
     return {"id_version": ID_VERSION, **kept}
 
 
-def _weights(start: Mapping[str, Any]) -> dict[str, Any]:
+def _weights(start: Mapping[str, object]) -> dict[str, object]:
     """Return what names the weights that a run starts from: not where they lie."""
     return {key: value for key, value in start.items() if key not in {"experiment", "path"}}
 
 
-def run_id(identity: Mapping[str, Any]) -> RunId:
+def run_id(identity: Mapping[str, object]) -> RunId:
     """Return the run id: the first 12 hexadecimal digits of the canonical document's SHA-256."""
     return RunId(hashlib.sha256(canonical(identity).encode()).hexdigest()[:12])
 
 
-def search_id(template_documents: Sequence[Mapping[str, Any]], definition: Mapping[str, Any]) -> str:
+def search_id(template_documents: Sequence[Mapping[str, object]], definition: Mapping[str, object]) -> str:
     """Return the id of an adaptive sweep: all that its trials depend on but their number.
 
     `template_documents` are the identity documents of its templates, each with its choices and fills.
@@ -103,5 +107,5 @@ def trial_id(search: str, number: int) -> RunId:
     return run_id({"id_version": ID_VERSION, "search": search, "trial": number})
 
 
-def _is_default(defaults: Mapping[str, Any], key: str, value: Any) -> bool:
+def _is_default(defaults: Mapping[str, object], key: str, value: object) -> bool:
     return key in defaults and type(value) is type(defaults[key]) and value == defaults[key]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.errors import RequestError
-from orchestrator.filesystem import is_network
 from orchestrator.layout import RunsRoot, cache_dir, short_digest
+from orchestrator.system.mounts import is_network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,20 +11,23 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator import after as others
-from orchestrator import ledger
-from orchestrator.cluster import Capacity, Change, Waiting, check_data
+from orchestrator.cluster import Capacity, Change, JobState, Observation, Waiting, check_data
 from orchestrator.errors import ClusterError, OrchError, RequestError
+from orchestrator.launch import dependencies as others
 from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
-from orchestrator.process import ProgramError, run
-from orchestrator.record import JobState, Observation
-from orchestrator.slurm import control, handover, limits, packed, preflight, queue, script, submission, turns
+from orchestrator.records.attempts import read_job_output
+from orchestrator.records.launches import read_launch
+from orchestrator.records.packs import read_packs
+from orchestrator.slurm import commands, control, limits, packed, preflight, queue, script, submission
+from orchestrator.slurm import leases as turns
+from orchestrator.slurm import submit_pending as handover
+from orchestrator.slurm.leases import Job
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import Seen, printed
-from orchestrator.slurm.turns import Job
 from orchestrator.spec import Resources
+from orchestrator.system.processes import ProgramError
+from orchestrator.system.units import hours_of
 
-_ANSWER_SECONDS = 60.0
 _OUTPUTS = 8  # of so many processes of a job, what they printed is shown
 
 
@@ -45,7 +48,7 @@ class SlurmCluster:
                 f"the folder for runs, {str(folder)!r}, has {found!r} in its name",
                 why="Slurm, or Python, would misread it",
                 fix="choose another folder for runs with --runs or $ORCH_RUNS",
-            )  # fmt: skip
+            )
         notes: dict[str, None] = {}
         if data:
             scratch = preflight.scratch(self._site)
@@ -60,18 +63,30 @@ class SlurmCluster:
         return tuple(note for note in notes if note)
 
     def capacity(self) -> Capacity:
-        return Capacity(scratch=preflight.scratch(self._site), hours=limits.default_hours(self._site.chosen))
+        asked = hours_of(str(self.options.sbatch_defaults.get("time", "")))
+        hours = asked or limits.default_hours(self._site.chosen)
+        return Capacity(scratch=preflight.scratch(self._site), hours=hours)
 
     def submit(self, launch: LaunchPaths) -> Waiting | None:
-        return handover.start(launch, lambda: self.allowed, after=self.jobs_before(launch))
+        return handover.start(launch, lambda: self.allowed_to(launch), after=self.jobs_before(launch))
 
     def go_on(self, launch: LaunchPaths) -> int:
         if shutil.which("sbatch") is None:
             return 0
         try:
-            return handover.go_on(launch, lambda: self.allowed, after=lambda: self.jobs_before(launch)).tasks
+            return self.go_on_at(launch).tasks
         except (OrchError, OSError):
             return 0  # and what is observed says why
+
+    def go_on_at(self, launch: LaunchPaths, *, ending: str = "", at_once: bool = False) -> handover.Tried:
+        """Submit what waits of a launch; `ending` and `at_once` as in `handover.go_on`. Raises ClusterError."""
+        return handover.go_on(
+            launch,
+            lambda: self.allowed_to(launch),
+            ending=ending,
+            at_once=at_once,
+            after=lambda: self.jobs_before(launch),
+        )
 
     def shape(self, resources: Resources, python_path: tuple[str, ...], *, data_bytes: int) -> script.Shape:
         """Return what a run asks for here: with `staging.request_tmp` also room for its data version."""
@@ -95,7 +110,7 @@ class SlurmCluster:
 
     def jobs_before(self, launch: LaunchPaths) -> list[str]:
         """Return the jobs that a launch is to start after, as far as they are under way."""
-        return self._jobs_of(launch.runs, ledger.read_launch(launch).header.get("after", ()))
+        return self._jobs_of(launch.runs, read_launch(launch).header.after)
 
     def _jobs_of(self, runs: RunsRoot, experiments: Sequence[str]) -> list[str]:
         return others.jobs(runs, experiments, {"slurm": self})
@@ -105,19 +120,24 @@ class SlurmCluster:
         """What the whole cluster allows; Slurm is asked once."""
         return self._site.whole
 
+    def allowed_to(self, launch: LaunchPaths) -> limits.Limits:
+        """Return what the cluster that a launch went to allows."""
+        cluster = queue.cluster_of(launch)
+        return self.allowed if cluster == self._site.cluster else preflight.Site(SlurmOptions(clusters=cluster)).whole
+
     # --- observe and cancel -------------------------------------------------------------------------------
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
-        packs = ledger.read_packs(launch)
+        packs = read_packs(launch)
         asked = {packs.first(index) for index in tasks}
         try:
             turn = turns.last(launch)
             jobs = list(turn.jobs) if turn else []
             names = _names(jobs)
             wanted = [name for index in asked for name in names.get(index, ())]
-            seen = dict(queue.tasks(_owner(launch), wanted)) if wanted else {}
+            seen = dict(queue.tasks(queue.Whose.of(launch), wanted)) if wanted else {}
             if not names.keys() >= asked:  # Slurm may have taken what its lost answer did not tell us of
-                seen |= queue.queue(_owner(launch))
+                seen |= queue.queue(queue.Whose.of(launch))
             names = _names([*jobs, *handover.strays(launch, seen.values(), known=[job.id for job in jobs])])
             rest = handover.outlook(launch, turn)
         except ClusterError as error:
@@ -131,34 +151,35 @@ class SlurmCluster:
         """Stop these tasks; a pack's own supervisor stops its runs one by one, so its job is ended for all of them."""
         jobs = jobs_of(launch)
         chosen = set(packed.cancelled(launch, tasks))
-        seen = queue.queue(_owner(launch)).values()
+        seen = queue.queue(queue.Whose.of(launch)).values()
         for job in [*handover.strays(launch, seen, known=[job.id for job in jobs]), *jobs]:
             indices = sorted(index - job.offset for index in job.indices if index in chosen)
             if indices:
-                _scancel(f"{job.id}_[{script.ranges(indices)}]")
+                _scancel(f"{job.id}_[{script.ranges(indices)}]", queue.cluster_of(launch))
 
     def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        control.hold(jobs_of(launch), ledger.read_packs(launch).whole(tasks))
+        control.hold(jobs_of(launch), read_packs(launch).whole(tasks), queue.cluster_of(launch))
 
     def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        control.release(jobs_of(launch), ledger.read_packs(launch).firsts(tasks))
-        handover.go_on(launch, lambda: self.allowed, at_once=True, after=lambda: self.jobs_before(launch))
+        control.release(jobs_of(launch), read_packs(launch).firsts(tasks), queue.cluster_of(launch))
+        self.go_on_at(launch, at_once=True)
 
     def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
-        packs, waiting = ledger.read_packs(launch), handover.left(launch)
+        packs, waiting = read_packs(launch), handover.left(launch)
         if change.hours is not None and any(task in packs for task in tasks):
             raise RequestError(
-                "the hours of packed runs cannot be changed", why="their job's time limit is made of those of its runs",
+                "the hours of packed runs cannot be changed",
+                why="their job's time limit is made of those of its runs",
                 fix="cancel them, and launch them again with other resources",
-            )  # fmt: skip
+            )
         tasks = packs.firsts(tasks)
         if not waiting.isdisjoint(tasks) and (missing := waiting - set(tasks)):
             raise RequestError(
                 f"{len(missing)} more runs of launch {launch.number:04d} wait to be submitted",
                 why="what a launch has not submitted yet is changed as a whole",
                 fix=f"choose them all: launch={launch.number} state=waiting",
-            )  # fmt: skip
-        control.change(jobs_of(launch), tasks, change)
+            )
+        control.change(jobs_of(launch), tasks, change, queue.cluster_of(launch))
         if not waiting.isdisjoint(tasks):
             control.keep(launch, change)
 
@@ -186,16 +207,20 @@ def _best(launch: LaunchPaths, names: Collection[str], seen: Mapping[str, Seen])
 
 def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Observation:
     """Return what is known of a task: Slurm's word, and the exit status that a job left that ended by itself."""
-    gone = Seen(job=name, of_itself=True, observation=Observation(
-        state=JobState.ENDED, reason="Slurm no longer knows its job", job=name, unattended=True, forgotten=True
-    ))  # fmt: skip
+    gone = Seen(
+        job=name,
+        of_itself=True,
+        observation=Observation(
+            state=JobState.ENDED, reason="Slurm no longer knows its job", job=name, unattended=True, forgotten=True
+        ),
+    )
     task = seen.get(name, gone)
     if task.observation.state is not JobState.ENDED or not task.of_itself:
         return task.observation
     status = _exit_status(launch, name)
     if not status:
         return task.observation
-    output = ledger.job_output(launch, name, processes=_OUTPUTS)
+    output = read_job_output(launch, name, processes=_OUTPUTS)
     if reason := printed(output):
         return replace(task.observation, reason=reason, forgotten=False)
     told = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
@@ -209,13 +234,11 @@ def _exit_status(launch: LaunchPaths, name: str) -> int | None:
         return None
 
 
-def _owner(launch: LaunchPaths) -> int:
-    return launch.path.stat().st_uid
-
-
-def _scancel(tasks: str) -> None:
+def _scancel(tasks: str, cluster: str) -> None:
     try:
-        run(["scancel", tasks], timeout_s=_ANSWER_SECONDS)
+        commands.run(["scancel", tasks], cluster=cluster)
     except ProgramError as error:
         if "Invalid job id" not in error.stderr and "already completing or completed" not in error.stderr:
-            raise ClusterError("scancel failed", why=queue.last_line(error.stderr), fix="cancel again later") from error
+            raise ClusterError(
+                "scancel failed", why=commands.last_line(error.stderr), fix="cancel again later"
+            ) from error

@@ -8,50 +8,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from orchestrator import ledger
 from orchestrator.cluster import Change
 from orchestrator.errors import ClusterError, StateError
 from orchestrator.layout import LaunchPaths
-from orchestrator.process import ProgramError, run
-from orchestrator.slurm import queue, script
+from orchestrator.records.launches import read_launch
+from orchestrator.slurm import commands, script
+from orchestrator.slurm.leases import Job
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.slurm.turns import Job
+from orchestrator.system.files import make_private, read_json
+from orchestrator.system.processes import ProgramError
 
-_ANSWER_SECONDS = 60.0
 _TRIES = 100
 _OPTIONS: Mapping[str, str] = {"partition": "Partition", "account": "Account", "qos": "QOS"}
 
 
-def hold(jobs: Iterable[Job], tasks: Collection[int]) -> None:
+def hold(jobs: Iterable[Job], tasks: Collection[int], cluster: str) -> None:
     """Keep Slurm from starting tasks that wait in its queue."""
     for names in _names(jobs, tasks):
-        _scontrol("hold", names)
+        _scontrol(cluster, "hold", names)
 
 
-def release(jobs: Iterable[Job], tasks: Collection[int]) -> None:
+def release(jobs: Iterable[Job], tasks: Collection[int], cluster: str) -> None:
     """Let Slurm start tasks that were held."""
     for names in _names(jobs, tasks):
-        _scontrol("release", names)
+        _scontrol(cluster, "release", names)
 
 
-def change(jobs: Sequence[Job], tasks: Collection[int], change: Change) -> None:
+def change(jobs: Sequence[Job], tasks: Collection[int], change: Change, cluster: str) -> None:
     """Give queued tasks another time limit, partition, account or QOS, and their arrays another throttle."""
     settings = [f"{_OPTIONS[key]}={value}" for key, value in change.options.items() if key in _OPTIONS]
     if change.hours is not None:
         settings.append(f"TimeLimit={script.minutes(change.hours)}")
     for names in _names(jobs, tasks) if settings else ():
-        _scontrol("update", f"JobId={names}", *settings)
+        _scontrol(cluster, "update", f"JobId={names}", *settings)
     if change.throttle is not None:
         for job in jobs:
             if not set(job.indices).isdisjoint(tasks):
-                _scontrol("update", f"JobId={job.id}", f"ArrayTaskThrottle={change.throttle}")
+                _scontrol(cluster, "update", f"JobId={job.id}", f"ArrayTaskThrottle={change.throttle}")
 
 
 def keep(launch: LaunchPaths, change: Change) -> None:
     """Write a change down for what of a launch is still to be submitted."""
-    ledger.make_private(launch.change(1).parent)
+    make_private(launch.change(1).parent)
     text = json.dumps(change.to_json())
     for _ in range(_TRIES):
         path = launch.change(len(launch.changes()) + 1)
@@ -68,13 +67,13 @@ def kept(launch: LaunchPaths) -> Change:
     """Return what is to be changed of tasks that are submitted now: all changes, the last overruling."""
     found = Change()
     for path in launch.changes():
-        found = found.then(Change.from_json(ledger.read_json(path)))
+        found = found.then(Change.from_json(read_json(path)))
     return found
 
 
 def options(launch: LaunchPaths) -> SlurmOptions:
     """Return how a launch's tasks are submitted now."""
-    section: Mapping[str, Any] = ledger.read_launch(launch).header["cluster"]
+    section = read_launch(launch).header.cluster
     changed = kept(launch)
     throttle = {} if changed.throttle is None else {"throttle": changed.throttle}
     return SlurmOptions.parse({**section, **changed.options, **throttle})
@@ -88,11 +87,11 @@ def _names(jobs: Iterable[Job], tasks: Collection[int]) -> Iterator[str]:
             yield f"{job.id}_[{script.ranges(indices)}]"
 
 
-def _scontrol(*words: str) -> None:
+def _scontrol(cluster: str, *words: str) -> None:
     try:
-        run(["scontrol", *words], timeout_s=_ANSWER_SECONDS)
+        commands.run(["scontrol", *words], cluster=cluster)
     except ProgramError as error:
-        told = queue.last_line(error.stderr)
+        told = commands.last_line(error.stderr)
         raise ClusterError(
             f"scontrol {words[0]} failed", why=told, fix="nothing more was changed; look at `orch status`"
         ) from error

@@ -44,6 +44,7 @@ class Partition:
     default_minutes: int | None = None
     total_nodes: int | None = None
     state: str = "UP"
+    hidden: bool = False
 
     def refuses(self, need: Resources) -> str:
         """Return why a run of this shape would wait here for ever, or nothing."""
@@ -100,27 +101,34 @@ def _records(text: str) -> Iterator[dict[str, str]]:
 
 def _partition(told: Mapping[str, str]) -> Partition:
     return Partition(
-        name=told["PartitionName"], default=told.get("Default") == "YES",
-        max_minutes=minutes(told.get("MaxTime", "")), max_nodes=_number(told.get("MaxNodes", "")),
-        default_minutes=minutes(told.get("DefaultTime", "")), total_nodes=_number(told.get("TotalNodes", "")),
+        name=told["PartitionName"],
+        default=told.get("Default") == "YES",
+        max_minutes=minutes(told.get("MaxTime", "")),
+        max_nodes=_number(told.get("MaxNodes", "")),
+        default_minutes=minutes(told.get("DefaultTime", "")),
+        total_nodes=_number(told.get("TotalNodes", "")),
         state=told.get("State", "UP"),
-    )  # fmt: skip
+        hidden=told.get("Hidden") == "YES",
+    )
 
 
 def _node(told: Mapping[str, str]) -> Node:
     features = told.get("AvailableFeatures", "")
     return Node(
-        name=told["NodeName"], partitions=tuple(told.get("Partitions", "").split(",")),
+        name=told["NodeName"],
+        partitions=tuple(told.get("Partitions", "").split(",")),
         cpus=_number(told.get("CPUEfctv", told.get("CPUTot", ""))) or 0,
         gpus=sum(map(int, _GRES_COUNT.findall(told.get("Gres", "")))),
-        memory_mb=_number(told.get("RealMemory", "")) or 0, tmp_mb=_number(told.get("TmpDisk", "")) or 0,
-        features=() if features in {"", "(null)"} else tuple(features.split(",")), state=told.get("State", "UNKNOWN"),
+        memory_mb=_number(told.get("RealMemory", "")) or 0,
+        tmp_mb=_number(told.get("TmpDisk", "")) or 0,
+        features=() if features in {"", "(null)"} else tuple(features.split(",")),
+        state=told.get("State", "UNKNOWN"),
         reason=told.get("Reason", ""),
-    )  # fmt: skip
+    )
 
 
 def chosen_partitions(chosen: str | None, known: Mapping[str, Partition]) -> list[Partition]:
-    """Return the partitions that jobs may run in: those given, else the default. Hidden ones are not shown."""
+    """Return the partitions that jobs may run in: those given, else the default."""
     names = [name for name in (chosen or "").split(",") if name]
     return [known[name] for name in names if name in known] if names else [p for p in known.values() if p.default]
 
@@ -128,11 +136,11 @@ def chosen_partitions(chosen: str | None, known: Mapping[str, Partition]) -> lis
 def refusal(need: Resources, chosen: Collection[str], known: Mapping[str, Partition]) -> str:
     """Return why none of the chosen partitions (or the default one) would ever run it, or nothing."""
     asked = [known.get(name) for name in chosen if name] or [p for p in known.values() if p.default]
-    refusals = [partition.refuses(need) if partition else "" for partition in asked]  # hidden ones are not shown
+    refusals = [partition.refuses(need) if partition else "" for partition in asked]  # Slurm says what is unknown
     return "; ".join(refusals) if refusals and all(refusals) else ""
 
 
-def lack(need: Resources, found: Sequence[Node]) -> str:
+def shortage(need: Resources, found: Sequence[Node]) -> str:
     """Return what too few of these nodes have, or nothing: it is how they are built, not what is busy or down."""
     memory_gb = need.mem_gb_per_node or 0
     for asked, most, unit in (

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
+from orchestrator.config.fields import ANYTHING, Field, check, choice, gpu_type, not_negative, text, texts, truth, whole
 from orchestrator.data import Staging
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError
 
 TEXTS = ("partition", "account", "qos", "constraint", "exclude", "nodelist", "reservation", "gres", "comment")
 """Given to sbatch as they are, under the same name."""
+
+RESOURCES = ("time", "mem", "mem-per-cpu", "mem-per-gpu", "wckey")
+"""Options of sbatch that the engine sets from resources, or not at all: a site's default may stand for them."""
+
+_INSTEAD = {
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "resources.mem_gb_per_node"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task"), "resources.gpus_per_node"),
+    **dict.fromkeys(("requeue", "no-requeue"), "cluster.max_requeues"),
+    **{name: f"cluster.{name}" for name in (*TEXTS, "clusters")},
+    "nodes": "resources.nodes",
+    "cpus-per-task": "resources.cpus_per_node",
+    "time": "resources.hours",
+    "signal": "cluster.signal_seconds",
+}
+"""The key that says what an option would; for the other options of ours there is none."""
 
 _OURS = frozenset({
     "array", "output", "error", "open-mode", "job-name", "nodes", "ntasks-per-node", "cpus-per-task", "mem", "time",
@@ -23,6 +40,11 @@ _OURS = frozenset({
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmOptions:
     """How jobs are submitted. `extra` goes to sbatch as it is; `setup` are shell lines before the job's program.
+
+    `sbatch_defaults` are options of sbatch, too, which count where nothing else sets them; those of TEXTS are in their
+    own fields. `clusters`: the one of several that the jobs go to.
+
+    `gpu_type`, `gpu_option` and `mem_option`: how a site wants GPUs and memory to be requested, see `script`.
 
     `throttle`: at most so many runs of an array at once. `signal_seconds`: how long before the time limit a run is
     told to save itself. `max_requeues`: how often in a row one run may start again by itself without getting further.
@@ -39,7 +61,12 @@ class SlurmOptions:
     reservation: str | None = None
     gres: str | None = None
     comment: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    gpu_type: str | None = None
+    gpu_option: str = "gpus-per-node"
+    mem_option: str = "mem"
+    clusters: str | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
+    sbatch_defaults: Mapping[str, object] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     scratch: str | None = None
     throttle: int | None = None
@@ -50,70 +77,78 @@ class SlurmOptions:
     staging: Staging = field(default_factory=Staging)
 
     @classmethod
-    def parse(cls, section: Mapping[str, Any]) -> Self:
+    def parse(cls, section: Mapping[str, object]) -> Self:
         """Return checked options. Raises ConfigError for an unknown key or a value of the wrong type."""
-        known = {item.name for item in fields(cls)}
-        for key in section:
-            if key not in known | {"kind"}:
-                raise ConfigError(
-                    f"cluster.{key} is unknown{nearest(key, known)}", why=f"known are {', '.join(sorted(known))}",
-                    fix=f"give what sbatch alone knows under cluster.extra: {{{key}: ...}}",
-                )  # fmt: skip
-        for key in (*TEXTS, "scratch"):
-            _check(key, section.get(key), str, "text")
-        for key in ("throttle", "signal_seconds", "max_requeues"):
-            _check(key, section.get(key), int, "a whole number")
-        _check("nodes_may_submit", section.get("nodes_may_submit"), bool, "true or false")
-        setup, extra = section.get("setup") or [], section.get("extra") or {}
-        _check_setup(setup)
-        _check_extra(extra)
-        given = {key: value for key, value in section.items() if value is not None and key != "kind"}
+        other = "give what sbatch alone knows under cluster.extra: {{{key}: ...}}"
+        given = check("cluster", section, _FIELDS, fix=other)
+        given.pop("kind", None)
+        extra, defaults = given.get("extra", {}), given.get("sbatch_defaults", {})
+        _check_options("extra", extra, refused=_OURS.union(TEXTS))
+        _check_options("sbatch_defaults", defaults, refused=_OURS.difference(RESOURCES))
+        defaults = {str(key).replace("_", "-"): value for key, value in defaults.items() if value is not None}
+        given = {**{key: str(defaults.pop(key)) for key in TEXTS if key in defaults}, **given}
         staging = Staging.parse(section.get("staging"))
         if staging.request_tmp and "tmp" in extra:
             raise ConfigError(
                 "cluster.extra.tmp and cluster.staging.request_tmp both say how much scratch to ask for",
                 fix="remove one of them: cluster.staging.request_tmp=false",
             )
-        return cls(**{**given, "setup": tuple(setup), "extra": dict(extra), "staging": staging})
+        return cls(**{**given, "sbatch_defaults": defaults, "staging": staging})
 
 
-def _check(key: str, value: Any, kind: type, told: str) -> None:
-    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-    if value is not None and (wrong or (isinstance(value, str) and _unprintable(value))):
-        why = f"it is {told}, on one line and without a backslash" if kind is str else f"it is {told}"
-        raise ConfigError(f"cluster.{key} is {value!r}", why=why, fix=f"correct cluster.{key}")
-    if isinstance(value, int) and value < 0:
-        raise ConfigError(f"cluster.{key} is {value}", why="it is at least 0", fix=f"correct cluster.{key}")
-
-
-def _check_setup(setup: Any) -> None:
-    if not isinstance(setup, list | tuple) or not all(isinstance(line, str) for line in setup):
-        raise ConfigError(
-            f"cluster.setup is {setup!r}", why="it is a list of shell lines", fix="cluster.setup=['module load cuda']"
-        )
-
-
-def _check_extra(extra: Any) -> None:
-    if not isinstance(extra, Mapping):
-        raise ConfigError(
-            f"cluster.extra is {extra!r}", why="it maps sbatch options to values",
-            fix="cluster.extra={licenses: 'foo:1'}",
-        )  # fmt: skip
-    for key, value in extra.items():
+def _check_options(section: str, options: Mapping[str, object], refused: Collection[str]) -> None:
+    for key, value in options.items():
         name = str(key).replace("_", "-")
-        if name in _OURS or name in TEXTS or not name.replace("-", "").isalnum():
+        if name in refused or not name.replace("-", "").isalnum():
             raise ConfigError(
-                f"cluster.extra.{key} is not for you to set", why="it derives from resources, or has a key of its own",
-                fix=f"remove it, or use cluster.{str(key).replace('-', '_')} or resources",
-            )  # fmt: skip
+                f"cluster.{section}.{key} is not for you to set",
+                why="it has a key of its own"
+                if name in _INSTEAD
+                else "the engine sets it, or sbatch has no such option",
+                fix=f"remove it, and set {_INSTEAD[name]}" if name in _INSTEAD else f"remove cluster.{section}.{key}",
+            )
         if not isinstance(value, str | int | float | None) or (isinstance(value, str) and _unprintable(value)):
             raise ConfigError(
-                f"cluster.extra.{key} is {value!r}",
+                f"cluster.{section}.{key} is {value!r}",
                 why="it is one line without a backslash, or a number; true is the option alone, false or null none",
-                fix=f"correct cluster.extra.{key}; several values are one text, such as 'a,b'",
-            )  # fmt: skip
+                fix=f"correct cluster.{section}.{key}; several values are one text, such as 'a,b'",
+            )
 
 
 def _unprintable(text: str) -> bool:
     """Return whether a text cannot be said to sbatch: it reads a backslash as an escape even in single quotes."""
     return any(ord(character) < 32 or character in "\x7f\\" for character in text)
+
+
+_ONE_LINE = Field(
+    holds=lambda value: type(value) is int or (isinstance(value, str) and not _unprintable(value)),
+    rule="it is text, on one line and without a backslash",
+    read=str,
+)
+_FOLDER = text("it is text, on one line and without a backslash", holds=lambda line: not _unprintable(line))
+_OPTIONS = Field(
+    holds=lambda value: not value or isinstance(value, Mapping),
+    rule="it maps sbatch options to values",
+    example="{licenses: 'foo:1'}",
+    read=lambda value: dict(value or {}),
+)
+_FIELDS = {
+    "kind": ANYTHING,
+    **dict.fromkeys(TEXTS, _ONE_LINE),
+    "scratch": _FOLDER,
+    "gpu_type": gpu_type(),
+    "gpu_option": choice("gpus-per-node", "gpus-per-task", "gres", optional=True),
+    "mem_option": choice("mem", "mem-per-cpu", "whole-node", optional=True),
+    "clusters": text(
+        "it names one cluster: the runs of a launch are looked for where they were submitted",
+        example="gamma",
+        holds=lambda name: name != "all" and re.fullmatch(r"[A-Za-z0-9_.-]+", name),
+    ),
+    **dict.fromkeys(("throttle", "signal_seconds", "max_requeues"), whole(0, optional=True)),
+    "grace_seconds": not_negative(),
+    "nodes_may_submit": truth("true"),
+    "setup": texts("it is a list of shell lines", example="['module load cuda']", holds=lambda _: True),
+    "extra": _OPTIONS,
+    "sbatch_defaults": _OPTIONS,
+    "staging": ANYTHING,
+}

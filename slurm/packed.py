@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
 
-from orchestrator import ledger
+from orchestrator.cluster import JobState, Observation
 from orchestrator.layout import LaunchPaths
-from orchestrator.record import Attempt, JobState, Observation, RunState
+from orchestrator.records.attempts import read_attempt, read_marks
+from orchestrator.records.packs import read_packs
+from orchestrator.records.planned import PlannedRun, read_planned_runs
+from orchestrator.records.record import Attempt, RunState
+from orchestrator.system.files import names_in
 
 SOME_FAILED = 3
 """The exit status of a pack that has worked off its runs, and of which some have failed: each one's record says so."""
@@ -20,36 +23,36 @@ def observe(launch: LaunchPaths, told: Mapping[int, Observation]) -> dict[int, O
     """Return what is known of tasks in packs, given what is known of their jobs."""
     if not told:
         return {}
-    cancelled = set(ledger.names(launch.cancelled))
-    lines = ledger.read_some_lines(launch, told)
+    cancelled = set(names_in(launch.cancelled))
+    planned_runs = read_planned_runs(launch, told)
     return {
-        index: _observed(told[index], _last(launch, line), cancelled=line["run"] in cancelled)
-        for index, line in lines.items()
+        index: _observed(told[index], _last(launch, planned), cancelled=planned.run in cancelled)
+        for index, planned in planned_runs.items()
     }
 
 
 def cancelled(launch: LaunchPaths, tasks: Collection[int]) -> list[int]:
     """Return the jobs, each by its first task, that have nothing left to do once these tasks are cancelled."""
-    packs = ledger.read_packs(launch)
+    packs = read_packs(launch)
     alone = [index for index in tasks if index not in packs]
     touched = {packs.first(index) for index in tasks if index in packs}
     if not touched:
         return alone
-    marks, states = set(ledger.names(launch.cancelled)), ledger.marks(launch.experiment)
+    marks, states = set(names_in(launch.cancelled)), read_marks(launch.experiment)
 
-    def is_over(line: Mapping[str, Any]) -> bool:
-        attempt, state = states.get(line["run"], (0, ""))
-        return line["run"] in marks or (attempt >= line["attempt"] and state in _OVER)
+    def is_over(planned: PlannedRun) -> bool:
+        attempt, state = states.get(planned.run, (0, ""))
+        return planned.run in marks or (attempt >= planned.attempt and state in _OVER)
 
-    lines = ledger.read_some_lines(launch, packs.all_tasks(touched))
-    return [*alone, *packs.whole([index for index, line in lines.items() if is_over(line)])]
+    planned_runs = read_planned_runs(launch, packs.all_tasks(touched))
+    return [*alone, *packs.whole([index for index, planned in planned_runs.items() if is_over(planned)])]
 
 
-def _last(launch: LaunchPaths, line: Mapping[str, Any]) -> Attempt | None:
+def _last(launch: LaunchPaths, planned: PlannedRun) -> Attempt | None:
     """Return the last attempt at what the line asks for; None before the first."""
-    run = launch.experiment.run(line["run"])
-    begun = [attempt for attempt in run.attempts() if attempt.number >= line["attempt"]]
-    return ledger.read_attempt(run, begun[-1]) if begun else None
+    run = launch.experiment.run(planned.run)
+    begun = [attempt for attempt in run.attempts() if attempt.number >= planned.attempt]
+    return read_attempt(run, begun[-1]) if begun else None
 
 
 def _observed(job: Observation, last: Attempt | None, *, cancelled: bool) -> Observation:

@@ -7,19 +7,21 @@ nodes, accounts and reservations.
 from __future__ import annotations
 
 import getpass
+import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.cluster import Scratch
-from orchestrator.errors import ClusterError, OrchError, RequestError, nearest, size
-from orchestrator.process import ProgramError, run
-from orchestrator.slurm import limits, queue, submission
+from orchestrator.errors import ClusterError, OrchError, RequestError, nearest
+from orchestrator.slurm import commands, expressions, limits, submission
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Resources
+from orchestrator.system.processes import ProgramError
+from orchestrator.system.units import size
 
-_ANSWER_SECONDS = 60.0
 _MB = 1024 * 1024
 _NO_NODE = re.compile(r"node configuration is not available|node.* not available|nodes are busy", re.IGNORECASE)
 
@@ -32,16 +34,24 @@ class Site:
 
     @cached_property
     def whole(self) -> limits.Limits:
-        return limits.Limits.parse(queue.ask(["scontrol", "show", "config"]))
+        return limits.Limits.parse(self._ask("scontrol", "show", "config"))
 
     @cached_property
     def partitions(self) -> dict[str, limits.Partition]:
-        text = queue.ask(["scontrol", "--oneliner", "show", "partition"])
+        text = self._ask("scontrol", "--all", "--oneliner", "show", "partition")
         return {partition.name: partition for partition in limits.partitions(text)}
 
     @cached_property
     def nodes(self) -> list[limits.Node]:
-        return limits.nodes(queue.ask(["scontrol", "--oneliner", "show", "node"]))
+        return limits.nodes(self._ask("scontrol", "--all", "--oneliner", "show", "node"))
+
+    def _ask(self, *argv: str) -> str:
+        return commands.ask(argv, cluster=self.cluster)
+
+    @property
+    def cluster(self) -> str:
+        """The cluster of several that is asked."""
+        return self.options.clusters or ""
 
     @property
     def chosen(self) -> list[limits.Partition]:
@@ -57,17 +67,17 @@ class Site:
     def accounts(self, column: str) -> list[str]:
         """Return the accounts, or the QOSes, that this user may use; none where there is no accounting."""
         argv = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}"]
-        found = _words([*argv, f"format={column}"])
+        found = _words([*argv, f"format={column}"], "")
         return sorted({name for line in found for name in line.split(",") if name})
 
     def reservations(self) -> list[str]:
-        found = _words(["scontrol", "--oneliner", "show", "reservation"])
+        found = _words(["scontrol", "--oneliner", "show", "reservation"], self.cluster)
         return [match[1] for line in found if (match := re.match(r"ReservationName=(\S+)", line))]
 
 
-def _words(argv: Sequence[str]) -> list[str]:
+def _words(argv: Sequence[str], cluster: str) -> list[str]:
     try:
-        return run(argv, timeout_s=_ANSWER_SECONDS).decode(errors="replace").splitlines()
+        return commands.run(argv, cluster=cluster).splitlines()
     except ProgramError:
         return []  # it only makes a message better
 
@@ -83,20 +93,26 @@ def check(site: Site, need: Resources, script: str) -> str:
     if why := limits.refusal(need, (site.options.partition or "").split(","), site.partitions):
         raise _impossible(need, why, _other_partitions(site, need))
     try:
-        with submission.inherited_hidden():
-            run(["sbatch", "--test-only"], stdin=script.encode(), timeout_s=_ANSWER_SECONDS)
+        commands.run(["sbatch", "--test-only"], cluster=site.cluster, stdin=script.encode())
     except ProgramError as error:
-        if submission.limit(error.stderr):  # which is no fault of theirs, and passes
+        limit = submission.limit(error.stderr)
+        if limit and (limit.named or _has_jobs(site)):  # which is no fault of theirs, and passes
             return ""
         return _explained(site, need, error)
     down = [partition.name for partition in site.chosen if partition.state == "DOWN"]
     return f"partition {', '.join(down)} is down: runs wait until it is up" if down else ""
 
 
+def _has_jobs(site: Site) -> bool:
+    """Return whether the user has jobs that a limit on their number may count; a site's rule refuses the first, too."""
+    argv = ["squeue", "--all", "--noheader", f"--user={os.getuid()}", "--format=%A"]
+    return bool(re.search(r"^[0-9]", commands.ask(argv, cluster=site.cluster), re.MULTILINE))
+
+
 def _explained(site: Site, need: Resources, error: ProgramError) -> str:
     """Raise what sbatch meant; return it where it passes, and Slurm would take the job all the same."""
-    said = queue.last_line(error.stderr)
-    if error.status is None or queue.BUSY.search(error.stderr):
+    said = commands.said(error.stderr)
+    if error.status is None or commands.BUSY.search(error.stderr):
         fix = "is this a login node, and does `sinfo` answer?"
         raise ClusterError("Slurm does not answer", why=said, fix=fix) from error
     for pattern, explain in _WORDS:
@@ -104,7 +120,7 @@ def _explained(site: Site, need: Resources, error: ProgramError) -> str:
             raise told from error
     if _NO_NODE.search(error.stderr) and site.eligible:
         where = f"in partition {', '.join(partition.name for partition in site.chosen)} "
-        if why := limits.lack(need, site.eligible):
+        if why := limits.shortage(need, site.eligible):
             raise _impossible(need, where + why, _other_partitions(site, need)) from error
         if not _picky(site.options) and (why := limits.asleep(need, site.eligible)):
             return f"{where}{why}: runs wait until they are back"
@@ -128,22 +144,40 @@ def _other_partitions(site: Site, need: Resources) -> str:
 
 def _could(site: Site, partition: limits.Partition, need: Resources) -> bool:
     nodes = [node for node in site.nodes if partition.name in node.partitions]
-    return bool(nodes) and not partition.refuses(need) and not limits.lack(need, nodes)
+    return bool(nodes) and not partition.hidden and not partition.refuses(need) and not limits.shortage(need, nodes)
 
 
 # --- words that Slurm does not know -----------------------------------------------------------------------
 
 
-def _unknown(key: str, value: str | None, known: Collection[str], more: str = "") -> RequestError | None:
+def _by_commas(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _unknown(
+    key: str,
+    value: str | None,
+    known: Collection[str],
+    more: str = "",
+    *,
+    words: Callable[[str], Iterable[str]] = _by_commas,
+) -> RequestError | None:
     """Return the error of an option that names what is not there; None where all of it is."""
-    words = [value] if value and "[" in value else re.split(r"[,&|]", value or "")
-    wrong = next((word for word in words if word and word not in known), None)
-    if wrong is None:
+    wrong = next((word for word in words(value or "") if word and word not in known), None)
+    if wrong is None or value is None:
         return None
     there = f"there are {', '.join(sorted(known))}" if known else "Slurm shows none to you"
     hint = nearest(wrong, known)
-    fix = f"cluster.{key}={hint.split(chr(39))[1]}" if hint else f"correct cluster.{key}, or leave it out"
+    fix = _corrected(key, value, wrong, hint.split("'")[1]) if hint else f"correct cluster.{key}, or leave it out"
     return RequestError(f"cluster.{key}={value}: Slurm knows no {key} {wrong!r}{hint}", why=there + more, fix=fix)
+
+
+def _corrected(key: str, value: str, wrong: str, right: str) -> str:
+    """Return the override with the right word in the place of the wrong one, as a shell and Hydra read it."""
+    said = re.sub(rf"(?<![\w.-]){re.escape(wrong)}(?![\w.-])", lambda _: right, value)
+    if said == value:
+        return f"correct cluster.{key}"  # the word is one of those that a range stands for
+    return f"cluster.{key}={said}" if re.fullmatch(r"[\w./-]+", said) else shlex.quote(f'cluster.{key}="{said}"')
 
 
 def _partition(site: Site) -> OrchError | None:
@@ -160,7 +194,8 @@ def _qos(site: Site) -> OrchError | None:
 
 def _constraint(site: Site) -> OrchError | None:
     known = {feature for node in site.nodes for feature in node.features}
-    return _unknown("constraint", site.options.constraint, known, " as features of nodes" if known else "")
+    more = " as features of nodes" if known else ""
+    return _unknown("constraint", site.options.constraint, known, more, words=expressions.features)
 
 
 def _reservation(site: Site) -> OrchError | None:
@@ -169,7 +204,9 @@ def _reservation(site: Site) -> OrchError | None:
 
 def _node(site: Site) -> OrchError | None:
     known = [node.name for node in site.nodes]
-    return _unknown("nodelist", site.options.nodelist, known) or _unknown("exclude", site.options.exclude, known)
+    options = {"nodelist": site.options.nodelist, "exclude": site.options.exclude}
+    found = (_unknown(key, value, known, words=expressions.nodes) for key, value in options.items())
+    return next(filter(None, found), None)
 
 
 _WORDS: tuple[tuple[re.Pattern[str], Callable[[Site], OrchError | None]], ...] = (

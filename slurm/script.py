@@ -10,11 +10,10 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
@@ -24,6 +23,7 @@ from orchestrator.spec import Resources
 _TEARDOWN_SECONDS = 120
 _UNREACHED = "srun: error: Unable to (confirm allocation|create step).*(contact|timed out|refused|Zero Bytes)"
 """What srun says, as grep -E reads it, when slurmctld did not answer and so nothing was started."""
+_MEMORY = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
 FOLDER = "submitit"
 """In a launch's folder, see LaunchPaths."""
 
@@ -70,9 +70,10 @@ def arrays(shapes: Mapping[int, Shape], *, max_array_size: int) -> list[Array]:
     """
     if max_array_size < 1:
         raise RequestError(
-            "this Slurm takes no job arrays", why=f"its MaxArraySize is {max_array_size}",
+            "this Slurm takes no job arrays",
+            why=f"its MaxArraySize is {max_array_size}",
             fix="ask its administrators for MaxArraySize=1001 or more in slurm.conf",
-        )  # fmt: skip
+        )
     found: dict[tuple[Shape, int], list[int]] = {}
     for index, shape in sorted(shapes.items()):
         found.setdefault((shape, index // max_array_size), []).append(index)
@@ -109,32 +110,79 @@ def pickle_name(array: Array) -> str:
 
 def parameters(
     array: Array, options: SlurmOptions, *, name: str, comment: str, folder: Path, after: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return submitit's parameters for an array that starts after these jobs, however they end.
 
     Its defaults that we do not want are overridden (FACTS 15).
     """
     need = array.shape.resources.job
     throttle = f"%{options.throttle}" if options.throttle else ""
-    fixed: dict[str, Any] = {
-        "job_name": name, "nodes": need.nodes, "ntasks_per_node": need.processes_per_node,
-        "cpus_per_task": _cpus_per_process(need), "signal_delay_s": options.signal_seconds, "stderr_to_stdout": True,
-        "setup": setup(array, options, folder), "srun_args": ["--output", f"{FOLDER}/%A_%a_%t.out"],
-    }  # fmt: skip
-    fixed |= {"gpus_per_node": need.gpus_per_node} if need.gpus_per_node else {}
-    fixed |= {"mem": f"{math.ceil(need.mem_gb_per_node * 1024)}MB"} if need.mem_gb_per_node else {}
+    fixed: dict[str, object] = {
+        "job_name": name,
+        "nodes": need.nodes,
+        "ntasks_per_node": need.processes_per_node,
+        "cpus_per_task": _cpus_per_process(need),
+        "signal_delay_s": options.signal_seconds,
+        "stderr_to_stdout": True,
+        "setup": setup(array, options, folder),
+        "srun_args": ["--output", f"{FOLDER}/%A_%a_%t.out"],
+    }
     texts = {key: value for key in TEXTS if (value := getattr(options, key)) is not None}
     more = {
         **{key.replace("_", "-"): value for key, value in options.extra.items() if not _absent(value)},
         **{key: value for key, value in texts.items() if key == "reservation"},
-        "array": f"{array.spec}{throttle}", "output": f"{FOLDER}/%A_%a.out", **_requeue(options),
-        "time": minutes(need.hours) if need.hours else None, "wckey": None,
+        **_memory(need, options),
+        "array": f"{array.spec}{throttle}",
+        "output": f"{FOLDER}/%A_%a.out",
+        **_requeue(options),
+        "time": minutes(need.hours) if need.hours else None,
+        "wckey": None,
         **({"dependency": f"afterany:{':'.join(after)}"} if after else {}),
         **({"tmp": f"{array.shape.tmp_mb}M"} if array.shape.tmp_mb else {}),
         "comment": f"{comment} {options.comment}" if options.comment else comment,
-    }  # fmt: skip
+    }
     native = {key: value for key, value in texts.items() if key not in {"reservation", "comment"}}
+    gpus = _gpus(need, options)
+    native |= {"gres": ",".join(filter(None, [gpus.pop("gres", ""), options.gres or ""]))} if "gres" in gpus else {}
+    more = {**gpus, **more}
+    more |= _defaults(options, {key for key, value in {**fixed, **more}.items() if value is not None})
     return {**fixed, **native, "additional_parameters": more}
+
+
+def _defaults(options: SlurmOptions, taken: Collection[str]) -> dict[str, object]:
+    """Return the site's defaults for what nothing else sets; memory is asked for in one way of three."""
+    known = _MEMORY.union(taken) if not _MEMORY.isdisjoint(taken) else taken
+    return {key: value for key, value in options.sbatch_defaults.items() if key not in known and not _absent(value)}
+
+
+def _gpus(need: Resources, options: SlurmOptions) -> dict[str, str]:
+    """Return the request for a run's GPUs, by the option that the site wants; shards in `gres` stand for them.
+
+    Each process sees all GPUs of its job on its node, however they are requested.
+    """
+    count, kind = need.gpus_per_node, need.gpu_type or options.gpu_type
+    prefix = f"{kind}:" if kind else ""
+    if not count or re.search(r"(^|,)shard\b", options.gres or ""):
+        return {}
+    match options.gpu_option:
+        case "gres":
+            return {"gres": f"gpu:{prefix}{count}"}
+        case "gpus-per-task":
+            return {"gpus-per-task": f"{prefix}1", "gpu-bind": "none"}
+        case _:
+            return {"gpus-per-node": f"{prefix}{count}"}
+
+
+def _memory(need: Resources, options: SlurmOptions) -> dict[str, str]:
+    """Return the request for a run's memory, by the option that the site wants; `--mem=0` is all that a node has."""
+    if options.mem_option == "whole-node":
+        return {"mem": "0"}
+    if not need.mem_gb_per_node:
+        return {}
+    megabytes = need.mem_gb_per_node * 1024
+    if options.mem_option == "mem":
+        return {"mem": f"{math.ceil(megabytes)}MB"}
+    return {"mem-per-cpu": f"{math.ceil(megabytes / (need.processes_per_node * _cpus_per_process(need)))}MB"}
 
 
 def _requeue(options: SlurmOptions) -> dict[str, bool]:
@@ -155,9 +203,12 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
     task = '"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"'
     here = shlex.quote(str(folder))
     own = {
-        "PYTHONPATH": ":".join(array.shape.python_path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
-        "SLURM_KILL_BAD_EXIT": "1", "OMP_NUM_THREADS": str(_cpus_per_process(array.shape.resources)),
-    }  # fmt: skip
+        "PYTHONPATH": ":".join(array.shape.python_path),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "SLURM_KILL_BAD_EXIT": "1",
+        "OMP_NUM_THREADS": str(_cpus_per_process(array.shape.resources)),
+    }
     return [
         f"orch_exit={here}/{task}.exit",
         'rm -f "$orch_exit"',
@@ -170,6 +221,7 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
         *options.setup,
         *_patient_srun(f"{here}/{task}.out"),
         *(f"export {key}={shlex.quote(value)}" for key, value in own.items()),
+        "export SLURM_EXPORT_ENV=ALL",  # with --export=NONE srun would pass on none of the above
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
         f"ln -sf {pickle_name(array)} {here}/{task}_submitted.pkl",
     ]
@@ -218,7 +270,7 @@ def unfit(path: str) -> str:
     return next((each for each in path if each in "%\\:" or ord(each) < 32 or ord(each) == 127), "")
 
 
-def without_none(text: str, options: Mapping[str, Any]) -> str:
+def without_none(text: str, options: Mapping[str, object]) -> str:
     """Return a script without the options that were set to None to get rid of submitit's default."""
     head, mark, body = text.partition("\n# setup\n")
     for key in (key for key, value in options.items() if value is None):

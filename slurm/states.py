@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.record import JobState, Observation
+from orchestrator.cluster import JobState, Observation
 
 STATES: Mapping[str, JobState] = {
     **dict.fromkeys(
@@ -49,7 +49,8 @@ _PRINTED: Mapping[str, re.Pattern[str]] = {
     ),
 }
 _TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
-SQUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%k")
+SQUEUE = ("squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%k")
+"""`--all`: also of hidden partitions, whose jobs an ordinary user is not shown else, not even the own ones."""
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End")
 TIMES = {"SLURM_TIME_FORMAT": "%s"}
 """In the environment of both: times are in seconds since the epoch."""
@@ -75,9 +76,11 @@ def parse(text: str) -> Iterator[Seen]:
         if len(rest) >= 3 and re.fullmatch(r"[0-9]+(_[0-9]+)?", job, re.ASCII):
             word, reason, node, end, comment = [*rest, "", ""][:5]
             yield Seen(
-                job=job, observation=observation(job, word, reason, node, end), comment=comment,
+                job=job,
+                observation=observation(job, word, reason, node, end),
+                comment=comment,
                 of_itself=_name(word) in OF_ITSELF,
-            )  # fmt: skip
+            )
 
 
 def observation(job: str, word: str, reason: str, node: str, end: str = "") -> Observation:
@@ -93,9 +96,13 @@ def observation(job: str, word: str, reason: str, node: str, end: str = "") -> O
         told = name.lower()
     ended = state is JobState.ENDED
     return Observation(
-        state=state, reason=told, job=job, node="" if node in {"(null)", "None assigned"} else node, unattended=ended,
+        state=state,
+        reason=told,
+        job=job,
+        node="" if node in {"(null)", "None assigned"} else node,
+        unattended=ended,
         ended=float(end) if ended and re.fullmatch(r"[0-9]{1,12}", end, re.ASCII) else None,
-    )  # fmt: skip
+    )
 
 
 def printed(output: str) -> str:

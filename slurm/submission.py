@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
+from contextlib import chdir, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ClusterError
-from orchestrator.slurm import script
-from orchestrator.slurm.queue import BUSY, last_line
+from orchestrator.slurm import commands, script
 from orchestrator.slurm.task import StartWorker
+from orchestrator.system.files import replacing
 
 _POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z]\w+")  # the limit's own name, where Slurm tells it
 _SUBMIT_LIMIT = re.compile(r"job submit limit", re.IGNORECASE)  # Slurm says so of limits on a job's size, too
+_SITES_OWN = re.compile(r"^sbatch: error: (?!Batch job submission failed)[^\n]*\w", re.MULTILINE)
 _FULL = re.compile(r"temporarily unable to accept job|queue full|temporarily unavailable", re.IGNORECASE)
 _LATER = "what is missing is submitted later"
 _SBATCH_SECONDS = 20  # where the queue is full it tries for two minutes; this is within one of its pauses
-_INHERITED = re.compile(r"SLURM_|SRUN_|SBATCH_")
 _PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class SubmitLimitError(ClusterError):
-    """A limit on the number of jobs forbids so many of them for now; fewer may fit."""
+    """A limit on the number of jobs forbids so many of them for now; fewer may fit. `named`: Slurm said which."""
+
+    named = True
 
 
 class QueueFullError(SubmitLimitError):
@@ -36,11 +36,17 @@ class QueueFullError(SubmitLimitError):
 
 
 def limit(told: str) -> SubmitLimitError | None:
-    """Return the error of a limit that passes by itself, if that is what sbatch complains of."""
+    """Return the error of a limit that passes by itself, if that is what sbatch complains of.
+
+    A site's own rule may use Slurm's word for it, "violates accounting/QOS policy": it says in lines of its own why.
+    """
     names = _POLICY.findall(told)
-    if any("Submit" in name for name in names) or (not names and _SUBMIT_LIMIT.search(told)):
+    unnamed = not names and _SUBMIT_LIMIT.search(told) and not _SITES_OWN.search(told)
+    if any("Submit" in name for name in names) or unnamed:
         why = f"submit limit ({names[0]})" if names else "submit limit"
-        return SubmitLimitError("Slurm accepts no more jobs of yours for now", why=why, fix=_LATER)
+        error = SubmitLimitError("Slurm accepts no more jobs of yours for now", why=why, fix=_LATER)
+        error.named = bool(names)
+        return error
     if _FULL.search(told):
         return QueueFullError("Slurm's queue is full", why="submit limit (MaxJobCount)", fix=_LATER)
     return None
@@ -71,9 +77,14 @@ def text(parameters: Mapping[str, Any], folder: Path) -> str:
 
 
 def submit(
-    parameters: Mapping[str, Any], start: StartWorker, path: Path, *,
-    find: Callable[[], str | None], renew: Callable[[], None],
-) -> str:  # fmt: skip
+    parameters: Mapping[str, object],
+    start: StartWorker,
+    path: Path,
+    *,
+    cluster: str,
+    find: Callable[[], str | None],
+    renew: Callable[[], None],
+) -> str:
     """Submit an array and return its job's id. `path` is where its tasks look for what starts them.
 
     `find` looks for it in Slurm after an answer that was lost; `renew` raises if we may submit no longer.
@@ -88,13 +99,13 @@ def submit(
         renew()
         try:
             # What sbatch says on standard error is in the error, too.
-            with inherited_hidden(), chdir(folder.parent), redirect_stderr(io.StringIO()):
+            with commands.in_environment(cluster), chdir(folder.parent), redirect_stderr(io.StringIO()):
                 return str(executor(parameters, folder).submit(start).job_id)
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             if (found := find()) is not None:
                 return found
             told = str(error).strip()
-            if pause is None or (told and not BUSY.search(told)):
+            if pause is None or (told and not commands.BUSY.search(told)):
                 raise _refused(told) from error
             time.sleep(pause)
     raise ClusterError("Slurm refused the jobs", fix="launch again later")
@@ -103,25 +114,12 @@ def submit(
 def _write_start(delayed: Any, path: Path) -> None:
     """Write what tasks are started from, once: those of an earlier array may be reading it."""
     if not path.exists():
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        delayed.dump(draft)
-        draft.replace(path)
+        with replacing(path) as draft:
+            delayed.dump(draft)
 
 
 def _refused(told: str) -> ClusterError:
     if (passes := limit(told)) is not None:
         return passes
     fix = "correct the cluster's options, or launch again later"
-    return ClusterError("Slurm refused the jobs", why=last_line(told), fix=fix)
-
-
-@contextmanager
-def inherited_hidden() -> Iterator[None]:
-    """Hide what a job that we may run in would hand down to what we submit (FACTS 6); SLURM_CONF must survive."""
-    hidden = {key: value for key, value in os.environ.items() if _INHERITED.match(key) and key != "SLURM_CONF"}
-    for key in hidden:
-        del os.environ[key]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+    return ClusterError("Slurm refused the jobs", why=commands.said(told), fix=fix)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from orchestrator.errors import OrchError
 from orchestrator.layout import LaunchPaths, RunsRoot
-from orchestrator.slurm import handover, submission, turns
+from orchestrator.slurm import leases as turns
+from orchestrator.slurm import submit_pending as handover
 from orchestrator.slurm.cluster import SlurmCluster
-from orchestrator.slurm.handover import Outcome
 from orchestrator.slurm.options import SlurmOptions
+from orchestrator.slurm.submit_pending import Outcome
 
 _log = logging.getLogger(__name__)
 _PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -39,7 +40,7 @@ def _hand_over(launch: LaunchPaths, job: str) -> None:
     for pause in (*_PAUSES_SECONDS, None):
         if mine and _other_later(launch, mine, job):
             return
-        tried = handover.go_on(launch, lambda: cluster.allowed, ending=job, after=lambda: cluster.jobs_before(launch))
+        tried = cluster.go_on_at(launch, ending=job)
         if tried.outcome in {Outcome.SUBMITTED, Outcome.NOTHING_LEFT, Outcome.KEPT} or pause is None:
             return
         if tried.outcome is Outcome.NO_ROOM:
@@ -64,6 +65,4 @@ def _other_later(launch: LaunchPaths, mine: int, job: str) -> bool:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    own = handover.own_job()
-    with submission.inherited_hidden():
-        end(RunsRoot(Path(sys.argv[1])), own)
+    end(RunsRoot(Path(sys.argv[1])), handover.own_job())

@@ -5,8 +5,9 @@ A page is a session. It gets an empty folder, and from its top to its end
     ```yaml, ```python and ```toml blocks whose first line is `# some/path` are written there,
     ```console blocks are run: each `$ ` line in bash, each other line must appear in what it printed.
 
-Hashes of code, times, paths and measured numbers are compared loosely, and `...` stands for anything. Run ids and the
-hashes of data count, and so do numbers in `key=value`: they are the same on every machine.
+Hashes of code, times, paths and measured numbers are compared loosely, how far a running run is does not count, and
+`...` stands for anything. Run ids and the hashes of data count, and so do numbers in `key=value`: they are the same on
+every machine.
 
 A comment above a block says what is not plain:
 
@@ -40,6 +41,7 @@ _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 _LOOSE = (
     (re.compile(r"\b\d{4}-\d\d-\d\d \d\d:\d\d\b"), "DATE"),
     (re.compile(r"\b\d+:\d\d(:\d\d)?\b"), "TIME"),
+    (re.compile(r"(?<=  running  TIME)  .*"), ""),
     (re.compile(r"\b(?:plain-)?[0-9a-f]{40}\b|(?<=\b(?:code|tree) )[0-9a-f]{8,12}\b|(?<=\bnow )[0-9a-f]{8}\b"), "CODE"),
     (re.compile(r"\bby [\w.-]+"), "by USER"),
     (re.compile(r"(?<![=\w.])\d+\.\d+(e-?\d+)?\b"), "NUMBER"),
@@ -127,6 +129,13 @@ def _matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed) is not None
 
 
+ORCH = """#!/bin/sh
+export PYTHONPATH="{root}"
+case "$1" in launch|retry|run) exec "{python}" "{warm}" "$@";; esac
+exec "{python}" -m orchestrator "$@"
+"""
+
+
 class Session:
     """A page's shell: where it stands, and what its commands see."""
 
@@ -143,20 +152,25 @@ class Session:
         place = self.home.with_name(f"{self.home.name}.pwd")
         script = f'{command}\nstatus=$?; pwd >"$PLACE"; exit $status'
         done = subprocess.run(
-            ["bash", "-c", script], cwd=self.at, env={**self._environ, "PLACE": str(place)}, check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            ["bash", "-c", script],
+            cwd=self.at,
+            env={**self._environ, "PLACE": str(place)},
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         self.at = Path(place.read_text(encoding="utf-8").strip())
         return done.returncode, done.stdout.decode(errors="replace")
 
 
 @pytest.fixture
-def session(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
+def session(tmp_path: Path, warm_parent: None) -> Session:
     """A shell in an empty folder, with `orch` as this checkout has it, and nobody's own settings."""
     programs = tmp_path / "bin"
     programs.mkdir()
     orch = programs / "orch"
-    orch.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m orchestrator "$@"\n')
+    orch.write_text(ORCH.format(root=ROOT, python=sys.executable, warm=ROOT / "tests" / "support" / "warm_orch.py"))
     orch.chmod(0o755)
     home, scratch = tmp_path / "you", tmp_path / "scratch"
     home.mkdir()
@@ -164,9 +178,17 @@ def session(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Session
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     identity = {f"GIT_{who}_{what}": "you@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     environ = {
-        **os.environ, **identity, "PATH": path, "HOME": str(home), "TMPDIR": str(scratch), "NO_COLOR": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1",
-    }  # fmt: skip
+        **os.environ,
+        **identity,
+        "PATH": path,
+        "HOME": str(home),
+        "TMPDIR": str(scratch),
+        "NO_COLOR": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "OMP_NUM_THREADS": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
     return Session(home, environ)
 
 
@@ -255,6 +277,31 @@ def test_the_reference_names_every_built_in_key() -> None:
     for file in found:
         for key in set(yaml.safe_load(file.read_text())) - {"defaults"}:
             assert f"`{key}`" in text, f"{key} of {file.relative_to(ROOT)}"
+
+
+def test_the_page_of_processes_names_every_program() -> None:
+    text = (ROOT / "docs" / "explanation" / "processes.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(orchestrator[\w.]*|[\w/]+\.py)`", text))
+    programs = {file: _module_name(file) for file in _sources() if _is_program(file)}
+    assert len(programs) >= 20
+    assert [file for file, module in programs.items() if not {file, module} & named] == []
+    assert named <= {*programs, *programs.values()}
+
+
+def _sources() -> list[str]:
+    return [
+        file.relative_to(ROOT).as_posix() for top in ("orchestrator", "slurm") for file in ROOT.glob(f"{top}/**/*.py")
+    ]
+
+
+def _is_program(file: str) -> bool:
+    return file.endswith("/__main__.py") or "\nif __name__ == " in (ROOT / file).read_text(encoding="utf-8")
+
+
+def _module_name(file: str) -> str:
+    """Return what `python -m` calls a module by."""
+    name = file.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
+    return name if name.startswith("orchestrator") else f"orchestrator.{name}"
 
 
 def test_the_reference_names_every_verb_and_option(session: Session) -> None:

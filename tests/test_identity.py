@@ -107,13 +107,21 @@ def test_a_default_of_another_type_is_no_default(value):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (["seed"], 18), (["task"], "fit"), (["model", "lr"], 2e-3), (["model", "lr"], "0.001"),
+        (["seed"], 18),
+        (["task"], "fit"),
+        (["model", "lr"], 2e-3),
+        (["model", "lr"], "0.001"),
         (["model", "width"], 64.0),
-        (["model", "betas"], [0.999, 0.9]), (["model", "new"], None), (["model", "_target_"], "mine.Other"),
-        (["data", "batch_size"], 32), (["data", "shuffle"], 1), (["trainer", "max_epochs"], 4),
-        (["trainer", "deterministic"], True), (["trainer", "callbacks"], {}),
+        (["model", "betas"], [0.999, 0.9]),
+        (["model", "new"], None),
+        (["model", "_target_"], "mine.Other"),
+        (["data", "batch_size"], 32),
+        (["data", "shuffle"], 1),
+        (["trainer", "max_epochs"], 4),
+        (["trainer", "deterministic"], True),
+        (["trainer", "callbacks"], {}),
     ],
-)  # fmt: skip
+)
 def test_what_is_computed_changes_the_id(path, value):
     assert identity(changed(path, value)) != identity()
 
@@ -126,12 +134,17 @@ def test_the_data_and_the_number_of_processes_change_the_id():
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (["trainer", "enable_progress_bar"], False), (["trainer", "enable_model_summary"], True),
-        (["data", "version"], {"source": "directory", "path": "/elsewhere"}), (["resources"], {"hours": 99}),
-        (["cluster"], {"kind": "slurm", "partition": "gpu"}), (["tracking"], {"kind": "none"}), (["name"], "other"),
-        (["vars"], {"x": 1}), (["model"], dict(reversed(FULL["model"].items()))),
+        (["trainer", "enable_progress_bar"], False),
+        (["trainer", "enable_model_summary"], True),
+        (["data", "version"], {"source": "directory", "path": "/elsewhere"}),
+        (["resources"], {"hours": 99}),
+        (["cluster"], {"kind": "slurm", "partition": "gpu"}),
+        (["tracking"], {"kind": "none"}),
+        (["name"], "other"),
+        (["vars"], {"x": 1}),
+        (["model"], dict(reversed(FULL["model"].items()))),
     ],
-)  # fmt: skip
+)
 def test_how_and_where_it_runs_does_not(path, value):
     assert identity(changed(path, value)) == identity()
 

@@ -1,35 +1,68 @@
 """The command line. Results go to standard output, talk to standard error.
 
 Exit status: 0 ok; 1 a run or the cluster failed; 2 the request was wrong and nothing was done.
-    parser.py      the verbs and their options
-    verbs.py       what each verb does
-    render.py      records -> text
-    watch.py       progress, live
-    confirm.py     the size of a launch, before it
-    foreground.py  a background cluster's run in the terminal
+
+A verb is the module of its name: what it takes (`add_arguments`), what it does and prints (`handle`). Only the one
+that is asked for is imported, and none for `--help`, `--version` or a word that is no verb.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
+import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
-from orchestrator.errors import OrchError, StateError
+from orchestrator import __version__
+from orchestrator.cli.text import paint
+from orchestrator.errors import OrchError, StateError, nearest
+
+VERBS: Mapping[str, str] = {
+    "plan": "show what a launch would do, and why, and what it would ask for",
+    "launch": "launch what is missing of an experiment",
+    "run": "run one run in the foreground, its output in the terminal",
+    "status": "show experiments, or the runs of one",
+    "show": "show everything known of a run",
+    "diff": "compare two runs: config, code, data, environment",
+    "logs": "show the log of runs",
+    "cancel": "cancel runs that wait or run",
+    "hold": "keep runs that wait from starting",
+    "release": "let held runs go, and those that wait for a canary",
+    "change": "give runs that wait in Slurm's queue other limits",
+    "retry": "start failed runs again from scratch, with today's code; go on with interrupted ones",
+    "compare": "rank the runs of an experiment",
+    "hide": "leave runs out of status and compare; nothing is deleted",
+    "ui": "bring MLflow up to date and open its UI on loopback",
+    "data": "show data versions, and look after those on this node",
+}
+"""Each verb and what it is for, in the order in which `--help` lists them. Its module's docstring says the same."""
+
+_EPILOG = """examples:
+  orch plan experiment=digits_lr
+  orch launch experiment=digits_lr model.lr=1e-3,1e-2 'seed=range(0,5)' cluster=workstation --watch
+  orch status digits-lr
+  orch logs digits-lr state=failed
+  orch compare digits-lr
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\nfix: {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    from orchestrator.cli.parser import parse
-
     gc.set_threshold(100_000, 10, 10)  # records are many and no cycles: looking through them took a tenth of `status`
-    arguments = parse(sys.argv[1:] if argv is None else list(argv))
-    level = logging.INFO if arguments.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
-        status: int = arguments.verb(arguments)
+        arguments = parse(sys.argv[1:] if argv is None else list(argv))
+        level = logging.INFO if arguments.verbose else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        status: int = arguments.handle(arguments)
         sys.stdout.flush()
     except OrchError as error:
         _explain(error)
@@ -45,9 +78,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _explain(error: OrchError) -> None:
-    from orchestrator.cli.render import paint
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command. Words that are no options may stand anywhere after the verb."""
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    if verb is not None and verb not in VERBS:
+        _Parser(prog="orch").error(f"{verb!r} is no verb{nearest(verb, VERBS)}; there are {', '.join(VERBS)}")
+    comes_first = verb is not None and argv[0] == verb  # then it is not `--help` of all
+    parser, parsers = _parsers([str(verb)] if comes_first else VERBS)
+    if verb is not None:
+        _add_arguments(parsers[verb], verb)
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown or (rest and not hasattr(arguments, "words")):
+        known = [option for action in parsers[str(verb)]._actions for option in action.option_strings]  # noqa: SLF001 - argparse offers no other way to list them
+        word = (unknown or rest)[0]
+        parser.error(f"{word} is unknown{nearest(word, known)}")
+    if rest:
+        arguments.words = [*arguments.words, *rest]
+    return arguments
 
+
+def _parsers(verbs: Iterable[str]) -> tuple[_Parser, Mapping[str, _Parser]]:
+    """Return the parser of a command, and those of verbs, which it chooses from and which have no arguments yet."""
+    parser = _Parser(
+        prog="orch",
+        description="Declarative experiments: plan, launch, look, compare.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"orch {__version__}")
+    subparsers = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+    return parser, {verb: subparsers.add_parser(verb, help=VERBS[verb], description=VERBS[verb]) for verb in verbs}
+
+
+def _add_arguments(parser: _Parser, verb: str) -> None:
+    """Import a verb, and add to its parser what it takes, after what every verb does."""
+    module = importlib.import_module(f"{__name__}.{verb}")
+    parser.add_argument("--project", default=".", metavar="DIR", help="the folder that holds conf/ (default: here)")
+    parser.add_argument("--runs", metavar="DIR", help="the folder for runs (default: $ORCH_RUNS, or runs/)")
+    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
+    module.add_arguments(parser)
+    parser.set_defaults(handle=module.handle)
+
+
+def _explain(error: OrchError) -> None:
     why = f": {error.why}" if error.why else ""
     print(paint(f"error: {error.what}{why}", "red", sys.stderr), file=sys.stderr)
     if error.fix:

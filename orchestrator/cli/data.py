@@ -1,29 +1,44 @@
-"""`orch data`: data versions, as an experiment names them and as they lie on this node."""
+"""`orch data`: show data versions, and look after those on this node.
+
+Versions as an experiment names them, and as they lie on this node.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from orchestrator import api
-from orchestrator.cli.render import table
-from orchestrator.data import Manifest, Progress, Staging, Store, Version, origin_of, scratch_dir
-from orchestrator.data.holder import Holder
-from orchestrator.data.progress import size
-from orchestrator.data.room import disk_of
+from orchestrator.cli.arguments import add_json, project_of
+from orchestrator.cli.text import print_json, say, table
+from orchestrator.data import Manifest, Progress, Staging, Store, Version, fetcher_of, scratch_dir
+from orchestrator.data.store.holder import Holder
+from orchestrator.data.store.space import disk_of
 from orchestrator.errors import RequestError, nearest
-from orchestrator.project import find_project
+from orchestrator.system.units import size
 
 _DIGEST = 12
 
 
-def run(arguments: Namespace) -> int:
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        choices=tuple(WHAT),
+        help="resolve: the files that an experiment would pin; stage: bring them here; "
+        "status, gc, verify: what is here, remove what nobody needs, read all of it",
+    )
+    parser.add_argument("words", nargs="*", metavar="WORD", help="Hydra overrides; for verify: digests")
+    parser.add_argument("--scratch", metavar="DIR", help="the site's scratch folder, as cluster.scratch")
+    parser.add_argument("--all", action="store_true", help="gc: every version that no run holds")
+    parser.add_argument("--max-gb", type=float, metavar="N", help="gc: remove the oldest until so much is left")
+    parser.add_argument("--keep-free-gb", type=float, metavar="N", help="gc: until so much of the disk is free")
+    add_json(parser)
+
+
+def handle(arguments: Namespace) -> int:
     """Do what `orch data WHAT` says."""
     return WHAT[arguments.what](arguments)
 
@@ -31,9 +46,9 @@ def run(arguments: Namespace) -> int:
 def _resolve(arguments: Namespace) -> int:
     manifest = _manifest(arguments)
     if arguments.json:
-        _print_json(manifest.to_json() if manifest else None)
+        print_json(manifest.to_json() if manifest else None)
     elif manifest is None:
-        _say("no data version is chosen: orch data resolve data=NAME")
+        say("no data version is chosen: orch data resolve data=NAME")
     else:
         print(f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes")
         for line in _origin(manifest):
@@ -51,9 +66,9 @@ def _origin(manifest: Manifest) -> Iterator[str]:
     if loose := sum(entry.algorithm == "md5-dos2unix" for entry in manifest.entries):
         yield f"line endings are not pinned: {loose} files have a hash of DVC 2's; dvc cache migrate --dvc-files"
     afar = [entry for entry in manifest.entries if not entry.sources]
-    if (origin := origin_of(manifest)) and afar:
+    if (fetcher := fetcher_of(manifest)) and afar:
         count = f"{len(afar)} files, {sum(entry.size for entry in afar)} bytes"
-        yield f"fetched on the node: {count} from {origin.name}"
+        yield f"fetched on the node: {count} from {fetcher.name}"
 
 
 def _stage(arguments: Namespace) -> int:
@@ -61,14 +76,14 @@ def _stage(arguments: Namespace) -> int:
     manifest = _manifest(arguments)
     if manifest is None:
         raise RequestError("no data version is chosen", fix="orch data stage data=NAME")
-    staged = _store(arguments).stage(manifest, report=_say_progress, origin=origin_of(manifest))
+    staged = _store(arguments).stage(manifest, report=_say_progress, fetcher=fetcher_of(manifest))
     staged.release()
     how = "was here" if staged.hit else f"{staged.copied_files} files, {size(staged.copied_bytes)} copied"
     if arguments.json:
-        _print_json({"digest": manifest.digest, "view": str(staged.view), "hit": staged.hit})
+        print_json({"digest": manifest.digest, "view": str(staged.view), "hit": staged.hit})
     else:
         print(staged.view)
-        _say(f"{manifest.digest[:_DIGEST]}: {how} in {staged.seconds:.1f} s")
+        say(f"{manifest.digest[:_DIGEST]}: {how} in {staged.seconds:.1f} s")
     return 0
 
 
@@ -77,16 +92,21 @@ def _status(arguments: Namespace) -> int:
     found = [_described(version) for version in store.versions()]
     free = disk_of(store.root).bytes
     if arguments.json:
-        _print_json({"scratch": str(store.root), "free_bytes": free, "versions": found})
+        print_json({"scratch": str(store.root), "free_bytes": free, "versions": found})
         return 0
     print(f"{store.root}: {len(found)} versions, {size(free)} of the disk are free")
     rows = [
         [
-            each["digest"][:_DIGEST], each["state"], str(each["files"]), size(each["bytes"]), each["used"],
-            ", ".join(each["held_by"]), each["origin"],
+            each["digest"][:_DIGEST],
+            each["state"],
+            str(each["files"]),
+            size(each["bytes"]),
+            each["used"],
+            ", ".join(each["held_by"]),
+            each["origin"],
         ]
         for each in found
-    ]  # fmt: skip
+    ]
     if rows:
         print("\n".join(table(["VERSION", "STATE", "FILES", "SIZE", "USED", "HELD BY", "ORIGIN"], rows)))
     return 0
@@ -98,11 +118,11 @@ def _gc(arguments: Namespace) -> int:
     gone = store.collect(all_idle=arguments.all)
     freed = max(0, disk_of(store.root).bytes - before)
     if arguments.json:
-        _print_json({"removed": [version.digest for version in gone]})
+        print_json({"removed": [version.digest for version in gone]})
         return 0
     for version in gone:
         print(f"{version.digest[:_DIGEST]}  removed")
-    _say(f"{len(gone)} versions removed, {size(freed)} freed; {len(store.versions())} are left")
+    say(f"{len(gone)} versions removed, {size(freed)} freed; {len(store.versions())} are left")
     return 0
 
 
@@ -114,24 +134,28 @@ def _verify(arguments: Namespace) -> int:
             if held:
                 problems[version.digest] = store.verify(version)
     if arguments.json:
-        _print_json(problems)
+        print_json(problems)
     else:
         for digest, found in problems.items():
             print(f"{digest[:_DIGEST]}  {'damaged' if found else 'ok'}")
             for problem in found:
                 print(f"    {problem}")
         if any(problems.values()):
-            _say("the next run that needs a damaged version copies it anew")
+            say("the next run that needs a damaged version copies it anew")
     return 1 if any(problems.values()) else 0
 
 
 WHAT: Mapping[str, Callable[[Namespace], int]] = {
-    "resolve": _resolve, "stage": _stage, "status": _status, "gc": _gc, "verify": _verify,
-}  # fmt: skip
+    "resolve": _resolve,
+    "stage": _stage,
+    "status": _status,
+    "gc": _gc,
+    "verify": _verify,
+}
 
 
 def _manifest(arguments: Namespace) -> Manifest | None:
-    return api.resolve_data(find_project(Path(arguments.project), runs=arguments.runs), arguments.words)
+    return api.resolve_data(project_of(arguments), arguments.words)
 
 
 def _store(arguments: Namespace, **limits: float | None) -> Store:
@@ -147,8 +171,9 @@ def _chosen(store: Store, words: list[str]) -> list[Version]:
             known = [version.digest[:_DIGEST] for version in there]
             raise RequestError(
                 f"no version {word} on this node{nearest(word, known)}",
-                why=f"in {store.root} are {', '.join(known) or 'none'}", fix="orch data status lists them",
-            )  # fmt: skip
+                why=f"in {store.root} are {', '.join(known) or 'none'}",
+                fix="orch data status lists them",
+            )
     return [version for version in there if not words or version.digest.startswith(tuple(words))]
 
 
@@ -157,21 +182,17 @@ def _described(version: Version) -> dict[str, Any]:
     held = [f"{holder}{' (gone)' if holder.alive() is False else ''}" for holder in holders]
     origin = facts.origin if facts else {}
     return {
-        "digest": version.digest, "state": "complete" if facts else "being removed", "view": str(version.view),
-        "files": facts.files if facts else 0, "bytes": facts.bytes if facts else 0, "held_by": held,
+        "digest": version.digest,
+        "state": "complete" if facts else "being removed",
+        "view": str(version.view),
+        "files": facts.files if facts else 0,
+        "bytes": facts.bytes if facts else 0,
+        "held_by": held,
         "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(version.used_ns / 1e9)) if version.used_ns else "",
         "origin": " ".join(str(origin[key]) for key in ("source", "url", "path", "rev") if origin.get(key)),
-    }  # fmt: skip
+    }
 
 
 def _say_progress(progress: Progress) -> None:
     if progress.seconds > 1:
-        _say(str(progress))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=1, default=str))
+        say(str(progress))

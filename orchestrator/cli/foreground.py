@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,39 +11,21 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from orchestrator import api
-from orchestrator.cluster import Cluster
+from orchestrator.cli.tail import Tail
+from orchestrator.cli.text import say
+from orchestrator.cluster import Cluster, JobState
 from orchestrator.errors import RequestError
+from orchestrator.launch.plan import Step
 from orchestrator.layout import LaunchPaths
-from orchestrator.plan import Step
 from orchestrator.project import Project
-from orchestrator.record import JobState, Record
+from orchestrator.records.record import Record
 
 if TYPE_CHECKING:
-    from orchestrator.launch import Launched
+    from orchestrator.launch.launch import Launched
+    from orchestrator.prepare import Prepared
 
 _PERIOD_SECONDS = 0.5
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Tail:
-    """Copies what is new in a file to standard output; with a label, each line behind it, once it is whole."""
-
-    def __init__(self, path: Path, label: str = "") -> None:
-        self._path, self._label, self._offset = path, label, 0
-        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
-
-    def copy(self, *, ended: bool = False) -> bool:
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                new = file.read()
-            if self._label and not ended:
-                new = new[: new.rfind(b"\n") + 1]
-            self._offset += len(new)
-            lines = self._decode(new, ended).splitlines(keepends=True)
-            sys.stdout.write("".join(f"{self._label}{line}" for line in lines))
-            sys.stdout.flush()
-        return False
 
 
 class Foreground:
@@ -70,7 +50,7 @@ class Foreground:
     def cancel(self) -> Record:
         """Cancel the run, and wait until its job has ended."""
         api.cancel(self._project, self._name, [self._record()])
-        _say(f"{self._step.run.id[:8]}: cancelled; its job is ending (Ctrl-C again: do not wait for it)")
+        say(f"{self._step.run.id[:8]}: cancelled; its job is ending (Ctrl-C again: do not wait for it)")
         return self.follow()
 
     def _record(self) -> Record:
@@ -105,11 +85,11 @@ class Foreground:
         waiting = not record.attempts or record.attempts[-1].number < self._step.attempt or record.attempts[-1].final
         told = f"{record.id[:8]}: {record.state.value}{f' ({record.reason})' if record.reason else ''}"
         if waiting and told != self._told:
-            _say(told)
+            say(told)
         self._told = told if waiting else self._told
 
 
-def launch_and_follow(project: Project, prepared: api.Prepared, cluster: Cluster, *, message: str) -> Record:
+def launch_and_follow(project: Project, prepared: Prepared, cluster: Cluster, *, message: str) -> Record:
     """Launch the only run of an experiment anew and follow it to its end; whatever interrupts us cancels it.
 
     Raises RequestError where somebody is at work on it already, and KeyboardInterrupt once it is cancelled.
@@ -131,9 +111,10 @@ def _followed(project: Project, name: str, cluster: Cluster, launched: Launched)
     (step,) = launched.steps
     if launched.paths is None:
         raise RequestError(
-            f"{name}: this debug run is at work already", why=step.reason,
+            f"{name}: this debug run is at work already",
+            why=step.reason,
             fix=f"wait for it, or end it: orch cancel {name} {step.run.id[:8]}",
-        )  # fmt: skip
+        )
     return Foreground(project, name, cluster, launched.paths, step)
 
 
@@ -165,7 +146,3 @@ def _handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[No
     finally:
         for number, old in former.items():
             signal.signal(number, old)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -14,9 +14,9 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 
-from orchestrator import api
 from orchestrator.errors import OrchError, RequestError, TrackingError
 from orchestrator.project import Project
+from orchestrator.tracking import stores
 
 _PERIOD_SECONDS = 5.0
 _START_SECONDS = 180.0
@@ -76,7 +76,7 @@ class _Service(threading.Thread):
     def _serve(self) -> None:
         _sync(self._project, self._names)
         for name in self._names:
-            if uri := api.server_of(self._project, name):
+            if uri := stores.server_of(self._project, name):
                 _say(f"{name} is on {uri}")
         _say("starting the MLflow UI ...")
         with self._starting:
@@ -100,15 +100,30 @@ def _start(project: Project, port: int) -> subprocess.Popen[bytes]:
     uri = f"sqlite:///{project.tracking_store / 'mlflow.db'}"
     return subprocess.Popen(
         [
-            sys.executable, "-m", "orchestrator.cli.tethered",  # so that it ends with us, if we are killed, too
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
-            "--port", str(port), "--workers", "1",
+            sys.executable,
+            "-m",
+            "orchestrator.cli.die_with_parent",  # so that it ends with us, if we are killed, too
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            uri,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
         ],
         # Without its job executor the server needs 0.5 GB and not 2.4; one worker answers fastest (FACTS 23).
         env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
         cwd=project.runs.path,
-    )  # fmt: skip
+    )
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], port: int) -> None:
@@ -121,16 +136,17 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int) -> None:
         else:
             return
     raise TrackingError(
-        "the MLflow server did not start", why=f"exit status {server.poll()}",
+        "the MLflow server did not start",
+        why=f"exit status {server.poll()}",
         fix="try another --port; `python -m mlflow server` shows its own messages",
-    )  # fmt: skip
+    )
 
 
 def _sync(project: Project, names: Sequence[str]) -> None:
     for name in names:
         try:
-            api.sync(project, name)
-            if done := api.register(project, name):
+            stores.sync(project, name)
+            if done := stores.register(project, name):
                 _say(f"{name}: {done}")
         except OrchError as error:
             _say(f"not synced yet: {error}")

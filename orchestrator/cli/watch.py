@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections.abc import Mapping
 
-from orchestrator import api
-from orchestrator.cli.render import (
-    STATE_COLOURS,
-    duration,
-    note,
-    objective_of,
-    paint,
-    progress,
-    status_lines,
-    terminal_width,
-)
-from orchestrator.ledger import Ledger
+from orchestrator.cli.status_table import status_lines
+from orchestrator.cli.text import paint
+from orchestrator.config.credentials import described
 from orchestrator.project import Project
-from orchestrator.record import Record, RunState
+from orchestrator.records.experiment import ExperimentState
+from orchestrator.records.record import Record, RunState
+from orchestrator.refresh import refresher
+from orchestrator.report.summary import duration, note, objective_of, progress
 
+_STATE_COLOURS: Mapping[RunState, str] = {
+    RunState.RUNNING: "blue", RunState.QUEUED: "grey", RunState.WAITING: "grey", RunState.DONE: "green",
+    RunState.FAILED: "red", RunState.INTERRUPTED: "yellow", RunState.CANCELLED: "yellow",
+    RunState.UNKNOWN: "yellow",
+}  # fmt: skip
 _PERIOD_SECONDS = 1.0
 _SHARE = 0.2
 """Of its time it looks at most: where that takes long, as of 10,000 runs on a slow filesystem, it looks less often."""
@@ -29,7 +30,7 @@ class Watch:
     """Shows an experiment on standard error each time `tick` is called, at most once a second."""
 
     def __init__(self, project: Project, name: str, *, launch: int | None = None) -> None:
-        self._look, self._launch = api.looker(project, name), launch
+        self._look, self._launch = refresher(project, name), launch
         self._stream = sys.stderr
         self._drawn = 0
         self._due = 0.0
@@ -47,12 +48,12 @@ class Watch:
 
     def show(self) -> bool:
         """Show now, whenever it was last shown."""
-        book = self._look()
-        records = [r for r in book.records.values() if self._launch in (None, r.planned.launch)]
+        state = self._look()
+        records = [r for r in state.records.values() if self._launch in (None, r.planned.launch)]
         if self._stream.isatty():
-            self._redraw(status_lines(book, records))
+            self._redraw(status_lines(state, records))
         else:
-            self._tell(book, records)
+            self._tell(state, records)
         return any(record.state.active for record in records)
 
     def until_ended(self) -> None:
@@ -62,30 +63,34 @@ class Watch:
         self.show()
 
     def _redraw(self, lines: list[str]) -> None:
-        width = terminal_width()
+        width = shutil.get_terminal_size((120, 24)).columns
         up = f"\x1b[{self._drawn}F" if self._drawn else ""
         body = "".join(f"\x1b[2K{line[: width - 1]}\n" for line in lines)
         self._stream.write(f"{up}\x1b[0J{body}")
         self._stream.flush()
         self._drawn = len(lines)
 
-    def _tell(self, book: Ledger, records: list[Record]) -> None:
+    def _tell(self, state: ExperimentState, records: list[Record]) -> None:
         ended = sum(not record.state.active for record in records)
         for record in records:
             if record.state is not self._told.get(record.id) and record.state is not RunState.QUEUED:
-                self._stream.write(f"[{ended}/{len(records)}] {self._line(book, record)}\n")
+                self._stream.write(f"[{ended}/{len(records)}] {self._line(state, record)}\n")
             self._told[record.id] = record.state
         self._stream.flush()
 
-    def _line(self, book: Ledger, record: Record) -> str:
-        objective = objective_of(book)
+    def _line(self, experiment_state: ExperimentState, record: Record) -> str:
+        objective = objective_of(experiment_state)
         value = record.best_value(objective.metric) if objective else None
-        state = paint(record.state.value, STATE_COLOURS[record.state], self._stream)
+        state = paint(record.state.value, _STATE_COLOURS[record.state], self._stream)
         parts = [
-            record.id[:8], api.told(record.point), state,
-            f"{objective.metric} {value:.4g}" if objective and value is not None else "", duration(record),
-            note(record), progress(record),
-        ]  # fmt: skip
+            record.id[:8],
+            described(record.point),
+            state,
+            f"{objective.metric} {value:.4g}" if objective and value is not None else "",
+            duration(record),
+            note(record),
+            progress(record),
+        ]
         return "  ".join(part for part in parts if part)
 
 
@@ -94,6 +99,6 @@ def wait(project: Project, name: str, launch: int, *, quiet: bool) -> None:
     if not quiet:
         Watch(project, name, launch=launch).until_ended()
         return
-    look = api.looker(project, name)
+    look = refresher(project, name)
     while any(r.state.active for r in look().records.values() if r.planned.launch == launch):
         time.sleep(0.5)

@@ -1,19 +1,24 @@
 """From YAML and overrides to checked grid points. The only importer of Hydra and OmegaConf.
 
+Importing one of its modules imports none of the others that it does not need.
+
 overrides.py  the command line in Hydra's grammar: fixed values, and axes of a sweep
 compose.py    Hydra's composition
+files.py      the files that it loads, and what they may not say
+counterparts.py  what stands for keys of Hydra and of project templates (pure)
 explain.py    its errors -> what a user can act on
-place.py      where a value was written, for errors
-sweep.py      a sweep's definition -> points (pure)
-space.py      what random points are drawn from (pure)
-search.py     an adaptive sweep's definition (pure)
 points.py     one resolved config per point, fast where that is provably the same
+fields.py     what the keys of a section may be, as data (pure)
 schema.py     the built-in keys -> types (pure)
-draft.py      all of it together
+experiment.py all of it together
 debug.py      a few batches of it, to try it out (pure)
+location.py   where a value was written, for errors
+sweep/        which points a sweep has (pure)
+interpolation.py  which keys a value reads
+targets/      whether a `_target_` exists and takes its arguments, without importing it
+lightning_names.py  Lightning's two distributions, as one set of classes
+build.py      objects from `_target_` nodes, in the job, without Hydra
+quoting.py    a key and a value -> the override that sets it (pure)
+credentials.py  what looks like a secret, and is not shown
+secrets.py    the secrets that YAML names, put in place on the node
 """
-
-from orchestrator.config.debug import debugging
-from orchestrator.config.draft import Draft, DraftPoint, DraftSearch, data_version, draft, placing
-
-__all__ = ["Draft", "DraftPoint", "DraftSearch", "data_version", "debugging", "draft", "placing"]

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import orchestrator
+from orchestrator.config.credentials import reference
 from orchestrator.config.explain import explain
-from orchestrator.config.place import in_files, in_overrides, named_in
-from orchestrator.credentials import reference
+from orchestrator.config.files import PROVIDER, Files
+from orchestrator.config.location import in_files, in_overrides, named_in
 from orchestrator.errors import ConfigError
 from orchestrator.spec import PROJECT, VIEW
 
 _ROOT = "config"
+_NOT_DELETED = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
 _FREE = ("cluster.extra={", "trainer.callbacks={", "vars={", "sweep.")
 
 
@@ -52,17 +55,30 @@ class Composer:
         path = ConfigSearchPathImpl()
         path.append("hydra", "pkg://hydra.conf")
         if self.folder.is_dir():
-            path.append("project", f"file://{self.folder}")
+            path.append(PROVIDER, f"file://{self.folder}")
         path.append("orchestrator", "pkg://orchestrator.conf")
         path.append("schema", "structured://")
-        return ConfigLoaderImpl(path)
+        loader = ConfigLoaderImpl(path)
+        loader.repository = Files(path)
+        return loader
+
+    @property
+    def misread(self) -> Mapping[tuple[str, ...], tuple[str, float]]:
+        """The keys that hold what YAML makes of `1:30` and `0123`: the text that was written, and the number."""
+        return cast("Files", self._loader.repository).misread
+
+    @property
+    def unread(self) -> str:
+        """The name of the folder in which other programs keep what lies in conf/; empty where there is a conf/."""
+        beside = [] if self.folder.is_dir() else [self.folder.with_name(name) for name in ("configs", "config")]
+        return next((folder.name for folder in beside if any(folder.glob("**/*.yaml"))), "")
 
     @cached_property
     def groups(self) -> frozenset[str]:
         """All config groups, nested ones with a slash."""
         return frozenset(self._groups_under(""))
 
-    def chooses(self, key: str, value: Any) -> bool:
+    def chooses(self, key: str, value: object) -> bool:
         """Return whether an override chooses from a config group, perhaps into a package (`group@package`).
 
         A mapping as value changes keys of what was chosen, as Hydra has it.
@@ -75,22 +91,57 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """Return the options of a config group."""
-        return list(self._loader.get_group_options(group, results_filter=ObjectType.CONFIG))
+        return list(self._loader.repository.get_group_options(group, ObjectType.CONFIG))
+
+    def option(self, key: str, value: object) -> Any:
+        """Return an option, or the list of them, of a config group without the `.yaml` with which Hydra also takes it.
+
+        Any other value stays as it is.
+        """
+        if isinstance(value, list):
+            return [self.option(key, each) for each in value]
+        group = str(key).partition("@")[0]
+        if not isinstance(value, str) or not value.endswith(".yaml") or group not in self.groups:
+            return value
+        return value if value in self.options(group) else value.removesuffix(".yaml")
 
     def compose(self, overrides: Sequence[str]) -> Composition:
         """Compose with Hydra overrides. Raises ConfigError naming the override or the file, and the fix."""
         try:
-            config = self._loader.load_configuration(
-                config_name=_ROOT, overrides=list(map(_opened, overrides)), run_mode=RunMode.RUN, from_shell=False
-            )
+            config = self._load(overrides)
         except (yaml.YAMLError, HydraException, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
             raise explain(self, error, overrides) from error
-        choices = {k: v for k, v in config.hydra.runtime.choices.items() if "hydra" not in k and v}
+        chosen = {k: v for k, v in config.hydra.runtime.choices.items() if "hydra" not in k and v}
         with open_dict(config):
             del config["hydra"]
-        return Composition(config=config, choices=choices)
+        return Composition(config=config, choices={key: self.option(key, value) for key, value in chosen.items()})
 
-    def unresolved(self, overrides: Sequence[str]) -> Any:
+    def _load(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose with Hydra, which takes a key that is null for one that is not there, and does not delete it."""
+        written = list(map(_opened, overrides))
+        try:
+            return self._hydra(written)
+        except ConfigCompositionException as error:
+            missing = _NOT_DELETED.search(str(error))
+            place = next(
+                (i for i, each in enumerate(written) if missing and each.partition("=")[0] == f"~{missing[1]}"), None
+            )
+            if missing is None or place is None or not self._is_null(missing[1], written[:place]):
+                raise
+            return self._load([*written[:place], f"++{missing[1]}=0", *written[place:]])
+
+    def _is_null(self, key: str, overrides: Sequence[str]) -> bool:
+        parent, _, leaf = key.rpartition(".")
+        config = self._hydra(overrides)
+        node = OmegaConf.select(config, parent) if parent else config
+        return isinstance(node, DictConfig) and leaf in node
+
+    def _hydra(self, overrides: Sequence[str]) -> DictConfig:
+        return self._loader.load_configuration(
+            config_name=_ROOT, overrides=list(overrides), run_mode=RunMode.RUN, from_shell=False
+        )
+
+    def unresolved(self, overrides: Sequence[str]) -> object:
         """Compose, and return plain dicts and lists with their interpolations as written."""
         return OmegaConf.to_container(self.compose(overrides).config, resolve=False)
 
@@ -105,7 +156,8 @@ class Composer:
         return named_in(message, [*in_overrides(values), *in_files(folders, choices)])
 
     def _groups_under(self, parent: str) -> Iterable[str]:
-        for name in self._loader.list_groups(parent):
+        # Not `list_groups`, which first makes a deep copy of all that is registered with Hydra.
+        for name in self._loader.repository.get_group_options(parent, ObjectType.GROUP):
             group = f"{parent}/{name}" if parent else name
             if group.split("/")[0] not in {"hydra", "__pycache__"}:
                 yield group
@@ -128,7 +180,7 @@ def resolve(config: DictConfig, *, where: str, only: str | None = None) -> Any:
         raise _resolution_error(error, where) from error
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """Return a resolved value without OmegaConf's types. Raises OmegaConf's errors."""
     if OmegaConf.is_config(value):
         return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
@@ -140,10 +192,12 @@ def _resolution_error(error: OmegaConfBaseException, where: str) -> ConfigError:
     if "Missing mandatory value" in str(error):
         hints = {"name": "name=my-experiment", "model._target_": "model=mlp, or model._target_=package.module.Class"}
         return ConfigError(
-            f"{key} has no value ({where})", why="it is marked ??? and must be given",
+            f"{key} has no value ({where})",
+            why="it is marked ??? and must be given",
             fix=f"add {hints.get(key, key + '=...')}",
-        )  # fmt: skip
+        )
     return ConfigError(
-        f"{key or 'a value'} cannot be resolved ({where})", why=str(error).splitlines()[0],
+        f"{key or 'a value'} cannot be resolved ({where})",
+        why=str(error).splitlines()[0],
         fix="correct the ${...} in it, or give the value it reads",
-    )  # fmt: skip
+    )

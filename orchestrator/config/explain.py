@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.config.counterparts import of_template
 from orchestrator.errors import ConfigError, nearest
 
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
+_NOT_OVERRIDDEN = re.compile(r"Could not override '([^']+)'")
 _FULL_KEY = re.compile(r"full_key: ([^\s\[]+)")
 _IN_FILE = re.compile(r"In '([^']+)'")
 
@@ -28,13 +30,15 @@ class Composes(Protocol):
 
     def options(self, group: str) -> list[str]: ...
 
-    def unresolved(self, overrides: Sequence[str]) -> Any: ...
+    def unresolved(self, overrides: Sequence[str]) -> object: ...
 
 
 def explain(composer: Composes, error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Return the error that names the override or the file, and the fix."""
     if isinstance(error, yaml.YAMLError):
         return _not_yaml(error)
+    if unmatched := _unmatched(composer, error):
+        return unmatched
     for text in overrides:
         found = _override(composer, error, text, overrides)
         if found is not None:
@@ -43,9 +47,10 @@ def explain(composer: Composes, error: Exception, overrides: Sequence[str]) -> C
         return _not_text(composer.folder, error)
     if isinstance(error, RecursionError):
         return ConfigError(
-            "the configuration does not compose", why="the defaults list of a file leads back to the file itself",
+            "the configuration does not compose",
+            why="the defaults list of a file leads back to the file itself",
             fix=f"see the `defaults:` of the files under {composer.folder}",
-        )  # fmt: skip
+        )
     if missing := _NOT_FOUND.search(str(error)):
         return unknown_option(composer, *_split(missing[1]))
     return _not_mergeable(composer, error, overrides) or _unspecific(composer.folder, error)
@@ -58,7 +63,7 @@ def unknown_option(composer: Composes, group: str, option: str) -> ConfigError:
         f"{group}={option}: there is no conf/{group}/{option}.yaml{nearest(option, options)}",
         why=f"the options of {group} are {', '.join(options) or 'none'}",
         fix=f"choose one of them, or write conf/{group}/{option}.yaml",
-    )  # fmt: skip
+    )
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -84,9 +89,10 @@ def _override(composer: Composes, error: Exception, text: str, overrides: Sequen
         return _unknown_key(composer, full[1] if full and deeper else key, text, overrides)
     if "Error merging override" in said and text in said:
         return ConfigError(
-            f"override {text!r} does not fit what it overrides", why=str(error.__cause__ or said).splitlines()[0],
+            f"override {text!r} does not fit what it overrides",
+            why=str(error.__cause__ or said).splitlines()[0],
             fix="give a mapping for a mapping, and a value for a value",
-        )  # fmt: skip
+        )
     return None
 
 
@@ -100,10 +106,10 @@ def _unknown_key(composer: Composes, key: str, text: str, overrides: Sequence[st
         f"override {text!r}: {key} is unknown{nearest(missing, known)}",
         why=f"{'.'.join(at) or 'the top level'} has {', '.join(known) or 'no keys'}",
         fix=f"use one of them, or add a new key with +{text}" if known else f"add a new key with +{text}",
-    )  # fmt: skip
+    )
 
 
-def _deepest(tree: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
+def _deepest(tree: object, path: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return how much of a path exists, and the keys that are known there."""
     at: list[str] = []
     for key in path:
@@ -111,6 +117,27 @@ def _deepest(tree: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
             break
         tree, at = tree[key], [*at, key]
     return at, sorted(map(str, tree)) if isinstance(tree, dict) else []
+
+
+def _unmatched(composer: Composes, error: Exception) -> ConfigError | None:
+    """Return the error for a group in a defaults list, or an override, that templates have, or that has moved."""
+    unmatched, named = _NOT_OVERRIDDEN.search(str(error)), _IN_FILE.search(str(error))
+    if unmatched is None:
+        return None
+    group, _, package = unmatched[1].lstrip("/").partition("@")
+    where = f"{composer.folder / named[1]}.yaml: " if named else ""
+    if package.startswith("experiment."):
+        return not_global(f"{where}the keys of this file come under `experiment:`")
+    return of_template(group, where)
+
+
+def not_global(what: str) -> ConfigError:
+    """Return the error for an experiment's file whose keys came where nothing reads them."""
+    return ConfigError(
+        what,
+        why="nothing reads them there; without a package directive Hydra puts a file's keys under its group's name",
+        fix="make `# @package _global_` the first line of the experiment's file",
+    )
 
 
 def _not_mergeable(composer: Composes, error: Exception, overrides: Sequence[str]) -> ConfigError | None:
@@ -131,7 +158,7 @@ def _not_mergeable(composer: Composes, error: Exception, overrides: Sequence[str
     )
 
 
-def _misplaced(base: Any, written: Any, at: str = "") -> tuple[str, Any] | None:
+def _misplaced(base: object, written: object, at: str = "") -> tuple[str, object] | None:
     """Return the first key, and its value, that is a list where the base has a mapping."""
     for key, value in written.items() if isinstance(written, Mapping) else ():
         known = base.get(key) if isinstance(base, Mapping) else None
@@ -161,14 +188,16 @@ def _unspecific(conf: Path, error: Exception) -> ConfigError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ConfigError(
         f"the configuration does not compose: {lines[0] if lines else type(error).__name__}",
-        why=" ".join(lines[1:4]), fix=f"see the files under {conf} and the overrides given",
-    )  # fmt: skip
+        why=" ".join(lines[1:4]),
+        fix=f"see the files under {conf} and the overrides given",
+    )
 
 
 def _not_yaml(error: yaml.YAMLError) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
     place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else getattr(error, "name", "a file")
     return ConfigError(
-        f"{place}: this is not YAML", why=str(getattr(error, "problem", None) or error).splitlines()[0],
+        f"{place}: this is not YAML",
+        why=str(getattr(error, "problem", None) or error).splitlines()[0],
         fix="correct the line; values with ':' or '#' need quotes",
-    )  # fmt: skip
+    )

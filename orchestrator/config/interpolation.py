@@ -56,7 +56,7 @@ def pieces(text: str, at: Path) -> Pieces | None:
     return tuple(piece for piece in cut if piece)
 
 
-def leaves(tree: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(tree: object, at: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield (path, value) of every leaf of nested dicts and lists; list items have their index as key."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():

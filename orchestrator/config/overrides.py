@@ -13,8 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser, create_
 from hydra.core.override_parser.types import Glob, Override, QuotedString, Transformer
 from hydra.errors import HydraException
 
+from orchestrator.config.counterparts import of_hydra
+from orchestrator.config.quoting import as_override
 from orchestrator.errors import ConfigError
-from orchestrator.override import as_override
 
 Options = Callable[[str], Sequence[str] | None]
 """The options of a config group; None for what is no group."""
@@ -27,7 +28,7 @@ class Axis:
     """One swept key. `prefix` is the override's `+`, `++` or nothing."""
 
     key: str
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
     prefix: str = ""
 
 
@@ -36,7 +37,7 @@ class CommandLine:
     """The overrides of one command: `fixed` are passed to Hydra as they are; `values` is what they set."""
 
     fixed: tuple[str, ...]
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     axes: tuple[Axis, ...]
     keys: frozenset[str]
     drop_sweep: bool
@@ -66,7 +67,7 @@ def axis_of(key: str, text: str, options: Options) -> Axis | None:
     return _axis(override, options) if override.is_sweep_override() else None
 
 
-def call_of(key: str, text: str, *, where: str = "sweep.random") -> tuple[str, tuple[Any, ...]]:
+def call_of(key: str, text: str, *, where: str = "sweep.random") -> tuple[str, tuple[object, ...]]:
     """Return the name and the arguments of a call written as text in YAML, e.g. `model.lr: uniform(0, 1)`.
 
     The arguments are values in Hydra's grammar. Raises ConfigError where it is no such call.
@@ -87,7 +88,7 @@ def _no_distribution(where: str, key: str, text: str, why: str) -> ConfigError:
     return ConfigError(f"{where}: {key} is {text!r}", why=why, fix=f'{key}: "uniform(0, 1)"')
 
 
-def to_override(axis_prefix: str, key: str, value: Any, *, group: bool) -> str:
+def to_override(axis_prefix: str, key: str, value: object, *, group: bool) -> str:
     """Return the override that sets `key` to `value`, quoted so that Hydra reads back just that."""
     return as_override(key, _option(value) if group else value, prefix=axis_prefix)
 
@@ -100,11 +101,17 @@ def _parse_one(text: str) -> Override:
             fix="orch plan experiment=NAME model.lr=1e-3",
         )
     key = text.lstrip("+~").partition("=")[0]
-    if not key or key.partition(".")[0].partition("/")[0] == "hydra":
+    if not key:
         raise ConfigError(
-            f"override {text!r} sets {'a key of Hydra itself' if key else 'no key'}",
-            why="an override sets a key of the experiment", fix="orch plan experiment=NAME model.lr=1e-3",
-        )  # fmt: skip
+            f"override {text!r} sets no key",
+            why="an override sets a key of the experiment",
+            fix="orch plan experiment=NAME model.lr=1e-3",
+        )
+    if key.partition(".")[0].partition("/")[0] == "hydra":
+        instead, fix = of_hydra(key)
+        raise ConfigError(
+            f"override {text!r} sets a key of Hydra itself", why=f"Hydra does not run here, {instead}", fix=fix
+        )
     try:
         return _parser().parse_override(text)
     except HydraException as error:
@@ -125,7 +132,7 @@ def _parser() -> OverridesParser:
     return OverridesParser(functions)
 
 
-def _shuffle(*args: Any, **named: Any) -> Any:
+def _shuffle(*args: Any, **named: Any) -> object:
     """Shuffle as Hydra does the values of an axis, not those of a list: that would be another one each time."""
     found = grammar_functions.shuffle(*args, **named)
     if isinstance(found, list):
@@ -159,8 +166,9 @@ def _check_order(parsed: Sequence[Override], options: Options) -> None:
             if not later.is_sweep_override() and (a.startswith(b) or b.startswith(a)):
                 raise ConfigError(
                     f"override {later.input_line!r} comes after the sweep {axis.input_line!r}",
-                    why="it sets the same key again, at every point", fix="put it before the sweep",
-                )  # fmt: skip
+                    why="it sets the same key again, at every point",
+                    fix="put it before the sweep",
+                )
 
 
 def _axis(override: Override, options: Options) -> Axis:
@@ -172,10 +180,11 @@ def _axis(override: Override, options: Options) -> Axis:
         )
     if override.is_interval_sweep():
         raise ConfigError(
-            f"sweep {text!r} cannot be expanded", why="an interval has no points of its own, they must be drawn",
+            f"sweep {text!r} cannot be expanded",
+            why="an interval has no points of its own, they must be drawn",
             fix=f"""'sweep.random={{n: 20, space: {{{key}: "uniform(0, 1)"}}}}', or range(), or list the values""",
-        )  # fmt: skip
-    glob: Any = override.value()  # Hydra's own annotation leaves globs out
+        )
+    glob: object = override.value()  # Hydra's own annotation leaves globs out
     if isinstance(glob, Glob):
         return Axis(key=key, values=_globbed(glob, override, options), prefix=prefix)
     try:
@@ -194,25 +203,27 @@ def _globbed(glob: Glob, override: Override, options: Options) -> tuple[str, ...
     if found is None:
         raise ConfigError(
             f"sweep {override.input_line!r} cannot be expanded",
-            why=f"glob() chooses options of a config group, and {group} is none", fix=f"list the values: {group}=1,2",
-        )  # fmt: skip
+            why=f"glob() chooses options of a config group, and {group} is none",
+            fix=f"list the values: {group}=1,2",
+        )
     chosen = tuple(glob.filter(list(found)))
     if not chosen:
         raise ConfigError(
-            f"sweep {override.input_line!r} matches nothing", why=f"the options of {group} are {', '.join(found)}",
+            f"sweep {override.input_line!r} matches nothing",
+            why=f"the options of {group} are {', '.join(found)}",
             fix=f"correct the pattern, or list the options: {group}=a,b",
-        )  # fmt: skip
+        )
     return chosen
 
 
-def _option(value: Any) -> Any:
+def _option(value: object) -> object:
     """Return the option, the options, or none of them, that choose from a group: their names are texts."""
     if isinstance(value, list):
         return [_option(item) for item in value]
     return None if value is None else str(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, QuotedString):
         return value.text
     if isinstance(value, list):

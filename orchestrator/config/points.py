@@ -9,6 +9,7 @@ pure) goes through Hydra, point by point.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,16 +19,28 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.config.compose import Composer, plain, resolve
+from orchestrator.config.files import is_as_written
 from orchestrator.config.interpolation import Path, Pieces, Reads, leaves, overlap, pieces, reads
 from orchestrator.config.overrides import to_override
+from orchestrator.config.quoting import quoted
 from orchestrator.errors import ConfigError
 from orchestrator.spec import STARTS, Point
 
 _PURE = frozenset({"view", "project", "secret"})
 IDENTITY = ("model", "data", "trainer", "seed", "task")
+_LISTED = 1_000  # points, of which those that have a key are looked for
 _BASES = 64  # kept at a time: each is a whole config, and an axis may have thousands of lists as values
 _PUNCTUATION = frozenset(".[]")  # in a key: a dotted path would not find it
 _REFUSED = frozenset({"now", "oc.env", "hydra", "oc.deprecated"})
+
+
+Takes = Callable[[str, str], bool]
+"""Whether a target has an argument of a name."""
+
+
+def takes_nothing(_target: str, _name: str) -> bool:
+    """Know of no target."""
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,24 +53,66 @@ class Resolved:
 
 
 def resolve_points(
-    composer: Composer, fixed: Sequence[str], points: Sequence[Point], prefixes: Mapping[str, str]
+    composer: Composer,
+    fixed: Sequence[str],
+    points: Sequence[Point],
+    prefixes: Mapping[str, str],
+    takes: Takes = takes_nothing,
 ) -> Iterator[Resolved]:
     """Yield the resolved config of each point. `prefixes` holds the `+` or `++` of a swept key.
 
-    Points that set other keys (`sweep.list` allows that) have a base of their own: a value never stays behind.
+    Points that set other keys (`sweep.list` allows that) have a base of their own: a value never stays behind. A key
+    that the YAML lacks is added where the target of its node `takes` it.
     """
 
     @lru_cache(_BASES)
     def base(composed: tuple[str, ...], keys: frozenset[str], added: tuple[str, ...]) -> _Base:  # noqa: ARG001 - other keys, other base
         return _Base(composer, (*fixed, *composed), added)
 
-    first: dict[str, Any] = {}  # of each added key: Hydra adds it to a base with this value
+    def chosen(point: Point, values: Mapping[str, object]) -> _Base:
+        """Return what the options of a point compose, without its values."""
+        options = {key: value for key, value in point.items() if composer.chooses(key, value)}
+        return base(tuple(_overrides(composer, options, {})), frozenset(values), ())
+
+    def which(point: Point, values: Mapping[str, object], holds: Callable[[_Base, str], bool]) -> list[str]:
+        """Return the keys, except groups and those with a prefix, of which something holds in the chosen options."""
+        keys = [key for key, value in point.items() if not prefixes.get(key) and not composer.chooses(key, value)]
+        options = chosen(point, values) if keys else None
+        return [key for key in keys if options and holds(options, key)]
+
+    def added(point: Point, values: Mapping[str, object]) -> Mapping[str, str]:
+        """Return the prefixes of a point's keys, those included that have to be added to what its options compose."""
+        lacking = which(point, values, lambda options, key: options.lacks(key, takes))
+        return {**prefixes, **dict.fromkeys(lacking, "++")} if lacking else prefixes
+
+    def those_there(point: Point) -> Point:
+        """Return a point without the keys that what its options compose does not have."""
+        absent = which(point, _plain_values(composer, point), lambda options, key: not options.has(key))
+        return {key: value for key, value in point.items() if key not in absent}
+
+    first: dict[str, object] = {}  # of each added key: Hydra adds it to a base with this value
     for point in points:
         values = _plain_values(composer, point)
+        every = added(point, values)
         composed = {key: value for key, value in point.items() if key not in values}
-        new = {key: first.setdefault(key, value) for key, value in values.items() if prefixes.get(key)}
-        overrides = (tuple(_overrides(composer, each, prefixes)) for each in (composed, new))
-        yield base(next(overrides), frozenset(values), next(overrides)).resolve(point, values, prefixes)
+        new = {key: first.setdefault(key, value) for key, value in values.items() if every.get(key)}
+        overrides = (tuple(_overrides(composer, each, every)) for each in (composed, new))
+        try:
+            resolved = base(next(overrides), frozenset(values), next(overrides)).resolve(point, values, every)
+        except ConfigError as error:
+            some = points[:_LISTED]
+            raise _listed(error, some, [those_there(each) for each in some]) from error
+        yield resolved
+
+
+def _listed(error: ConfigError, points: Sequence[Point], there: Sequence[Point]) -> ConfigError:
+    """Return an error; where only some options have a swept key, with the points that leave it out elsewhere."""
+    keys = {key for point in points for key in point}
+    if keys != {key for point in there for key in point} or all(map(operator.eq, points, there)):
+        return error
+    rows = dict.fromkeys(quoted(point, plain=True) for point in there)
+    why = f"{error.why}; other options have it"
+    return ConfigError(error.what, why=why, fix=f"sweep it with these: 'sweep={{list: [{', '.join(rows)}]}}'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,21 +128,32 @@ class Searched:
 
 
 def resolve_search(
-    composer: Composer, fixed: Sequence[str], choice: Point, keys: Sequence[str],
+    composer: Composer,
+    fixed: Sequence[str],
+    choice: Point,
+    keys: Sequence[str],
     probes: Callable[[Sequence[str]], Sequence[Point]],
-) -> Searched:  # fmt: skip
+    *,
+    takes: Takes = takes_nothing,
+) -> Searched:
     """Compose one choice of a search over `keys`; `probes` gives points of the keys that are there.
 
-    Raises ConfigError where a leaf reads a searched key in a way that a node, which does not compose, cannot follow.
+    A key that is not is added where the target of its node `takes` it. Raises ConfigError where a leaf reads a
+    searched key in a way that a node, which does not compose, cannot follow.
     """
-    base = _Base(composer, (*fixed, *_overrides(composer, choice, {})), ())
+    composed = (*fixed, *_overrides(composer, choice, {}))
+    base = _Base(composer, composed, ())
+    lacking = [key for key in keys if base.lacks(key, takes)]
+    if lacking:
+        values = probes(lacking)[0]
+        base = _Base(composer, composed, tuple(_overrides(composer, values, dict.fromkeys(lacking, "++"))))
     here = tuple(key for key in keys if base.has(key))
     rows = probes(here)
     points = [base.resolve({**choice, **row}, row, {}) for row in rows]
     return Searched(points=tuple(points), keys=here, fills=base.fills(here))
 
 
-def _plain_values(composer: Composer, point: Point) -> dict[str, Any]:
+def _plain_values(composer: Composer, point: Point) -> dict[str, object]:
     """Return the values of a point that can be set in a composed config; none where the order of keys may matter."""
     values = {key: value for key, value in point.items() if not composer.chooses(key, value) and _plain(value)}
     paths = [tuple(key.split(".")) for key, value in point.items() if not composer.chooses(key, value)]
@@ -104,16 +170,17 @@ class _Base:
         self._config, self._choices = composition.config, composition.choices
         self._raw = _raw(self._config)
         self._reads = _all_reads(self._raw)
-        self._resolved: dict[str, Any] | None = None
+        _refuse_misread(self._raw, self._reads, composer.misread)
+        self._resolved: dict[str, object] | None = None
         self._plans: dict[tuple[str, ...], Mapping[Path, Pieces | None] | None] = {}
 
-    def resolve(self, point: Point, values: Mapping[str, Any], prefixes: Mapping[str, str]) -> Resolved:
+    def resolve(self, point: Point, values: Mapping[str, object], prefixes: Mapping[str, str]) -> Resolved:
         readers = self._readers(tuple(values))
         if readers is None:
             return self._through_hydra(point, values, prefixes)
         if self._resolved is None:
             return self._first(point, values)
-        changed: dict[Path, Any] = {tuple(key.split(".")): value for key, value in values.items()}
+        changed: dict[Path, object] = {tuple(key.split(".")): value for key, value in values.items()}
         if not all(readers.values()):
             self._set(values)
             try:
@@ -126,12 +193,16 @@ class _Base:
 
     def has(self, key: str) -> bool:
         """Return whether there is such a key."""
-        node = self._raw
-        for part in key.split("."):
-            if not isinstance(node, dict) or part not in node:
-                return False
-            node = node[part]
-        return True
+        parent, _, leaf = key.rpartition(".")
+        node = value_at(self._raw, parent)
+        return isinstance(node, dict) and leaf in node
+
+    def lacks(self, key: str, takes: Takes) -> bool:
+        """Return whether the key is missing, and the target of the node that it belongs to takes it."""
+        parent, _, leaf = key.rpartition(".")
+        node = value_at(self._raw, parent)
+        target = node.get("_target_") if isinstance(node, dict) and leaf not in node else None
+        return isinstance(target, str) and takes(target, leaf)
 
     def fills(self, keys: tuple[str, ...]) -> tuple[tuple[Path, Pieces], ...]:
         """Return the leaves of a run's config that read `keys`, with the texts and keys that they are made of."""
@@ -139,16 +210,18 @@ class _Base:
         computed = ", ".join(keys) if readers is None else _first_of(at for at, cut in readers.items() if cut is None)
         if readers is None or computed:
             raise ConfigError(
-                f"sweep.optuna: {computed} is computed from what is searched" if readers is not None
+                f"sweep.optuna: {computed} is computed from what is searched"
+                if readers is not None
                 else f"sweep.optuna: {computed}: what is searched is no plain value, or is read in a computed way",
                 why="a node fills in values, and texts that hold them; it does not compose",
                 fix="search a key that is a plain value, and read it as ${key} only",
-            )  # fmt: skip
+            )
         if start := _first_of(at for at in readers if at[0] in STARTS):
             raise ConfigError(
-                f"sweep.optuna: {start} reads what is searched", why="where a run starts is settled before it asks",
+                f"sweep.optuna: {start} reads what is searched",
+                why="where a run starts is settled before it asks",
                 fix="choose it by a config group that is searched, or search it in a grid",
-            )  # fmt: skip
+            )
         return tuple((at, self._flat(at, readers, keys)) for at in readers if at[0] in IDENTITY)
 
     def _flat(self, at: Path, readers: Mapping[Path, Pieces | None], keys: tuple[str, ...]) -> Pieces:
@@ -161,13 +234,13 @@ class _Base:
         inner = [(piece,) if isinstance(piece, str) else self._flat(piece, readers, keys) for piece in cut]
         return tuple(piece for pieces in inner for piece in pieces)
 
-    def _first(self, point: Point, values: Mapping[str, Any]) -> Resolved:
+    def _first(self, point: Point, values: Mapping[str, object]) -> Resolved:
         self._set(values)
         _refuse({at: read for at, read in self._reads.items() if ".".join(at) not in values})
         self._resolved = resolve(self._config, where=_told(point))
         return Resolved(point=point, config=self._resolved, choices=self._choices)
 
-    def _read(self, at: Path, readers: Mapping[Path, Pieces | None], changed: dict[Path, Any]) -> Any:
+    def _read(self, at: Path, readers: Mapping[Path, Pieces | None], changed: dict[Path, object]) -> object:
         """Return a leaf's value at a point, and keep it in `changed` if it is another than before.
 
         OmegaConf parses a text anew each time it resolves it: 9 of 10 seconds of a plan of 10,000 points.
@@ -180,13 +253,13 @@ class _Base:
             changed[at] = values[0] if len(values) == 1 else "".join(map(str, values))
         return changed[at]
 
-    def _set(self, values: Mapping[str, Any]) -> None:
+    def _set(self, values: Mapping[str, object]) -> None:
         for key, value in values.items():
             parent, _, leaf = key.rpartition(".")
             node = OmegaConf.select(self._config, parent) if parent else self._config
             node[leaf] = value
 
-    def _through_hydra(self, point: Point, values: Mapping[str, Any], prefixes: Mapping[str, str]) -> Resolved:
+    def _through_hydra(self, point: Point, values: Mapping[str, object], prefixes: Mapping[str, str]) -> Resolved:
         extra = _overrides(self._composer, values, prefixes)
         try:
             composition = self._composer.compose([*self._overrides, *extra])
@@ -229,18 +302,18 @@ class _Base:
         return cut if plain else None
 
 
-def _overrides(composer: Composer, values: Mapping[str, Any], prefixes: Mapping[str, str]) -> list[str]:
+def _overrides(composer: Composer, values: Mapping[str, object], prefixes: Mapping[str, str]) -> list[str]:
     return [to_override(prefixes.get(k, ""), k, v, group=composer.chooses(k, v)) for k, v in values.items()]
 
 
-def _raw(config: DictConfig) -> Any:
+def _raw(config: DictConfig) -> object:
     """Return a composed config as written. Raises ConfigError for keys that a frozen config cannot keep."""
     raw = OmegaConf.to_container(config, resolve=False)
     _check_keys(raw, ())
     return raw
 
 
-def _check_keys(tree: Any, at: tuple[Any, ...]) -> None:
+def _check_keys(tree: object, at: tuple[object, ...]) -> None:
     if isinstance(tree, dict):
         for key, value in tree.items():
             if not isinstance(key, str):
@@ -255,7 +328,7 @@ def _check_keys(tree: Any, at: tuple[Any, ...]) -> None:
             _check_keys(value, (*at, index))
 
 
-def _all_reads(raw: Any) -> dict[Path, Reads]:
+def _all_reads(raw: object) -> dict[Path, Reads]:
     return {at: reads(text, at) for at, text in leaves(raw) if _interpolated(text)}
 
 
@@ -263,7 +336,7 @@ def _first_of(paths: Iterable[Path]) -> str:
     return next((".".join(at) for at in paths), "")
 
 
-def _select(config: DictConfig, at: Path) -> Any:
+def _select(config: DictConfig, at: Path) -> object:
     return plain(OmegaConf.select(config, ".".join(at)))
 
 
@@ -280,6 +353,19 @@ def _refuse(all_reads: Mapping[Path, Reads]) -> None:
                 )
 
 
+def _refuse_misread(raw: Any, all_reads: Mapping[Path, Reads], misread: Mapping[Path, tuple[str, float]]) -> None:
+    """Refuse a time or a name that `resources` or `cluster` read from where YAML has made a number of it."""
+    for at, read in all_reads.items():
+        for key in read.keys & misread.keys() if is_as_written(at) else ():
+            text, number = misread[key]
+            if _is_plain_leaf(raw, key) and _leaf(raw, key) == number:  # and not what an override says
+                raise ConfigError(
+                    f"{'.'.join(key)} is written {text}, and {'.'.join(at)} reads it",
+                    why=f"YAML reads it as the number {number}",
+                    fix=f"quote it: {key[-1]}: '{text}'",
+                )
+
+
 def _reachable(all_reads: Mapping[Path, Reads], at: Path, seen: set[Path]) -> set[str]:
     seen.add(at)
     found = set(all_reads[at].resolvers)
@@ -292,7 +378,7 @@ def _reachable(all_reads: Mapping[Path, Reads], at: Path, seen: set[Path]) -> se
 def _assign(tree: Any, changes: Mapping[Path, Any]) -> Any:
     """Return a copy of nested dicts with some leaves changed; what is unchanged is shared."""
     copy = dict(tree)
-    below: dict[str, dict[Path, Any]] = {}
+    below: dict[str, dict[Path, object]] = {}
     for path, value in changes.items():
         if len(path) == 1:
             copy[path[0]] = value
@@ -303,13 +389,20 @@ def _assign(tree: Any, changes: Mapping[Path, Any]) -> Any:
     return copy
 
 
+def value_at(tree: object, key: str) -> object:
+    """Return what lies at a dotted key, and None where there is nothing."""
+    for part in filter(None, key.split(".")):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
 def _leaf(tree: Any, path: Path) -> Any:
     for key in path:
         tree = tree[key]
     return tree
 
 
-def _is_plain_leaf(tree: Any, path: Path) -> bool:
+def _is_plain_leaf(tree: object, path: Path) -> bool:
     for key in path:
         if not isinstance(tree, dict) or key not in tree or _PUNCTUATION & set(key):
             return False
@@ -317,13 +410,13 @@ def _is_plain_leaf(tree: Any, path: Path) -> bool:
     return not isinstance(tree, dict | list)
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: object) -> bool:
     if isinstance(value, str):
         return "$" not in value and value != "???"  # to OmegaConf these are more than text
     return value is None or isinstance(value, bool | int | float)
 
 
-def _interpolated(value: Any) -> bool:
+def _interpolated(value: object) -> bool:
     return isinstance(value, str) and "${" in value
 
 

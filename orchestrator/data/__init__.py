@@ -7,14 +7,23 @@ import DVC, and only `bucket` knows S3.
 """
 
 from orchestrator.data.manifest import Entry, Manifest
-from orchestrator.data.progress import Progress
-from orchestrator.data.scratch import scratch_base, scratch_dir
-from orchestrator.data.sources import origin_of, resolve
-from orchestrator.data.staging import Staging
-from orchestrator.data.store import Staged, Store
-from orchestrator.data.versions import Version
+from orchestrator.data.options import Staging
+from orchestrator.data.sources.resolve import fetcher_of, resolve
+from orchestrator.data.store.progress import Progress
+from orchestrator.data.store.scratch import scratch_base, scratch_dir
+from orchestrator.data.store.store import Staged, Store
+from orchestrator.data.store.versions import Version
 
 __all__ = [
-    "Entry", "Manifest", "Progress", "Staged", "Staging", "Store", "Version", "origin_of", "resolve", "scratch_base",
+    "Entry",
+    "Manifest",
+    "Progress",
+    "Staged",
+    "Staging",
+    "Store",
+    "Version",
+    "fetcher_of",
+    "resolve",
+    "scratch_base",
     "scratch_dir",
-]  # fmt: skip
+]

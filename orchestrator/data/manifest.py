@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.data.checksum import PATTERN
-from orchestrator.data.publish import publish
 from orchestrator.errors import DataError, StateError
+from orchestrator.system.files import replace_text
 
 VERSION = 2
 _NAME_BYTES, _DEPTH = 255, 256
@@ -58,7 +58,7 @@ class Manifest:
     entries: tuple[Entry, ...]
 
     @classmethod
-    def of(cls, entries: Iterable[Entry], *, origin: Mapping[str, Any]) -> Self:
+    def of(cls, entries: Iterable[Entry], *, origin: Mapping[str, object]) -> Self:
         """Check, sort and digest the entries; raises DataError if they cannot be one folder."""
         ordered = tuple(sorted(entries, key=lambda entry: entry.path))
         for entry in ordered:
@@ -79,7 +79,7 @@ class Manifest:
         return sum(entry.size for entry in self.entries)
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Where the version came from, and how large it is."""
         return {**self.origin, "files": self.files, "bytes": self.bytes}
 
@@ -93,7 +93,7 @@ class Manifest:
         """The command that makes missing or damaged bytes readable again."""
         return str(self.origin.get("repair", "resolve the data version again"))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         rows = [_row_of_entry(entry) for entry in self.entries]
         return {"version": VERSION, "digest": self.digest, "origin": dict(self.origin), "entries": rows}
 
@@ -117,7 +117,8 @@ class Manifest:
         return manifest
 
     def write(self, path: Path) -> None:
-        publish(path, json.dumps(self.to_json()).encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(self.to_json()))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -131,7 +132,7 @@ class Manifest:
             raise StateError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
 
 
-def _row_of_entry(entry: Entry) -> list[Any]:
+def _row_of_entry(entry: Entry) -> list[object]:
     row = [entry.path, entry.hash, entry.size, list(entry.sources)]
     return [*row, list(entry.remote)] if entry.remote else row
 
@@ -146,7 +147,7 @@ def _entry_of_row(row: Any) -> Entry:
     return Entry(path=path, hash=checksum, size=size, sources=tuple(sources), remote=remote)
 
 
-def _is_list_of_text(value: Any) -> bool:
+def _is_list_of_text(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 

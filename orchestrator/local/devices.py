@@ -52,7 +52,7 @@ def _nvidia(folder: Path) -> list[_Present]:
 
 
 def _amd(folder: Path) -> list[_Present]:
-    """Return AMD's GPUs: the nodes of the driver's topology that are no CPUs."""
+    """Return AMD's GPUs: the nodes of the driver's topology that are not CPUs."""
     nodes = sorted(folder.iterdir(), key=lambda node: int(node.name)) if folder.is_dir() else []
     gpus = [node for node in nodes if _text(node / "gpu_id") not in ("", "0")]
     return [_Present(device=Device(id=str(i), address=f"kfd-{node.name}")) for i, node in enumerate(gpus)]
@@ -72,7 +72,8 @@ def _named(name: str, present: Sequence[_Present], *, strict: bool) -> Device:
             return each.device
     if strict and present and name.isdigit():
         raise RequestError(
-            f"cluster.devices names GPU {name}", why=f"this machine has {len(present)}, numbered from 0",
+            f"cluster.devices names GPU {name}",
+            why=f"this machine has {len(present)}, numbered from 0",
             fix=f"cluster.devices=[{','.join(each.device.id for each in present)}], or null for all of them",
-        )  # fmt: skip
+        )
     return Device(id=name, address=name)

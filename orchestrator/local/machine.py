@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from orchestrator.errors import RequestError
-from orchestrator.local import devices, nvml
-from orchestrator.local.schedule import Terms
 from orchestrator.spec import Resources
+
+if TYPE_CHECKING:
+    from orchestrator.local.schedule import Terms
 
 _GB = 10**9
 
@@ -26,21 +27,27 @@ class Options(TypedDict, total=False):
     grace_seconds: float | None
 
 
-def given(section: Mapping[str, Any]) -> Options:
+def given(section: Mapping[str, object]) -> Options:
     """Return what a `cluster:` section says of the machine."""
     return cast("Options", {key: section[key] for key in Options.__annotations__ if key in section})
 
 
 def terms(options: Options) -> Terms:
     """Return the terms of a launch on this machine."""
-    import psutil  # noqa: PLC0415 - who only looks at runs may not need it
+    import psutil
+
+    from orchestrator.local import devices
+    from orchestrator.local.schedule import Terms
 
     return Terms(
-        cpus=options.get("cpus") or own_cpus(), mem_gb=options.get("mem_gb") or psutil.virtual_memory().total / _GB,
-        devices=devices.find(options.get("devices"), os.environ), runs_per_gpu=options.get("runs_per_gpu") or 1,
-        avoid_busy=bool(options.get("avoid_busy_gpus")), priority=options.get("priority") or 0,
+        cpus=options.get("cpus") or own_cpus(),
+        mem_gb=options.get("mem_gb") or psutil.virtual_memory().total / _GB,
+        devices=devices.find(options.get("devices"), os.environ),
+        runs_per_gpu=options.get("runs_per_gpu") or 1,
+        avoid_busy=bool(options.get("avoid_busy_gpus")),
+        priority=options.get("priority") or 0,
         grace_seconds=options.get("grace_seconds") or 30.0,
-    )  # fmt: skip
+    )
 
 
 def own_cpus() -> int:
@@ -57,6 +64,8 @@ def check(shapes: Collection[Resources], given: Terms, *, cluster: str) -> None:
 
 def notes(given: Terms) -> tuple[str, ...]:
     """Return what a person should know of the machine."""
+    from orchestrator.local import nvml
+
     if not given.avoid_busy or not (why := nvml.missing()):
         return ()
     needed = "NVIDIA's driver and `pip install 'slurm-orchestrator[gpu]'` are needed"
@@ -68,14 +77,16 @@ def check_slots(shapes: Collection[Resources], given: Terms) -> None:
     for shape in shapes:
         if shape.cpus_per_node > given.cpus:
             raise RequestError(
-                f"resources.cpus_per_node is {shape.cpus_per_node}", why=f"there are {given.cpus} CPU slots",
+                f"resources.cpus_per_node is {shape.cpus_per_node}",
+                why=f"there are {given.cpus} CPU slots",
                 fix=f"resources.cpus_per_node={given.cpus}, or a larger cluster.cpus",
-            )  # fmt: skip
+            )
         if given.mem_gb and (shape.mem_gb_per_node or 0) > given.mem_gb:
             raise RequestError(
-                f"resources.mem_gb_per_node is {shape.mem_gb_per_node:g}", why=f"there are {given.mem_gb:.1f} GB",
+                f"resources.mem_gb_per_node is {shape.mem_gb_per_node:g}",
+                why=f"there are {given.mem_gb:.1f} GB",
                 fix=f"resources.mem_gb_per_node={int(given.mem_gb)}, or a larger cluster.mem_gb",
-            )  # fmt: skip
+            )
 
 
 def _check_nodes(shape: Resources, cluster: str) -> None:
@@ -87,9 +98,9 @@ def _check_nodes(shape: Resources, cluster: str) -> None:
 
 def _check_gpus(shape: Resources, given: Terms) -> None:
     if given.devices and shape.gpus_per_node > len(given.devices):
-        told = ", ".join(device.id for device in given.devices)
+        ids = ", ".join(device.id for device in given.devices)
         raise RequestError(
             f"resources.gpus_per_node is {shape.gpus_per_node}",
-            why=f"the GPUs to give are {told}",
+            why=f"the GPUs to give are {ids}",
             fix=f"resources.gpus_per_node={len(given.devices)}, or name more with cluster.devices",
-        )  # fmt: skip
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from types import ModuleType
 
 from orchestrator.local.schedule import Device
 
@@ -34,15 +34,15 @@ class Users:
     def __call__(self, devices: Iterable[Device]) -> dict[str, str]:
         """Return by the device's address who uses it, such as `pid 4711 of alice`; only devices that are used."""
         found = {device.address: self._user(device) for device in devices}
-        return {address: told for address, told in found.items() if told}
+        return {address: users for address, users in found.items() if users}
 
     def _user(self, device: Device) -> str:
         now = time.monotonic()
-        at, told = self._known.get(device.address, (-_KEEP_SECONDS, ""))
+        at, users = self._known.get(device.address, (-_KEEP_SECONDS, ""))
         if now - at >= _KEEP_SECONDS:
-            at, told = now, _ask(device)
-        self._known[device.address] = (at, told)
-        return told
+            at, users = now, _ask(device)
+        self._known[device.address] = (at, users)
+        return users
 
 
 def _ask(device: Device) -> str:
@@ -51,30 +51,31 @@ def _ask(device: Device) -> str:
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(_handle(nvml, device))
     except (ImportError, OSError):
         return ""
-    except nvml.NVMLError:  # no such device, or it is lost: whoever is given it will tell
+    except nvml.NVMLError:  # no such device, or it is lost: the run that is given it will report it
         return ""
-    return ", ".join(_told(process.pid) for process in processes)
+    return ", ".join(_owner(process.pid) for process in processes)
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """Return NVML, ready to be asked. Raises ImportError without its bindings, OSError without a driver."""
-    import pynvml  # noqa: PLC0415 - optional
+    import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise OSError(f"NVML: {error}") from error
-    return pynvml
+    bindings: ModuleType = pynvml
+    return bindings
 
 
-def _handle(nvml: Any, device: Device) -> Any:
+def _handle(nvml: ModuleType, device: Device) -> object:
     if ":" in device.address:
         return nvml.nvmlDeviceGetHandleByPciBusId(device.address)
     return nvml.nvmlDeviceGetHandleByUUID(device.id)  # a slice of a GPU
 
 
-def _told(pid: int) -> str:
-    import psutil  # noqa: PLC0415 - who only looks at runs may not need it
+def _owner(pid: int) -> str:
+    import psutil
 
     try:
         return f"pid {pid} of {psutil.Process(pid).username()}"

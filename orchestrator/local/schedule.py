@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.spec import Resources
 
 DEPTH = 100
-"""So many waiting runs are worth a look: it comes several times a second, and a queue may hold thousands."""
+"""How many waiting runs are looked at: this happens several times a second, and a queue may hold thousands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Terms:
     """What the runs of one launch may take of this machine, together with all others that run, and how they wait.
 
     `mem_gb` None: memory is not counted. No `devices`: GPUs are not counted, since none are known. `runs_per_gpu`:
-    so many runs of one GPU share one; a run of several has each for itself. Of higher `priority` runs start first.
+    how many runs of one GPU share one; a run of several has each for itself. Of higher `priority` runs start first.
     """
 
     cpus: int
@@ -96,9 +96,9 @@ class Choice:
 
 
 def choose(waiting: Sequence[Wanted], taken: Sequence[Taken], *, closed: Collection[str], now: float) -> Choice | None:
-    """Return which run starts now, if one does. `closed`: addresses of devices that cannot be had, whoever has them."""
+    """Return which run starts now, if one does. `closed`: addresses of devices that another process holds."""
     for place, wanted in enumerate(waiting):
-        if lacking(wanted, taken, closed):
+        if shortage(wanted, taken, closed):
             continue
         choice = Choice(place=place, devices=_devices_for(wanted, taken, closed))
         if place == 0 or _may_go_ahead(waiting[0], wanted, choice.devices, taken, closed=closed, now=now):
@@ -106,7 +106,7 @@ def choose(waiting: Sequence[Wanted], taken: Sequence[Taken], *, closed: Collect
     return None
 
 
-def lacking(wanted: Wanted, taken: Sequence[Taken], closed: Collection[str]) -> frozenset[str]:
+def shortage(wanted: Wanted, taken: Sequence[Taken], closed: Collection[str]) -> frozenset[str]:
     """Return what a run waits for: GPU, CPU, GB. With all CPUs and memory to itself a run starts, however wide."""
     resources, terms, found = wanted.resources, wanted.terms, set()
     if wanted.gpus > len(_open(wanted, taken, closed)):
@@ -118,9 +118,9 @@ def lacking(wanted: Wanted, taken: Sequence[Taken], closed: Collection[str]) -> 
     return frozenset(found)
 
 
-def told(wanted: Wanted, taken: Sequence[Taken], closed: Mapping[str, str]) -> str:
+def describe_wait(wanted: Wanted, taken: Sequence[Taken], closed: Mapping[str, str]) -> str:
     """Return in words what a run waits for. `closed` says why a device cannot be had."""
-    resources, terms, missing = wanted.resources, wanted.terms, lacking(wanted, taken, closed)
+    resources, terms, missing = wanted.resources, wanted.terms, shortage(wanted, taken, closed)
     found = []
     if "GPU" in missing:
         why = "".join(f"; GPU {d.id} is {closed[d.address]}" for d in terms.devices if d.address in closed)
@@ -162,12 +162,17 @@ def _memory(wanted: Wanted) -> float:
 
 
 def _may_go_ahead(
-    head: Wanted, wanted: Wanted, devices: tuple[Device, ...], taken: Sequence[Taken], *,
-    closed: Collection[str], now: float,
-) -> bool:  # fmt: skip
-    missing = lacking(head, taken, closed)
+    head: Wanted,
+    wanted: Wanted,
+    devices: tuple[Device, ...],
+    taken: Sequence[Taken],
+    *,
+    closed: Collection[str],
+    now: float,
+) -> bool:
+    missing = shortage(head, taken, closed)
     beside = [*taken, Taken(wanted=wanted, devices=devices)]
-    if not missing & wanted.kinds and lacking(head, beside, closed) == missing:
+    if not missing & wanted.kinds and shortage(head, beside, closed) == missing:
         return True
     return now + wanted.seconds <= _surely(head, taken, closed)
 
@@ -177,6 +182,6 @@ def _surely(wanted: Wanted, taken: Sequence[Taken], closed: Collection[str]) -> 
     left = sorted(taken, key=lambda one: one.until)
     while left and math.isfinite(left[0].until):
         ended = left.pop(0)
-        if not lacking(wanted, left, closed):
+        if not shortage(wanted, left, closed):
             return ended.until
     return -math.inf

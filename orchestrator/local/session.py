@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.process import ProgramError, run
+from orchestrator.system.processes import ProgramError, run
 
 _SCOPE = ("systemd-run", "--user", "--scope", "--quiet", "--collect", "--")
 _LINGER = Path("/var/lib/systemd/linger")
@@ -22,12 +22,12 @@ def kills() -> bool:
     """Return whether logind kills a user's processes when the last session ends."""
     if not shutil.which("loginctl"):
         return False
-    return _says("loginctl", "show", "--property=KillUserProcesses", "--value") == "yes"
+    return _output("loginctl", "show", "--property=KillUserProcesses", "--value") == "yes"
 
 
 def surviving(argv: Sequence[str]) -> list[str]:
     """Return what starts a program so that it outlives the session, as far as this machine lets it."""
-    if kills() and _says(*_SCOPE, "echo", "works") == "works":
+    if kills() and _output(*_SCOPE, "echo", "works") == "works":
         return [*_SCOPE, *argv]
     return list(argv)
 
@@ -36,15 +36,15 @@ def note() -> str:
     """Return what a person should know of it; nothing where what is started survives."""
     if not kills():
         return ""
-    told = "logind kills your processes when you log out (KillUserProcesses=yes)"
-    if _says(*_SCOPE, "echo", "works") != "works":
-        return f"{told}, and `systemd-run --user` does not work here: stay logged in, or runs are interrupted"
+    problem = "logind kills your processes when you log out (KillUserProcesses=yes)"
+    if _output(*_SCOPE, "echo", "works") != "works":
+        return f"{problem}, and `systemd-run --user` does not work here: stay logged in, or runs are interrupted"
     if (_LINGER / getpass.getuser()).exists():
         return ""
-    return f"{told}: `loginctl enable-linger` lets your runs go on"
+    return f"{problem}: `loginctl enable-linger` lets your runs go on"
 
 
-def _says(*argv: str) -> str:
+def _output(*argv: str) -> str:
     try:
         return run(argv, timeout_s=_ANSWER_SECONDS).decode(errors="replace").strip()
     except ProgramError:

@@ -1,8 +1,8 @@
-"""Runs queued tasks in order, as many at once as there is room for, and sees to each one's end.
+"""Runs queued tasks in order, as many at once as fit, and records each one's end.
 
-It holds no state that matters: what has begun, where, and how it ended stands in the attempts' folders, so that a new
+It holds no state that matters: what has begun, where, and how it ended is in the attempts' folders, so that a new
 supervisor takes over where a dead one stopped. Which task is next says `schedule`, how it becomes processes a
-`Starter`; that no GPU is given out twice on a machine, `Holds`.
+`Starter`; that no GPU is given out twice on a machine, `DeviceLocks`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from orchestrator import guard, ledger
+from orchestrator.launch import canary, failure_limit, notification
 from orchestrator.layout import LaunchPaths
-from orchestrator.local.holds import Holds
-from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, told
-from orchestrator.local.starting import Children, Found, Handle, Starter, start_of
+from orchestrator.local.device_locks import DeviceLocks
+from orchestrator.local.launcher import Children, Found, Handle, Starter, start_of
+from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, describe_wait
 from orchestrator.local.tasks import Task, tasks_of
-from orchestrator.record import Attempt, Claim, RunState
+from orchestrator.records.attempts import mark_state, read_attempt, read_claim, write_observed
+from orchestrator.records.header import LaunchHeader
+from orchestrator.records.launches import read_launch
+from orchestrator.records.record import Attempt, Claim, RunState
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
-_LOOK_SECONDS = 1.0  # at what a launch waits for
 _LOOK_SECONDS = 1.0  # at what a launch waits for
 
 
@@ -70,32 +72,37 @@ class Supervisor:
     """Starts, watches and stops the tasks of launches. `step` does what is due and says whether work is left."""
 
     def __init__(
-        self, *, sync: Callable[[str, Path, str], None], start: Starter = Children, holds: Holds | None = None,
+        self,
+        *,
+        sync: Callable[[str, Path, str], None],
+        start: Starter = Children,
+        locks: DeviceLocks | None = None,
         users: Callable[[Sequence[Device]], Mapping[str, str]] = lambda _: {},
-        clock: Callable[[], float] = time.monotonic, restarts: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        restarts: bool = False,
         early: Callable[[LaunchPaths], bool] = lambda _: False,
-    ) -> None:  # fmt: skip
-        """`sync(python, runs, experiment)` is told each time something of an experiment has changed.
+    ) -> None:
+        """`sync(python, runs, experiment)` is called each time something of an experiment has changed.
 
-        `holds` keeps other users' supervisors off the devices (None: nobody else gives these out). `users` tells by
+        `locks` keeps other users' supervisors off the devices (None: nobody else gives these out). `users` tells by
         address who else computes on devices. `head` is afterwards what is next, and what it waits for. `restarts`: the
         tasks are some of a launch's, and of those stopped before they began nothing is written: they are started again.
         `early` says of a launch that starts after others whether it has to wait for them.
         """
-        self._sync, self._make, self._holds, self._users, self._clock = sync, start, holds, users, clock
+        self._sync, self._make, self._locks, self._users, self._clock = sync, start, locks, users, clock
         self._restarts, self._early = restarts, early
         self._looked: dict[LaunchPaths, tuple[float, bool]] = {}
         self.head: Head | None = None
         self._arrivals = itertools.count()
         self._queue: list[_Waiting] = []
         self._running: list[_Running] = []
-        self._headers: dict[LaunchPaths, Mapping[str, Any]] = {}
-        self._gates: dict[LaunchPaths, guard.Gate] = {}
+        self._headers: dict[LaunchPaths, LaunchHeader] = {}
+        self._safeguards: dict[LaunchPaths, canary.Safeguards] = {}
         self._stopping = False
 
     def add(self, launch: LaunchPaths, terms: Terms) -> None:
         """Take over all tasks of a launch that have not ended; those already running are found."""
-        self._headers[launch] = ledger.read_launch(launch).header
+        self._headers[launch] = read_launch(launch).header
         new = []
         for task in tasks_of(launch):
             if task.folder.path.exists():
@@ -106,14 +113,14 @@ class Supervisor:
 
     def queue(self, launch: LaunchPaths, tasks: Iterable[Task], terms: Terms) -> None:
         """Take over these tasks of a launch, none of which has begun."""
-        self._headers[launch] = ledger.read_launch(launch).header
+        self._headers[launch] = read_launch(launch).header
         for task in tasks:
             rank = (-terms.priority, next(self._arrivals))
             insort(self._queue, _Waiting(rank=rank, task=task, wanted=Wanted(resources=task.resources, terms=terms)))
 
     def _adopt(self, task: Task, wanted: Wanted) -> None:
-        """Watch a task that has begun; one whose attempt belongs to another launch is no business of ours."""
-        claim = ledger.read_claim(task.folder)
+        """Watch a task that has begun; one whose attempt belongs to another launch is not watched."""
+        claim = read_claim(task.folder)
         if claim is None or claim.launch != task.launch.number or claim.process.alive() is None:  # on another node
             return
         process = Found(claim.process, ranks=task.resources.processes_per_node)
@@ -122,7 +129,7 @@ class Supervisor:
             deadline = self._deadline(task, already=time.time() - claim.process.started)
             self._running.append(_Running(task=task, handle=process, wanted=wanted, devices=devices, deadline=deadline))
         else:
-            self._settle(task, status=0, reason="its process ended while no supervisor ran", output="")
+            self._record_end(task, status=0, reason="its process ended while no supervisor ran", output="")
 
     def busy(self, launch: LaunchPaths) -> bool:
         """Return whether tasks of a launch wait or run."""
@@ -159,10 +166,10 @@ class Supervisor:
 
     def _start_what_fits(self) -> None:
         self.head = None
-        if self._let_go():
-            return  # whoever else waits for one of these devices has the time until the next look
+        if self._release_unused():
+            return  # another supervisor that waits for one of these devices has the time until the next look
         closed: dict[str, str] = {}
-        self._gates.clear()
+        self._safeguards.clear()
         while waiting := list(islice(filter(self._may_start, self._queue), DEPTH)):
             if waiting[0].task.cancelled:  # it may be in the others' way
                 self._queue.remove(waiting[0])
@@ -170,7 +177,7 @@ class Supervisor:
             wanted, taken = [one.wanted for one in waiting], [running.taken for running in self._running]
             choice = choose(wanted, taken, closed=closed, now=self._clock())
             if choice is None:
-                self.head = Head(task=waiting[0].task, reason=told(wanted[0], taken, closed))
+                self.head = Head(task=waiting[0].task, reason=describe_wait(wanted[0], taken, closed))
                 return
             chosen = waiting[choice.place]
             refused = self._refused(chosen.wanted, choice.devices)
@@ -184,24 +191,26 @@ class Supervisor:
     def _may_start(self, waiting: _Waiting) -> bool:
         """Return whether a task is neither held nor behind a canary or others; its launch is asked once in a step."""
         launch = waiting.task.launch
-        if launch not in self._gates:
-            self._gates[launch] = guard.gate(launch)
-        return waiting.task.cancelled or (self._gates[launch].admits(waiting.task.index) and not self._is_early(launch))
+        if launch not in self._safeguards:
+            self._safeguards[launch] = canary.safeguards(launch)
+        return waiting.task.cancelled or (
+            self._safeguards[launch].admits(waiting.task.index) and not self._is_early(launch)
+        )
 
     def _is_early(self, launch: LaunchPaths) -> bool:
         """Return whether a launch waits for others, as far as was seen lately; its runs see how they went."""
-        if not self._headers[launch].get("after"):
+        if not self._headers[launch].after:
             return False
         looked, early = self._looked.get(launch, (-math.inf, True))
         if early and self._clock() - looked >= _LOOK_SECONDS:
             self._looked[launch] = self._clock(), self._early(launch)
         return self._looked[launch][1]
 
-    def _let_go(self) -> frozenset[str]:
+    def _release_unused(self) -> frozenset[str]:
         """Let go of devices that no task has any more, and return which."""
-        if self._holds is None:
+        if self._locks is None:
             return frozenset()
-        return self._holds.let_go(but={device.address for running in self._running for device in running.devices})
+        return self._locks.release(but={device.address for running in self._running for device in running.devices})
 
     def _refused(self, wanted: Wanted, devices: Sequence[Device]) -> dict[str, str]:
         """Take devices; return of those that cannot be had after all why that is."""
@@ -209,15 +218,15 @@ class Supervisor:
         fresh = [device for device in devices if device.address not in ours]
         if wanted.terms.avoid_busy and (used := self._users(fresh)):
             return {address: f"used by {by}" for address, by in used.items()}
-        return dict.fromkeys(self._holds.take(devices) if self._holds else (), "held by somebody else's run")
+        return dict.fromkeys(self._locks.take(devices) if self._locks else (), "held by somebody else's run")
 
     def _start(self, waiting: _Waiting, devices: tuple[Device, ...]) -> None:
         task, header = waiting.task, self._headers[waiting.task.launch]
-        keep = self._holds.descriptors(devices) if self._holds else ()
+        keep = self._locks.descriptors(devices) if self._locks else ()
         try:
             handle = self._make(start_of(task, header, devices, keep))
         except OSError as error:
-            self._settle(task, status=1, reason=f"cannot start {header['python']}: {error.strerror}", output="")
+            self._record_end(task, status=1, reason=f"cannot start {header.python}: {error.strerror}", output="")
             return
         deadline = self._deadline(task)
         self._running.append(
@@ -251,17 +260,17 @@ class Supervisor:
     def _reap(self, running: _Running, status: int) -> None:
         self._running.remove(running)
         running.handle.signal(signal.SIGKILL)  # what the task left behind in its process group
-        output, claim = running.handle.close(), ledger.read_claim(running.task.folder)
+        output, claim = running.handle.close(), read_claim(running.task.folder)
         if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive() is not False):
             self._adopt(running.task, running.wanted)  # somebody else has taken the attempt
         else:
-            self._settle(running.task, status, running.reason, output)
+            self._record_end(running.task, status, running.reason, output)
         if self._restarts:
-            guard.tell_if_ended(running.task.launch)
+            notification.notify_if_ended(running.task.launch)
         elif not self._stopping and not self.busy(running.task.launch):
-            guard.tell(running.task.launch, guard.Event.ENDED)
+            notification.notify(running.task.launch, notification.Event.ENDED)
 
-    def _settle(self, task: Task, status: int, reason: str, output: str) -> None:
+    def _record_end(self, task: Task, status: int, reason: str, output: str) -> None:
         """Write down how an attempt ended that could not say so itself."""
         run, attempt = task.experiment.run(task.run_id), _attempt(task)
         if attempt.final:
@@ -273,20 +282,22 @@ class Supervisor:
             state = RunState.FAILED
             signature = f"exit status {status} before training" if attempt.claim is None else f"exit status {status}"
             last = output.splitlines()[-1] if output else ""
-            ledger.write_observed(run, task.attempt, "failed", signature=signature, message=last, traceback=output)
-            guard.brake_after(task.launch, task.run_id, signature)
-            guard.tell(task.launch, guard.Event.FAILED, run_id=task.run_id, reason=signature)
+            write_observed(run, task.attempt, "failed", signature=signature, message=last, traceback=output)
+            failure_limit.brake_after(task.launch, task.run_id, signature)
+            notification.notify(task.launch, notification.Event.FAILED, run_id=task.run_id, reason=signature)
         else:
-            ending = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a word")
-            ledger.write_observed(run, task.attempt, "interrupted", reason=ending)
+            ending = reason or (
+                f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a final event"
+            )
+            write_observed(run, task.attempt, "interrupted", reason=ending)
             state = RunState.CANCELLED if task.cancelled else state
-        ledger.mark(task.experiment, task.run_id, task.attempt, state.value)
+        mark_state(task.experiment, task.run_id, task.attempt, state.value)
         self._notify(task)
 
     def _notify(self, task: Task) -> None:
         header = self._headers[task.launch]
-        if header["tracking"]["kind"] == "embedded":  # to a server each run has its own uploader
-            self._sync(header["python"], task.launch.runs.path, task.experiment.name)
+        if header.tracking_kind == "embedded":  # to a server each run has its own uploader
+            self._sync(header.python, task.launch.runs.path, task.experiment.name)
 
 
 class Sidecars:
@@ -300,9 +311,12 @@ class Sidecars:
         process = self._processes.get(runs)
         if process is None or process.poll() is not None:
             process = self._processes[runs] = subprocess.Popen(
-                [python, "-m", "orchestrator.sidecar", str(runs)], stdin=subprocess.PIPE,
-                env=None, cwd=runs, start_new_session=True,
-            )  # fmt: skip
+                [python, "-m", "orchestrator.tracking.sidecar", str(runs)],
+                stdin=subprocess.PIPE,
+                env=None,
+                cwd=runs,
+                start_new_session=True,
+            )
         pipe: IO[bytes] | None = process.stdin
         try:
             if pipe is not None:
@@ -322,7 +336,7 @@ class Sidecars:
 
 
 def _attempt(task: Task) -> Attempt:
-    return ledger.read_attempt(task.experiment.run(task.run_id), task.folder)
+    return read_attempt(task.experiment.run(task.run_id), task.folder)
 
 
 def _devices(claim: Claim, terms: Terms) -> tuple[Device, ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from orchestrator import guard, ledger
+from orchestrator.cluster import JobState, Observation
+from orchestrator.launch import canary
 from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths
-from orchestrator.record import Claim, JobState, Observation
+from orchestrator.records.attempts import read_claim
+from orchestrator.records.launches import read_launch
+from orchestrator.records.planned import PlannedRun, read_plan, read_planned_runs
+from orchestrator.records.record import Claim
 from orchestrator.spec import Resources
+from orchestrator.system.files import names_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +28,15 @@ class Task:
     resources: Resources
 
     @classmethod
-    def of(cls, launch: LaunchPaths, line: Mapping[str, Any]) -> Task:
+    def of(cls, launch: LaunchPaths, planned: PlannedRun) -> Task:
         return cls(
-            launch=launch, index=line["index"], run_id=line["run"], attempt=line["attempt"],
-            code=line["code"], resources=Resources.from_json(line["resources"]),
-        )  # fmt: skip
+            launch=launch,
+            index=planned.index,
+            run_id=planned.run,
+            attempt=planned.attempt,
+            code=planned.code,
+            resources=planned.resources,
+        )
 
     @property
     def seconds(self) -> float | None:
@@ -49,32 +57,36 @@ class Task:
 
 
 def observe(
-    launch: LaunchPaths, tasks: Collection[int], *, supervised: bool | None, idle: str,
+    launch: LaunchPaths,
+    tasks: Collection[int],
+    *,
+    supervised: bool | None,
+    idle: str,
     waits: Callable[[int], str] = lambda _: "waits for a free slot",
-) -> dict[int, Observation]:  # fmt: skip
+) -> dict[int, Observation]:
     """Return what is seen of tasks. `supervised`: whether somebody will start what has not begun; None: unknown.
 
     `waits` says for what a task waits.
     """
     state = {None: JobState.UNKNOWN, True: JobState.PENDING, False: JobState.ENDED}[supervised]
-    gate, early = guard.gate(launch), _early(launch)
+    safeguards, early = canary.safeguards(launch), _early(launch)
     stopped = Observation(state=JobState.ENDED, reason="cancelled before it started")
-    cancelled = set(ledger.names(launch.cancelled))
-    begun = set(ledger.names(launch.experiment.runs))  # most may not have: one listing
+    cancelled = set(names_in(launch.cancelled))
+    begun = set(names_in(launch.experiment.runs))  # most may not have: one listing
     found = {}
-    for index, line in ledger.read_some_lines(launch, tasks).items():
-        claim = ledger.read_claim(Task.of(launch, line).folder) if line["run"] in begun else None
+    for index, planned in read_planned_runs(launch, tasks).items():
+        claim = read_claim(Task.of(launch, planned).folder) if planned.run in begun else None
         if claim is not None:
             found[index] = _observe_claim(claim, supervised=supervised)
         else:
-            reason = gate.why(index) or early or waits(index) if supervised else idle
-            found[index] = stopped if line["run"] in cancelled else Observation(state=state, reason=reason)
+            reason = safeguards.why(index) or early or waits(index) if supervised else idle
+            found[index] = stopped if planned.run in cancelled else Observation(state=state, reason=reason)
     return found
 
 
 def _early(launch: LaunchPaths) -> str:
     """Return what a launch may have to wait for before any of its tasks begins."""
-    others = ledger.read_launch(launch).header.get("after", ())
+    others = read_launch(launch).header.after
     return f"waits for {', '.join(others)}, and a free slot" if others else ""
 
 
@@ -86,10 +98,10 @@ def _observe_claim(claim: Claim, *, supervised: bool | None) -> Observation:
         return Observation(state=JobState.UNKNOWN, reason=reason, job=job, node=node)
     if alive:
         return Observation(state=JobState.RUNNING, job=job, node=node)
-    told = "its process has ended without a word"
-    return Observation(state=JobState.ENDED, reason=told, job=job, node=node, unattended=supervised is False)
+    reason = "its process has ended without a final event"
+    return Observation(state=JobState.ENDED, reason=reason, job=job, node=node, unattended=supervised is False)
 
 
 def tasks_of(launch: LaunchPaths) -> Sequence[Task]:
     """Return all tasks of a launch, in the order of its plan."""
-    return [Task.of(launch, line) for line in ledger.read_lines(launch)]
+    return [Task.of(launch, planned) for planned in read_plan(launch)]

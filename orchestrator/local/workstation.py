@@ -1,12 +1,12 @@
-"""The workstation cluster: a queue worked off by one detached supervisor per user and machine.
+"""The workstation cluster: a queue executed by one detached supervisor per user and machine.
 
 The queue is a folder with one small file per launch; the supervisor holds a lock that the kernel releases when
-it ends, however it ends. Whoever submits or looks starts a supervisor where the queue has work and none runs.
+it ends, however it ends. A command that submits or reads starts a supervisor where the queue has work and none runs;
+the code that executes the queue is imported by the supervisor alone.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,23 +20,23 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
-from orchestrator import after, ledger
-from orchestrator.cluster import Capacity, Change, Cluster
+from orchestrator.cluster import Capacity, Change, Cluster, JobState, Observation
 from orchestrator.errors import StateError
 from orchestrator.layout import LaunchPaths, state_dir
-from orchestrator.local import machine, room, session
-from orchestrator.local.forking import Forking
-from orchestrator.local.holds import Holds
+from orchestrator.local import machine, session
+from orchestrator.local import scratch as space
 from orchestrator.local.inline import Inline, no_change
-from orchestrator.local.nvml import Users
-from orchestrator.local.schedule import Terms
-from orchestrator.local.supervisor import Head, Sidecars, Supervisor
 from orchestrator.local.tasks import observe
-from orchestrator.process import start_detached
-from orchestrator.record import JobState, Observation
+from orchestrator.records.launches import read_launch
 from orchestrator.spec import Resources
+from orchestrator.system.files import make_private, replace_text, try_lock
+from orchestrator.system.processes import start_detached
+
+if TYPE_CHECKING:
+    from orchestrator.local.schedule import Terms
+    from orchestrator.local.supervisor import Head, Supervisor
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
@@ -57,27 +57,27 @@ class Workstation:
         machine.check(shapes, self._terms, cluster="workstation")
         machine.check_slots(shapes, self._terms)
         logout = session.note()
-        return (*machine.notes(self._terms), *([logout] if logout else []), *room.check(data, self._scratch))
+        return (*machine.notes(self._terms), *([logout] if logout else []), *space.check(data, self._scratch))
 
     @cached_property
     def _terms(self) -> Terms:
         return machine.terms(self._options)
 
     def capacity(self) -> Capacity:
-        return Capacity(scratch=room.scratch(self._scratch))
+        return Capacity(scratch=space.scratch(self._scratch))
 
     def submit(self, launch: LaunchPaths) -> None:
         self._queue.add(launch, self._terms)
         self._queue.ensure_supervisor()
 
     def go_on(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
-        return 0  # nothing ever waits for room
+        return 0  # nothing ever waits for a free place
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
-        host = ledger.read_launch(launch).header["process"]["host"]
+        host = read_launch(launch).header.process.host
         if host != socket.gethostname():
-            told = f"it was launched on {host}, and can only be seen there"
-            return dict.fromkeys(tasks, Observation(state=JobState.UNKNOWN, reason=told))
+            reason = f"it was launched on {host}, and can only be seen there"
+            return dict.fromkeys(tasks, Observation(state=JobState.UNKNOWN, reason=reason))
         queued = self._queue.holds(launch)
         if queued:
             self._queue.ensure_supervisor()
@@ -108,9 +108,9 @@ class Queue:
         self._folder = folder
 
     def add(self, launch: LaunchPaths, terms: Terms) -> None:
-        ledger.make_private(self._entries)
+        make_private(self._entries)
         entry = {"launch": str(launch.path), "time": time.time(), **asdict(terms)}
-        ledger.replace_text(self._entry(launch), json.dumps(entry))
+        replace_text(self._entry(launch), json.dumps(entry))
 
     def holds(self, launch: LaunchPaths) -> bool:
         return self._entry(launch).exists()
@@ -118,7 +118,7 @@ class Queue:
     def remove(self, launch: LaunchPaths) -> None:
         self._entry(launch).unlink(missing_ok=True)
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[dict[str, object]]:
         """Return the queued launches, oldest first."""
         found = []
         for path in self._entries.glob("*.json") if self._entries.is_dir() else ():
@@ -128,16 +128,16 @@ class Queue:
                 _log.warning("skipped a damaged queue entry: %s", path)
         return sorted(found, key=lambda entry: entry["time"])
 
-    def tell_head(self, head: Head | None) -> None:
-        """Leave word of what starts next, for those who look."""
-        told = {}
+    def write_head(self, head: Head | None) -> None:
+        """Write down what starts next, for commands that show the queue."""
+        written = {}
         if head is not None:
             task = head.task
-            told = {"launch": str(task.launch.path), "index": task.index, "run": task.run_id, "reason": head.reason}
-        ledger.replace_text(self._head, json.dumps(told))
+            written = {"launch": str(task.launch.path), "index": task.index, "run": task.run_id, "reason": head.reason}
+        replace_text(self._head, json.dumps(written))
 
     def waits(self, launch: LaunchPaths) -> Callable[[int], str]:
-        """Return what says for what a task of a launch waits, as the supervisor last told it."""
+        """Return what says for what a task of a launch waits, as the supervisor last wrote it."""
         try:
             head = json.loads(self._head.read_bytes())
         except (OSError, ValueError):
@@ -152,10 +152,10 @@ class Queue:
     @contextmanager
     def lock(self) -> Iterator[bool]:
         """Hold the supervisor's lock; yields False if another process holds it."""
-        ledger.make_private(self._folder)
+        make_private(self._folder)
         descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            yield _try_lock(descriptor)
+            yield try_lock(descriptor)
         finally:
             os.close(descriptor)
 
@@ -185,16 +185,8 @@ class Queue:
         return self._entries / f"{hashlib.sha256(str(launch.path).encode()).hexdigest()[:16]}.json"
 
 
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def supervise(folder: Path) -> None:
-    """Work off the queue until it is empty. Returns at once if another supervisor does."""
+    """Execute the queue until it is empty. Returns at once if another supervisor does."""
     queue = Queue(folder)
     while queue.entries():  # looked at again after the lock is free: a submitter may just have seen it held
         with queue.lock() as mine:
@@ -204,19 +196,25 @@ def supervise(folder: Path) -> None:
 
 
 def _work_off(queue: Queue) -> None:
+    from orchestrator.local.device_locks import DeviceLocks
+    from orchestrator.local.nvml import Users
+    from orchestrator.local.prefork import Forking
+    from orchestrator.local.schedule import Terms
+    from orchestrator.local.supervisor import Sidecars, Supervisor
+
     sidecars, forking = Sidecars(), Forking()
-    supervisor = Supervisor(sync=sidecars.sync, start=forking, holds=Holds(), users=Users(), early=_is_early)
+    supervisor = Supervisor(sync=sidecars.sync, start=forking, locks=DeviceLocks(), users=Users(), early=_is_early)
     taken: set[LaunchPaths] = set()
-    told: Head | None = None
+    written: Head | None = None
     while entries := queue.entries():
         for entry in entries:
             launch = LaunchPaths(Path(str(entry["launch"])))
             if launch not in taken and _take(supervisor, launch, Terms.from_json(entry), queue):
                 taken.add(launch)
         supervisor.step()
-        if supervisor.head != told:
-            told = supervisor.head
-            queue.tell_head(told)
+        if supervisor.head != written:
+            written = supervisor.head
+            queue.write_head(written)
         for launch in [launch for launch in taken if not supervisor.busy(launch)]:
             queue.remove(launch)
             taken.discard(launch)
@@ -231,6 +229,8 @@ def _others() -> Mapping[str, Cluster]:
 
 
 def _is_early(launch: LaunchPaths) -> bool:
+    from orchestrator.launch import dependencies as after
+
     return after.under_way(launch, _others())
 
 

@@ -26,9 +26,11 @@ from orchestrator.layout import CodePaths
 from orchestrator.snapshot import checkout, plain
 from orchestrator.snapshot.frozen import Pending, Snapshot
 from orchestrator.snapshot.repository import find_repository
-from orchestrator.snapshot.selection import MB, Selection, megabytes
-from orchestrator.snapshot.shares import in_shares
+from orchestrator.snapshot.selection import MB, Selection
 from orchestrator.spec import SnapshotOptions
+from orchestrator.system.files import draft_of, take_by_rename
+from orchestrator.system.threads import in_shares
+from orchestrator.system.units import size
 
 __all__ = ["Pending", "Snapshot", "take", "write"]
 
@@ -66,15 +68,15 @@ def write(pending: Pending, destination: CodePaths) -> Snapshot:
     try:
         parent = destination.path.parent.absolute()  # git runs in another folder
         parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=parent, prefix=".tmp-") as name:
-            draft = CodePaths(Path(name) / "draft")
-            _draft(pending, draft)
+        with draft_of(parent / destination.path.name) as draft:
+            _draft(pending, CodePaths(draft))
             _publish(draft, destination)
     except OSError as error:
         raise StateError(
-            f"cannot write the code's snapshot to {destination.path}", why=str(error),
-            fix="make room there, or make it writable",
-        ) from error  # fmt: skip
+            f"cannot write the code's snapshot to {destination.path}",
+            why=str(error),
+            fix="free some space there, or make it writable",
+        ) from error
     return pending.snapshot
 
 
@@ -83,34 +85,30 @@ def _draft(pending: Pending, draft: CodePaths) -> None:
     pending.fill(draft.tree)
     _protect(draft.tree)
     diff = pending.diff()
-    header = pending.snapshot.to_json()
+    about = pending.snapshot.to_json()
     if len(diff) > DIFF_LIMIT_BYTES:
-        over = f"{megabytes(len(diff))} is more than {megabytes(DIFF_LIMIT_BYTES)}"
-        header["diff"] = f"left out: {over}; the tree is whole"
-        _log.warning("uncommitted diff %s", header["diff"])
+        over = f"{size(len(diff))} is more than {size(DIFF_LIMIT_BYTES)}"
+        about["diff"] = f"left out: {over}; the tree is whole"
+        _log.warning("uncommitted diff %s", about["diff"])
     elif diff:
-        header["diff"] = draft.diff.name
+        about["diff"] = draft.diff.name
         draft.diff.write_bytes(diff)
-    draft.header.write_text(json.dumps(header, indent=1) + "\n")
+    draft.header.write_text(json.dumps(about, indent=1) + "\n")
 
 
-def _publish(draft: CodePaths, destination: CodePaths) -> None:
-    try:
-        draft.path.rename(destination.path)
-    except OSError as error:
-        if destination.header.is_file():
-            return  # somebody else was faster with the same content
-        if not destination.path.exists():
-            raise
+def _publish(draft: Path, destination: CodePaths) -> None:
+    # Whoever was faster had the same content.
+    if not take_by_rename(draft, destination.path, mine=destination.header.is_file):
         raise StateError(
-            f"{destination.path} is there but incomplete", why="it has no snapshot.json",
+            f"{destination.path} is there but incomplete",
+            why="it has no snapshot.json",
             fix="delete it and launch again",
-        ) from error  # fmt: skip
+        )
 
 
 def _protect(tree: Path) -> None:
     # One Path per file would cost as much as the chmod.
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(tree) for name in names]  # noqa: PTH118
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(tree) for name in names]  # noqa: PTH118 - of many files
     in_shares(_make_read_only, files, least=_FILES_PER_THREAD)
 
 
@@ -118,4 +116,4 @@ def _make_read_only(paths: Sequence[str]) -> None:
     for path in paths:
         mode = os.lstat(path).st_mode
         if not stat.S_ISLNK(mode):
-            os.chmod(path, stat.S_IMODE(mode) & 0o555)  # noqa: PTH101
+            os.chmod(path, stat.S_IMODE(mode) & 0o555)  # noqa: PTH101 - as above

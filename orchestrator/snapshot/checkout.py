@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.snapshot.frozen import Pending, Snapshot, top_folders
+from orchestrator.snapshot.frozen import Pending, Snapshot
 from orchestrator.snapshot.repository import (
     Repository,
     Status,
@@ -25,8 +25,8 @@ from orchestrator.snapshot.repository import (
     update_index,
 )
 from orchestrator.snapshot.selection import Selection, is_credential, listed
-from orchestrator.snapshot.shares import in_shares
 from orchestrator.snapshot.tree import GITLINK, LINK, Entry, tree_hash
+from orchestrator.system.threads import in_shares
 
 _FILES_PER_GIT = 100  # at least: it writes so many in the time that it takes to start
 
@@ -84,10 +84,13 @@ def _read(repo: Repository, at: str, selection: Selection, included: Sequence[st
     fresh = set(included).difference(entry.path for entry in read_entries(repo)) if included else set()
     update_index(repo, gone=status.gone, present=[*status.present, *added, *included])
     return Part(
-        repo=repo, at=at, status=status, entries=_without_excluded(repo, at, selection),
+        repo=repo,
+        at=at,
+        status=status,
+        entries=_without_excluded(repo, at, selection),
         dirty=bool(status.present or status.gone or added or fresh),
         left=tuple(path for path in left if path.removeprefix(at) not in fresh),
-    )  # fmt: skip
+    )
 
 
 def _without_excluded(repo: Repository, at: str, selection: Selection) -> tuple[Entry, ...]:
@@ -125,9 +128,13 @@ def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pendi
     sizes = selection.sizes(entry.path for entry in entries if entry.mode != GITLINK)
     snapshot = Snapshot(
         tree=tree_hash(entries, top.repo.algorithm),
-        commit=top.status.commit, branch=top.status.branch, dirty=_dirty(parts),
-        files=len(sizes), bytes=sum(sizes.values()), message="; ".join(_notes(parts, entries)),
-    )  # fmt: skip
+        commit=top.status.commit,
+        branch=top.status.branch,
+        dirty=_dirty(parts),
+        files=len(sizes),
+        bytes=sum(sizes.values()),
+        message="; ".join(_notes(parts, entries)),
+    )
 
     def fill(tree: Path) -> None:
         env, whole = _graft(parts, entries, scratch), tree.with_name("checkout")
@@ -138,7 +145,8 @@ def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pendi
     def diff() -> bytes:
         return b"".join(_diff(part, selection) for part in parts)
 
-    return Pending(snapshot=snapshot, fill=fill, diff=diff, folders=top_folders(entry.path for entry in entries))
+    paths = frozenset(entry.path for entry in entries)
+    return Pending(snapshot=snapshot, fill=fill, diff=diff, root=selection.project, paths=paths)
 
 
 def _check_out(repo: Repository, whole: Path, env: Mapping[str, str]) -> None:
@@ -219,7 +227,16 @@ def _diff(part: Part, selection: Selection) -> bytes:
     if part.status.commit is None or not part.dirty:
         return b""
     return part.repo.git(
-        "diff", "--cached", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames",
-        "--submodule=short", f"--src-prefix=a/{part.at}", f"--dst-prefix=b/{part.at}", "HEAD",
+        "diff",
+        "--cached",
+        "--binary",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--no-color",
+        "--no-renames",
+        "--submodule=short",
+        f"--src-prefix=a/{part.at}",
+        f"--dst-prefix=b/{part.at}",
+        "HEAD",
         *_pathspec(selection, part.at),
-    )  # fmt: skip
+    )

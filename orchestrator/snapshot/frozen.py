@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,12 +27,16 @@ class Snapshot:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         return cls(
-            tree=str(value["tree"]), commit=value["commit"], branch=value["branch"],
-            dirty=bool(value["dirty"]), files=int(value["files"]), bytes=int(value["bytes"]),
+            tree=str(value["tree"]),
+            commit=value["commit"],
+            branch=value["branch"],
+            dirty=bool(value["dirty"]),
+            files=int(value["files"]),
+            bytes=int(value["bytes"]),
             message=str(value["message"]),
-        )  # fmt: skip
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"version": 1, **asdict(self)}
 
 
@@ -40,16 +44,17 @@ class Snapshot:
 class Pending:
     """A snapshot that has its name but lies nowhere yet; valid inside `take`'s `with` block.
 
-    `fill` writes its files to a new folder, `diff` returns the uncommitted changes as a patch. `folders` are
-    the names of those at its top.
+    `fill` writes its files to a new folder, `diff` returns the uncommitted changes as a patch. `paths` are the files,
+    relative to `root`.
     """
 
     snapshot: Snapshot
     fill: Callable[[Path], None]
     diff: Callable[[], bytes]
-    folders: frozenset[str] = frozenset()
+    root: Path = Path()
+    paths: frozenset[str] = frozenset()
 
-
-def top_folders(paths: Iterable[str]) -> frozenset[str]:
-    """Return the folders at the top that files with these relative paths lie in."""
-    return frozenset(path.partition("/")[0] for path in paths if "/" in path)
+    @property
+    def folders(self) -> frozenset[str]:
+        """The names of the folders at the top."""
+        return frozenset(path.partition("/")[0] for path in self.paths if "/" in path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.errors import RequestError
-from orchestrator.snapshot.frozen import Pending, Snapshot, top_folders
+from orchestrator.snapshot.frozen import Pending, Snapshot
 from orchestrator.snapshot.selection import Selection
 from orchestrator.snapshot.tree import EXECUTABLE, FILE, LINK
 
@@ -42,29 +42,36 @@ def pending(selection: Selection, message: str) -> Pending:
     sizes = selection.sizes(paths)
     files = [_read_file(selection.project, path) for path in paths]
     snapshot = Snapshot(
-        tree=_plain_tree(files), commit=None, branch=None, dirty=False,
-        files=len(files), bytes=sum(sizes.values()), message=message,
-    )  # fmt: skip
+        tree=_plain_tree(files),
+        commit=None,
+        branch=None,
+        dirty=False,
+        files=len(files),
+        bytes=sum(sizes.values()),
+        message=message,
+    )
 
     def fill(tree: Path) -> None:
         tree.mkdir()
         copied = [_read_file(selection.project, file.path, to=tree) for file in files]
         if _plain_tree(copied) != snapshot.tree:
             raise RequestError(
-                "the project changed while it was being frozen", why="without git it is read twice",
+                "the project changed while it was being frozen",
+                why="without git it is read twice",
                 fix="launch again",
-            )  # fmt: skip
+            )
 
-    return Pending(snapshot=snapshot, fill=fill, diff=lambda: b"", folders=top_folders(paths))
+    return Pending(snapshot=snapshot, fill=fill, diff=lambda: b"", root=selection.project, paths=frozenset(paths))
 
 
 def _bounded(paths: Iterator[str], project: Path) -> Iterator[str]:
     for count, path in enumerate(paths):
         if count >= WALK_LIMIT_FILES:
             raise RequestError(
-                f"{project} holds more than {WALK_LIMIT_FILES:,} files", why="without git all are looked at",
+                f"{project} holds more than {WALK_LIMIT_FILES:,} files",
+                why="without git all are looked at",
                 fix="start from the project's own folder, or `git init` it and write a .gitignore",
-            )  # fmt: skip
+            )
         yield path
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import RequestError
-from orchestrator.process import ProgramError, run
 from orchestrator.snapshot.tree import Entry, digest
+from orchestrator.system.processes import ProgramError, run
 
 _SETTINGS = (
     "core.fsmonitor=false",  # a program of the user's
@@ -54,9 +54,10 @@ class Repository:
             return _git(self.folder, *words, stdin=stdin, env=env or self.env)
         except ProgramError as error:
             raise RequestError(
-                f"git {words[0]} failed in {self.folder}", why=error.stderr.strip(),
+                f"git {words[0]} failed in {self.folder}",
+                why=error.stderr.strip(),
                 fix="see what `git add --dry-run --all` says there",
-            ) from error  # fmt: skip
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +85,18 @@ def find_repository(folder: Path, scratch: Path) -> Repository | None:
         return None
     try:
         answer = _git(
-            folder, "rev-parse", "--show-object-format", "--show-prefix", "--next", "--git-path", "index",
-            "--next", "--git-path", "objects", env={},
-        )  # fmt: skip
+            folder,
+            "rev-parse",
+            "--show-object-format",
+            "--show-prefix",
+            "--next",
+            "--git-path",
+            "index",
+            "--next",
+            "--git-path",
+            "objects",
+            env={},
+        )
     except ProgramError as error:
         if "not a git repository (or any" in error.stderr:
             return None
@@ -95,9 +105,12 @@ def find_repository(folder: Path, scratch: Path) -> Repository | None:
     algorithm, _, prefix = about.partition("\n")
     real = (folder / objects).resolve()
     return Repository(
-        folder=folder, prefix=prefix, algorithm=algorithm, objects=real,
+        folder=folder,
+        prefix=prefix,
+        algorithm=algorithm,
+        objects=real,
         env=redirect(copy_index(folder / index, scratch), scratch, [real]),
-    )  # fmt: skip
+    )
 
 
 def _unusable(folder: Path, error: ProgramError) -> RequestError:
@@ -135,9 +148,16 @@ def _quoted(path: Path) -> str:
 def read_status(repo: Repository, pathspec: Sequence[str]) -> Status:
     """Ask git what differs from the commit; paths come relative to the repository's folder."""
     answer = repo.git(
-        "status", "--porcelain=v2", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all",
-        "--no-renames", "--ignore-submodules=dirty", *pathspec,
-    )  # fmt: skip
+        "status",
+        "--porcelain=v2",
+        "-z",
+        "--branch",
+        "--no-ahead-behind",
+        "--untracked-files=all",
+        "--no-renames",
+        "--ignore-submodules=dirty",
+        *pathspec,
+    )
     return _parse_status(os.fsdecode(answer), repo.prefix)
 
 
@@ -160,9 +180,10 @@ def _parse_status(answer: str, prefix: str) -> Status:
             found["unmerged"] += [path] if kind == "u" else []
     commit, branch = heads.get("branch.oid"), heads.get("branch.head")
     return Status(
-        commit=None if commit == "(initial)" else commit, branch=None if branch == "(detached)" else branch,
+        commit=None if commit == "(initial)" else commit,
+        branch=None if branch == "(detached)" else branch,
         **{kind: tuple(paths) for kind, paths in found.items()},
-    )  # fmt: skip
+    )
 
 
 def update_index(repo: Repository, *, gone: Iterable[str], present: Iterable[str]) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Self
 
 from orchestrator.errors import RequestError
-from orchestrator.snapshot.shares import in_shares
 from orchestrator.spec import SnapshotOptions
+from orchestrator.system.threads import in_shares
+from orchestrator.system.units import size
 
 MB = 1_000_000
 _FILES_PER_THREAD = 100
@@ -29,10 +30,25 @@ SOURCE_SUFFIXES = frozenset({
 
 SOURCE_NAMES = frozenset({"Makefile", "Dockerfile", ".gitignore", ".gitattributes", ".gitmodules"})
 
-NEVER = frozenset({
-    ".git", ".hg", ".svn", ".tox", ".nox", ".eggs", "__pycache__", "node_modules", "site-packages",
-    ".ipynb_checkpoints", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".cache",
-})  # fmt: skip
+NEVER = frozenset(
+    {
+        ".git",
+        ".hg",
+        ".svn",
+        ".tox",
+        ".nox",
+        ".eggs",
+        "__pycache__",
+        "node_modules",
+        "site-packages",
+        ".ipynb_checkpoints",
+        ".mypy_cache",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".hypothesis",
+        ".cache",
+    }
+)
 """Folders of which only tracked files are frozen, whatever `include` says; so are virtual environments."""
 
 OUTPUTS = frozenset({"mlruns", "lightning_logs", "wandb", ".hydra"})
@@ -62,9 +78,10 @@ class Selection:
         if not project.is_dir():
             raise RequestError(f"the project {str(project)!r} is no folder", fix="name the folder with conf/")
         return cls(
-            project=project.resolve(), options=options,
+            project=project.resolve(),
+            options=options,
             excluded=tuple(sorted({name for path in exclude for name in _inside(path, project)})),
-        )  # fmt: skip
+        )
 
     def bars(self, path: str) -> bool:
         """Return whether an untracked file lies where nothing may be taken from."""
@@ -144,7 +161,7 @@ class Selection:
             raise _too_large(over, sizes, f"over snapshot.max_file_mb={file_mb:g}", "max_file_mb")
         total = sum(sizes.values())
         if total > total_mb * MB:
-            why = f"{megabytes(total)} in all, over snapshot.max_total_mb={total_mb:g}; the largest"
+            why = f"{size(total)} in all, over snapshot.max_total_mb={total_mb:g}; the largest"
             raise _too_large(large, sizes, why, "max_total_mb")
 
     def refuse_leaving_links(self, links: Iterable[str]) -> None:
@@ -155,7 +172,7 @@ class Selection:
                 f"cannot freeze links that leave the project: {listed(leaving)}",
                 why="a job would follow them to files that may change under it",
                 fix="make them relative links inside the project, put copies in their place, or ignore them",
-            )  # fmt: skip
+            )
 
     def _leaves(self, path: str) -> bool:
         link = self.project / path
@@ -181,9 +198,10 @@ def _inside(path: Path, project: Path) -> Iterator[str]:
     for inner, outer in ((lexical, root), (path.resolve(), project.resolve())):
         if inner == outer:
             raise RequestError(
-                f"{path} is the project itself", why="its results would lie among its code",
+                f"{path} is the project itself",
+                why="its results would lie among its code",
                 fix="choose a folder of its own for runs, such as runs/",
-            )  # fmt: skip
+            )
         if inner.is_relative_to(outer):
             yield inner.relative_to(outer).as_posix()
 
@@ -200,7 +218,7 @@ def _climbs_out(link: str, target: str) -> bool:
 
 def _is_source(path: str) -> bool:
     name = path.rpartition("/")[2]
-    return name in SOURCE_NAMES or os.path.splitext(name)[1].lower() in SOURCE_SUFFIXES  # noqa: PTH122
+    return name in SOURCE_NAMES or os.path.splitext(name)[1].lower() in SOURCE_SUFFIXES  # noqa: PTH122 - a Path costs more
 
 
 def is_credential(path: str) -> bool:
@@ -216,15 +234,16 @@ def _refuse_credentials(paths: Iterable[str]) -> None:
             f"cannot freeze what looks like credentials: {listed(found)}",
             why="a snapshot is a copy that others may come to read",
             fix="move them out of the project, or, in a git repository, name them in .gitignore",
-        )  # fmt: skip
+        )
 
 
 def _too_large(paths: Sequence[str], sizes: Mapping[str, int], why: str, limit: str) -> RequestError:
-    listed = ", ".join(f"{path!r} ({megabytes(sizes[path])})" for path in paths)
+    listed = ", ".join(f"{path!r} ({size(sizes[path])})" for path in paths)
     return RequestError(
-        "the project is too large to be frozen", why=f"{why}: {listed}",
+        "the project is too large to be frozen",
+        why=f"{why}: {listed}",
         fix=f"in a git repository name data in .gitignore; else move it away, or raise snapshot.{limit}",
-    )  # fmt: skip
+    )
 
 
 def _size(path: str) -> int:
@@ -232,10 +251,6 @@ def _size(path: str) -> int:
         return os.lstat(path).st_size
     except OSError:
         return 0  # not checked out, or gone meanwhile
-
-
-def megabytes(size: int) -> str:
-    return f"{size / MB:.1f} MB"
 
 
 def listed(paths: Sequence[str], most: int = 5) -> str:

@@ -47,7 +47,7 @@ def _name(node: Mapping[str, Any], algorithm: str) -> bytes:
     return digest(algorithm, b"tree %d\0%b" % (len(body), body))
 
 
-def _row(name: str, child: Entry | Mapping[str, Any], algorithm: str) -> tuple[bytes, bytes]:
+def _row(name: str, child: Entry | Mapping[str, object], algorithm: str) -> tuple[bytes, bytes]:
     raw = os.fsencode(name)
     if isinstance(child, Entry):
         return raw, b"%b %b\0%b" % (child.mode.encode(), raw, bytes.fromhex(child.object))

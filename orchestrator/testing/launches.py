@@ -9,60 +9,82 @@ from pathlib import Path
 from typing import Any
 
 import orchestrator
-from orchestrator import environment, ledger
 from orchestrator.cluster import Cluster
 from orchestrator.data import Manifest
 from orchestrator.identity import canonical
-from orchestrator.launch import Facts, Launched, launch
+from orchestrator.launch.facts import Facts
+from orchestrator.launch.launch import Launched, launch
+from orchestrator.launch.plan import Rerun
 from orchestrator.layout import ExperimentPaths
-from orchestrator.plan import Rerun
-from orchestrator.record import Record
+from orchestrator.records.experiment import read_experiment
+from orchestrator.records.record import Record
 from orchestrator.slurm.cluster import SlurmCluster
-from orchestrator.snapshot import Pending, Snapshot
-from orchestrator.spec import Experiment, LaunchOptions, Resources, Run, RunId
+from orchestrator.snapshot import Pending, Snapshot, environment
+from orchestrator.spec import LaunchOptions, Resources, RunId
+from orchestrator.spec.experiment import Experiment, Run
+from orchestrator.system.files import make_private
 
 WORKER = ("-m", "orchestrator.testing.worker")
 _TREE = "the-package-itself"
-_UNTRACKED: Mapping[str, Any] = {"kind": "none"}
+_UNTRACKED: Mapping[str, object] = {"kind": "none"}
 _AT_ONCE = LaunchOptions()
 
 
-def scripted(script: Mapping[str, Any] | None = None, *, seed: int = 0, **resources: Any) -> Run:
+def scripted(script: Mapping[str, object] | None = None, *, seed: int = 0, **resources: Any) -> Run:
     """Return a run that does what a Script with these arguments does; runs differ by their seeds."""
     config = {
         "model": {"_target_": "orchestrator.testing.script.Script", **(script or {})},
-        "data": {"_target_": None, "version": None}, "trainer": {}, "seed": seed, "task": "fit",
-    }  # fmt: skip
+        "data": {"_target_": None, "version": None},
+        "trainer": {},
+        "seed": seed,
+        "task": "fit",
+    }
     return _run(config, Resources(**resources))
 
 
 def trained(
-    net: Mapping[str, Any] | None = None, *, kind: str = "Net", steps: int = 4, seed: int = 0, **resources: Any
+    net: Mapping[str, object] | None = None, *, kind: str = "Net", steps: int = 4, seed: int = 0, **resources: Any
 ) -> Run:
     """Return a run that really trains a Net with these arguments, for so many steps; its worker is the real one."""
     trainer = {
-        "_target_": "pytorch_lightning.Trainer", "max_steps": steps, "max_epochs": -1, "log_every_n_steps": 1,
-        "enable_progress_bar": False, "enable_model_summary": False, "callbacks": {},
-    }  # fmt: skip
+        "_target_": "pytorch_lightning.Trainer",
+        "max_steps": steps,
+        "max_epochs": -1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "callbacks": {},
+    }
     config = {
-        "model": {"_target_": f"orchestrator.testing.net.{kind}", **(net or {})}, "trainer": trainer, "seed": seed,
-        "data": {"_target_": None, "version": None}, "task": "fit",
-    }  # fmt: skip
+        "model": {"_target_": f"orchestrator.testing.net.{kind}", **(net or {})},
+        "trainer": trainer,
+        "seed": seed,
+        "data": {"_target_": None, "version": None},
+        "task": "fit",
+    }
     return _run(config, Resources(**resources))
 
 
 def _run(config: dict[str, Any], resources: Resources) -> Run:
     document = canonical({**config, "world_size": resources.world_size})
     return Run(
-        id=RunId(hashlib.sha256(document.encode()).hexdigest()[:12]), point={"seed": config["seed"]}, config=config,
-        resources=resources, data_digest=None,
-    )  # fmt: skip
+        id=RunId(hashlib.sha256(document.encode()).hexdigest()[:12]),
+        point={"seed": config["seed"]},
+        config=config,
+        resources=resources,
+        data_digest=None,
+    )
 
 
 def experiment(
-    name: str, runs: Sequence[Run], *, kind: str, tracking: Mapping[str, Any] = _UNTRACKED,
-    launch: LaunchOptions = _AT_ONCE, **options: Any,
-) -> Experiment:  # fmt: skip
+    name: str,
+    runs: Sequence[Run],
+    *,
+    kind: str,
+    tracking: Mapping[str, Any] = _UNTRACKED,
+    launch: LaunchOptions = _AT_ONCE,
+    **options: object,
+) -> Experiment:
     """Return an experiment of such runs, for a cluster of a kind with these options."""
     cluster = {"kind": kind, "scratch": None, **options}
     return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking=tracking, launch=launch)
@@ -88,22 +110,31 @@ class Bench:
     paths: ExperimentPaths
     kind: str
     cluster: Cluster
-    options: Mapping[str, Any] = field(default_factory=dict)
-    tracking: Mapping[str, Any] = field(default_factory=lambda: _UNTRACKED)
+    options: Mapping[str, object] = field(default_factory=dict)
+    tracking: Mapping[str, object] = field(default_factory=lambda: _UNTRACKED)
 
     def launch(
         self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER, **options: Any
     ) -> Launched:
         """Launch what is missing of these runs, let loose as `options` (canary, brake, notify) say."""
         wanted = experiment(
-            self.paths.name, runs, kind=self.kind, tracking=self.tracking, launch=LaunchOptions(**options),
+            self.paths.name,
+            runs,
+            kind=self.kind,
+            tracking=self.tracking,
+            launch=LaunchOptions(**options),
             **self._said(),
-        )  # fmt: skip
+        )
         named = {run.data_digest for run in runs if run.data_digest}
         return launch(
-            wanted, facts({digest: Manifest.read(self.paths.manifest(digest)) for digest in named}), self.paths,
-            cluster=self.cluster, cluster_of={self.kind: self.cluster}, rerun=rerun, worker=worker,
-        )  # fmt: skip
+            wanted,
+            facts({digest: Manifest.read(self.paths.manifest(digest)) for digest in named}),
+            self.paths,
+            cluster=self.cluster,
+            cluster_of={self.kind: self.cluster},
+            rerun=rerun,
+            worker=worker,
+        )
 
     def _said(self) -> dict[str, Any]:
         """Return what the `cluster:` section says: with Slurm, the cluster's own options."""
@@ -111,13 +142,13 @@ class Bench:
         return {**own, **self.options}
 
     def records(self) -> Mapping[RunId, Record]:
-        return ledger.read(self.paths, {self.kind: self.cluster}).records
+        return read_experiment(self.paths, {self.kind: self.cluster}).records
 
     def cancel(self, run: Run) -> None:
         """Cancel a run, as the api does: the mark first, then the cluster is told."""
         number, index = self.records()[run.id].task
         launch = self.paths.launch(number)
-        ledger.make_private(launch.cancelled)
+        make_private(launch.cancelled)
         (launch.cancelled / run.id).touch()
         self.cluster.cancel(launch, [index])
 

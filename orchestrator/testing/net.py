@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -25,7 +24,7 @@ class Net(pl.LightningModule):
 
     def __init__(
         self, *, seconds: float = 0.0, until: str | None = None, does: str = "", at: int = 2, rank: int = 1
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self._seconds, self._until = seconds, Path(until) if until else None
         self._does, self._at, self._rank = does, at, rank
@@ -43,7 +42,7 @@ class Net(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> object:
         data = torch.utils.data.TensorDataset(torch.ones(STEPS_PER_EPOCH * self.trainer.world_size, 4))
         return torch.utils.data.DataLoader(data, batch_size=1)
 
@@ -87,7 +86,7 @@ class ValidatedNet(Net):
         self._wait()
         self.log("val/loss", self.layer(batch[0]).pow(2).mean(), sync_dist=True)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> object:
         data = torch.utils.data.TensorDataset(
             torch.ones((STEPS_PER_EPOCH - self.global_rank) * self.trainer.world_size, 4)
         )

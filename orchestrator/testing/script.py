@@ -22,9 +22,15 @@ class Script:
     """
 
     def __init__(
-        self, *, steps: int = 1, seconds: float = 0.0, until: str | None = None, ends: Sequence[str] = ("done",),
-        deaf: bool = False, reads: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        steps: int = 1,
+        seconds: float = 0.0,
+        until: str | None = None,
+        ends: Sequence[str] = ("done",),
+        deaf: bool = False,
+        reads: str | None = None,
+    ) -> None:
         self.steps, self._seconds, self._ends = steps, seconds, ends
         self._until = Path(until) if until else None
         self._reads = Path(reads) if reads else None

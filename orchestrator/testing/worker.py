@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from orchestrator import ledger
-from orchestrator.build import build
+from orchestrator.config.build import build
+from orchestrator.records.attempts import EventWriter
+from orchestrator.system.files import make_private, replace_text
 from orchestrator.testing.script import Script
 from orchestrator.tracking import SpoolWriter
 from orchestrator.worker.__main__ import main
@@ -22,9 +22,7 @@ from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 
-def play(
-    assignment: Assignment, config: dict[str, Any], events: ledger.EventWriter, stop: StopSignal
-) -> dict[str, Any]:
+def play(assignment: Assignment, config: dict[str, object], events: EventWriter, stop: StopSignal) -> dict[str, object]:
     """Play the script that the config's model is, and return the `done` event's data. Rank 0 plays it alone."""
     if not assignment.leads:
         return {"metrics": {}, "best": {}}
@@ -34,7 +32,7 @@ def play(
         for step in range(_last_step(assignment) + 1, script.steps + 1):
             _step(script, step, assignment, spool, stop)
             events.write("progress", progress={"step": step, "steps": script.steps}, metrics={"step": step})
-        script.end(assignment.wish.attempt)
+        script.end(assignment.planned.attempt)
     return {"metrics": {"step": script.steps}, "best": {}}
 
 
@@ -45,21 +43,21 @@ def _step(script: Script, step: int, assignment: Assignment, spool: SpoolWriter,
     sys.stdout.write(f"step {step}\n")
     spool.metrics({"value": script.value(), "step": step}, step)
     spool.flush()
-    ledger.make_private(assignment.attempt.checkpoints)
-    ledger.replace_text(assignment.attempt.checkpoints / "step", str(step))
+    make_private(assignment.attempt.checkpoints)
+    replace_text(assignment.attempt.checkpoints / "step", str(step))
 
 
 def _last_step(assignment: Assignment) -> int:
-    numbers = range(assignment.wish.history, assignment.wish.attempt)
+    numbers = range(assignment.planned.history, assignment.planned.attempt)
     files = [assignment.run.attempt(number).checkpoints / "step" for number in numbers]
     return max((int(file.read_text()) for file in files if file.exists()), default=0)
 
 
 @contextmanager
 def _played(assignment: Assignment) -> Iterator[None]:
-    wish, folder = assignment.wish, assignment.experiment.path / "played"
-    ledger.make_private(folder)
-    name = f"{wish.run}.{wish.attempt}.{os.getpid()}.{time.monotonic_ns()}"
+    planned, folder = assignment.planned, assignment.experiment.path / "played"
+    make_private(folder)
+    name = f"{planned.run}.{planned.attempt}.{os.getpid()}.{time.monotonic_ns()}"
     (folder / name).touch()
     try:
         yield

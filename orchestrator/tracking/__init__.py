@@ -1,10 +1,25 @@
 """Tracking: what a run logs is on disk within microseconds, and in MLflow soon after.
 
-    spool         the run's own metric log: append-only JSON lines, one file per attempt
-    logger        the Lightning Logger that writes the spool (imports pytorch_lightning)
-    upload        what a store is told: runs, artifacts, and a spool's lines as batches
-    fields        names and values as MLflow accepts them
-    mlflow_store  the mapping to MLflow (the only importer of mlflow)
+spool.py         the run's own metric log: append-only JSON lines, one file per attempt
+logger.py        the Lightning Logger that writes the spool (imports pytorch_lightning)
+experiment.py    the calls that modules make on it: MLflow's, TensorBoard's
+pictures.py      arrays as pictures
+fluent.py        `mlflow.log_metric` and the like in a run's process
+mlflow_plugin.py the store that they are given (imports MLflow)
+node.py          a node's own metrics, for the spool
+view.py          an experiment's records, as the store shows them
+notes.py         the text of the parent's note
+upload.py        what a store is sent: runs, artifacts, and a spool's lines as batches
+fields.py        names and values as MLflow accepts them
+run_ids.py       which of a server's runs are ours
+stores.py        the store of an experiment, and what brings it up to date
+embedded.py      the embedded store: an SQLite database
+mlflow_store.py  experiments and parents in MLflow
+mlflow_run.py    one run in MLflow
+mlflow_model.py  a model's version in MLflow
+uploader.py      a program: carries what one run logs to a server, beside it
+sidecar.py       a program: keeps experiments in sync while their runs are running
+registry/        the model registry
 
 The spool is the truth, a store is a view that can be rebuilt from it. Importing this package loads
 only the standard library; `logger` and `mlflow_store` are imported by who needs them.
@@ -14,6 +29,15 @@ from orchestrator.tracking.spool import ArtifactLine, Metrics, Params, SpoolWrit
 from orchestrator.tracking.upload import Artifact, Dataset, Report, TrackedExperiment, TrackedRun
 
 __all__ = [
-    "Artifact", "ArtifactLine", "Dataset", "Metrics", "Params", "Report", "SpoolWriter", "Tags",
-    "TrackedExperiment", "TrackedRun", "read",
-]  # fmt: skip
+    "Artifact",
+    "ArtifactLine",
+    "Dataset",
+    "Metrics",
+    "Params",
+    "Report",
+    "SpoolWriter",
+    "Tags",
+    "TrackedExperiment",
+    "TrackedRun",
+    "read",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import sqlite3
 import time
@@ -11,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from orchestrator.errors import TrackingError
+from orchestrator.system.files import replacing, try_lock
 
 
 def make_database(path: Path, files: Path) -> None:
@@ -24,15 +24,13 @@ def make_database(path: Path, files: Path) -> None:
         with closing(sqlite3.connect(path)) as database:
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: PLC0415 - loads SQLAlchemy
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    partial = path.with_name("mlflow.db.partial")
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=0o600)
-    store = SqlAlchemyStore(f"sqlite:///{partial}", files.as_uri())  # type: ignore[no-untyped-call]  # mlflow ships it untyped
-    store.engine.dispose()
-    shutil.rmtree(files, ignore_errors=True)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.touch(mode=0o600)
+        store = SqlAlchemyStore(f"sqlite:///{partial}", files.as_uri())  # type: ignore[no-untyped-call]  # mlflow ships it untyped
+        store.engine.dispose()
+        shutil.rmtree(files, ignore_errors=True)
 
 
 @contextmanager
@@ -40,7 +38,7 @@ def locked(folder: Path, wait_seconds: float) -> Iterator[None]:
     """Be the only writer of an embedded store. `flock` will do: the store is on a local disk by design."""
     with (folder / "lock").open("a") as file:
         deadline = time.monotonic() + wait_seconds
-        while not _try_lock(file.fileno()):
+        while not try_lock(file.fileno()):
             if time.monotonic() > deadline:
                 raise TrackingError(
                     f"the tracking store {folder} is busy",
@@ -49,11 +47,3 @@ def locked(folder: Path, wait_seconds: float) -> Iterator[None]:
                 )
             time.sleep(0.05)
         yield
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

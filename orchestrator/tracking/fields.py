@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
 
 NAME_CHARACTERS = 250
 PARAM_CHARACTERS = 6_000
@@ -62,12 +61,12 @@ def shorten(value: str, limit: int, artifact: str) -> str:
     return value[: limit - len(note)] + note
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, str]:
+def flatten(tree: Mapping[str, object]) -> dict[str, str]:
     """Return a nested config as dotted names and text. Lists stay text unless they hold mappings."""
     return {name: text(value) for name, value in _leaves(tree, "")} if tree else {}
 
 
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
     if isinstance(node, Mapping) and node:
         items = [(str(key), value) for key, value in node.items()]
     elif isinstance(node, list | tuple) and any(isinstance(item, Mapping) for item in node):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 
+from orchestrator.system.files import replacing
 from orchestrator.tracking.fields import (
     PARAM_CHARACTERS,
     TAG_CHARACTERS,
@@ -131,9 +131,12 @@ class Writer:
         if data is None or run.data.tags.get(_DATASET) == data.digest:
             return
         shown = MlflowDataset(
-            name=shorten(data.name, 500, "config.yaml"), digest=data.digest[:_DIGEST_CHARACTERS],
-            source_type=data.source_type, source=data.source[:_SOURCE_CHARACTERS], profile=data.profile,
-        )  # fmt: skip
+            name=shorten(data.name, 500, "config.yaml"),
+            digest=data.digest[:_DIGEST_CHARACTERS],
+            source_type=data.source_type,
+            source=data.source[:_SOURCE_CHARACTERS],
+            profile=data.profile,
+        )
         tagged = DatasetInput(shown, [InputTag("mlflow.data.context", "training")])
         self.client.log_inputs(run.info.run_id, [tagged])
         self.set_tags(run, {_DATASET: data.digest})
@@ -226,12 +229,11 @@ def _whole(kind: str, key: str) -> str:
 
 def _link(file: Path, target: Path) -> None:
     """Publish a file under another name by a hard link, or by a copy where the filesystem has none."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as scratch:
-        partial = Path(scratch) / "file"
+    with replacing(target) as partial:
         try:
             os.link(file, partial)
         except FileNotFoundError:
             raise
         except OSError:
             shutil.copyfile(file, partial)
-        partial.replace(target)
+    partial.unlink(missing_ok=True)  # rename(2) does nothing where both are links of one file

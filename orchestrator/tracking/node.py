@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import psutil
 
@@ -18,7 +18,7 @@ _MEGA = 1e6
 class Node:
     """Measures this machine. Percentages of CPU, and what the network has carried, are since the one before."""
 
-    def __init__(self, disk: Path, gpus: Any = None, visible: str | None = None) -> None:
+    def __init__(self, disk: Path, gpus: ModuleType | None = None, visible: str | None = None) -> None:
         """`disk`: a folder on the disk to look at; `gpus`: NVML's bindings; `visible`: as CUDA_VISIBLE_DEVICES."""
         self._disk = disk
         self._received, self._sent = _network()
@@ -36,15 +36,14 @@ class Node:
     def _disk_usage(self) -> Mapping[str, float]:
         disk = psutil.disk_usage(str(self._disk))
         return {
-            "disk_usage_percentage": disk.percent, "disk_usage_megabytes": disk.used / _MEGA,
+            "disk_usage_percentage": disk.percent,
+            "disk_usage_megabytes": disk.used / _MEGA,
             "disk_available_megabytes": disk.free / _MEGA,
-        }  # fmt: skip
+        }
 
     def _network(self) -> Mapping[str, float]:
         received, sent = _network()
-        return {
-            "network_receive_megabytes": received - self._received, "network_transmit_megabytes": sent - self._sent
-        }  # fmt: skip
+        return {"network_receive_megabytes": received - self._received, "network_transmit_megabytes": sent - self._sent}
 
     def _gpu(self) -> Mapping[str, float]:
         found: dict[str, float] = {}
@@ -69,7 +68,7 @@ def _network() -> tuple[float, float]:
     return (found.bytes_recv / _MEGA, found.bytes_sent / _MEGA) if found else (0.0, 0.0)
 
 
-def _handles(nvml: Any, visible: str | None) -> list[Any]:
+def _handles(nvml: ModuleType, visible: str | None) -> list[object]:
     """Return the GPUs that CUDA would see, in its order: named by number, or by the beginning of their UUID."""
     try:
         every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
@@ -81,7 +80,7 @@ def _handles(nvml: Any, visible: str | None) -> list[Any]:
     return [handle for handle in named if handle is not None]
 
 
-def _named(nvml: Any, every: list[Any], word: str) -> Any:
+def _named(nvml: ModuleType, every: list[object], word: str) -> object:
     if word.isdigit():
         return every[int(word)] if int(word) < len(every) else None
     return next((handle for handle in every if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(word)), None)
@@ -91,18 +90,16 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _gpu_memory(nvml: Any, handle: Any) -> Mapping[str, float]:
+def _gpu_memory(nvml: ModuleType, handle: object) -> Mapping[str, float]:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    return {
-        "memory_usage_percentage": memory.used / memory.total * 100, "memory_usage_megabytes": memory.used / _MEGA
-    }  # fmt: skip
+    return {"memory_usage_percentage": memory.used / memory.total * 100, "memory_usage_megabytes": memory.used / _MEGA}
 
 
-def _gpu_load(nvml: Any, handle: Any) -> Mapping[str, float]:
+def _gpu_load(nvml: ModuleType, handle: object) -> Mapping[str, float]:
     return {"utilization_percentage": float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)}
 
 
-def _gpu_power(nvml: Any, handle: Any) -> Mapping[str, float]:
+def _gpu_power(nvml: ModuleType, handle: object) -> Mapping[str, float]:
     milliwatts = nvml.nvmlDeviceGetPowerUsage(handle)
     limit = nvml.nvmlDeviceGetEnforcedPowerLimit(handle)
     return {"power_usage_watts": milliwatts / 1000, "power_usage_percentage": milliwatts / limit * 100}

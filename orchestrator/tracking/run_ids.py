@@ -8,9 +8,10 @@ before publishing leaves a run that the next finds by its tags, and publishes.
 from __future__ import annotations
 
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
+
+from orchestrator.system.files import draft_of, take_by_rename, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,14 @@ class RunIds:
     def publish(self, name: str, run_id: str) -> str:
         """Propose an id, and return the one that is agreed on: the first that was proposed."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = self.folder / f".tmp-{uuid.uuid4().hex}"
-        draft.mkdir(mode=0o700)
-        (draft / "id").write_text(run_id, encoding="utf-8")
-        try:
-            draft.rename(self.folder / name)
-        except OSError:  # somebody was first; or, over NFS, it was done and reported as failed
-            shutil.rmtree(draft, ignore_errors=True)
+        place = self.folder / name
+        with draft_of(place) as draft:
+            draft.mkdir(mode=0o700)
+            write_text(draft / "id", run_id)
+            take_by_rename(draft, place, mine=lambda: self.known(name) == run_id)
         agreed = self.known(name)
         if agreed is None:
-            raise OSError(f"{self.folder / name} cannot be written or read")
+            raise OSError(f"{place} cannot be written or read")
         return agreed
 
     def forget(self, name: str, run_id: str) -> None:

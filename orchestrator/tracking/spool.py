@@ -10,7 +10,7 @@ knows no server: `upload` reads it. The lines, version 1:
     {"v":1,"kind":"artifact","path":"../artifacts/plots/a.png","folder":"plots"}
 
 JSON has no NaN: what is not finite is one of the strings "nan", "inf", "-inf". An artifact's path is
-relative to the spool's folder. Only the standard library is used here.
+relative to the spool's folder. No library is used here.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.credentials import masked
+from orchestrator.config.credentials import masked
 from orchestrator.errors import StateError
+from orchestrator.system.files import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Metrics:
 class Params:
     """Hyperparameters, a JSON tree."""
 
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ class SpoolWriter:
         self._dirty = False
         self._warned = False
 
-    def metrics(self, values: Mapping[str, Any], step: int, time_ms: int | None = None) -> None:
+    def metrics(self, values: Mapping[str, object], step: int, time_ms: int | None = None) -> None:
         """Append values at a step. What is no number is left out, with one warning."""
         parts = []
         for name, value in values.items():
@@ -113,9 +114,9 @@ class SpoolWriter:
             head = f'{{"v":{VERSION},"kind":"metrics","step":{int(step)},"time_ms":{now},"values":{{'
             self._put(f"{head}{','.join(parts)}}}}}\n".encode())
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def params(self, values: Mapping[str, object]) -> None:
         """Append hyperparameters: any nested tree; what JSON cannot hold is kept as text."""
-        self._append({"v": VERSION, "kind": "params", "values": masked(_jsonable(values))})
+        self._append({"v": VERSION, "kind": "params", "values": masked(jsonable(values))})
 
     def tags(self, values: Mapping[str, object]) -> None:
         self._append({"v": VERSION, "kind": "tags", "values": {str(k): str(v) for k, v in values.items()}})
@@ -178,7 +179,7 @@ class SpoolWriter:
             self._warn("metric %r is left out: %.100r is not a number", name, value)
             return None
 
-    def _append(self, record: Mapping[str, Any]) -> None:
+    def _append(self, record: Mapping[str, object]) -> None:
         self._put(self._conceal(self._encode(record)).encode("ascii") + b"\n")
 
     def _put(self, line: bytes) -> None:
@@ -238,7 +239,7 @@ class SpoolWriter:
         return fd
 
     def _sync_regularly(self) -> None:
-        _sync_folder(self.path.parent)  # the file's name, too, has to survive a crash
+        sync_folder(self.path.parent)  # the file's name, too, has to survive a crash
         while not self._stop.wait(FLUSH_SECONDS):
             self.flush()
 
@@ -319,29 +320,16 @@ def is_inside(folder: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def _sync_folder(folder: Path) -> None:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        os.fsync(fd)
-    except OSError as error:  # some network filesystems cannot
-        log.debug("cannot force the folder %s to the disk: %s", folder, error)
-    finally:
-        os.close(fd)
-
-
-def _jsonable(value: Any) -> Any:
+def jsonable(value: object) -> object:
     """Return a tree that strict JSON can hold. Text is stable: no addresses, so a resumed run repeats it."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return _ADDRESS.sub("", str(value))

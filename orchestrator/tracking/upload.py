@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from orchestrator.errors import RequestError
 from orchestrator.tracking.spool import ArtifactLine, Metrics, Params, Record, Tags, is_inside, read
@@ -99,7 +99,7 @@ class TrackedRun:
     generation: int
     history: int
     name: str
-    params: Mapping[str, Any]
+    params: Mapping[str, object]
     tags: Mapping[str, str]
     state: str
     started_ms: int | None = None
@@ -158,7 +158,7 @@ class Batch:
     """New lines of a history that are sent together; `offsets` (by `source_of`) commit them."""
 
     points: list[Point] = field(default_factory=list)
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, object] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[Artifact] = field(default_factory=list)
     diverged: str | None = None

@@ -21,15 +21,15 @@ stop.install()
 
 def main(folder: str, index: str, work: Work | None = None) -> int:
     """Claim the task's attempt, send all output to its log, and run it."""
-    from orchestrator import ledger
     from orchestrator.errors import OrchError
+    from orchestrator.system.files import check_private
     from orchestrator.worker.assignment import Assignment
     from orchestrator.worker.attempt import run
     from orchestrator.worker.log import to_file
 
     try:
         assignment = Assignment.read(Path(folder), int(index))
-        ledger.check_private(assignment.experiment.path)
+        check_private(assignment.experiment.path)
         taken = assignment.take()
     except OrchError as error:
         sys.stderr.write(f"{error}\n")

@@ -14,33 +14,44 @@ from typing import Any
 
 import yaml
 
-from orchestrator import after, environment, ledger, start
-from orchestrator.credentials import masked
+from orchestrator.config.credentials import masked
+from orchestrator.config.secrets import Secrets
 from orchestrator.errors import OrchError
-from orchestrator.record import RunState
+from orchestrator.launch import dependencies as after
+from orchestrator.launch import starts as start
+from orchestrator.records.attempts import EventWriter, mark_state, read_claim
+from orchestrator.records.checkpoints import latest
+from orchestrator.records.launches import read_run_config
+from orchestrator.records.record import RunState
+from orchestrator.records.searches import read_trial
+from orchestrator.snapshot import environment
 from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
+from orchestrator.system.files import replace_text
 from orchestrator.tracking import SpoolWriter
-from orchestrator.worker import aftermath, data, libraries, requeue, trial
+from orchestrator.tracking.fluent import fluent
+from orchestrator.worker import on_run_end as aftermath
+from orchestrator.worker import requeue, trial
+from orchestrator.worker import staging as data
 from orchestrator.worker.assignment import Assignment
-from orchestrator.worker.node_metrics import measured
-from orchestrator.worker.secrets import Secrets
+from orchestrator.worker.fit import libraries
+from orchestrator.worker.monitor.node import measured
+from orchestrator.worker.monitor.usage import Usage
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
-from orchestrator.worker.uploading import Uploader
-from orchestrator.worker.usage import Usage
+from orchestrator.worker.upload import Uploader
 
 _log = logging.getLogger(__name__)
 
 
-Work = Callable[[Assignment, dict[str, Any], ledger.EventWriter, StopSignal], dict[str, Any]]
+Work = Callable[[Assignment, dict[str, Any], EventWriter, StopSignal], dict[str, Any]]
 """What a run does once its data is staged: takes the config with this node's folders, returns the `done` data."""
 
 
 def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> int:
     """Run a claimed attempt to its last event and return the exit status: 0 done, 1 failed, 143 interrupted."""
     attempt = assignment.attempt
-    events = ledger.EventWriter(attempt.events if assignment.leads else Path(os.devnull))
+    events = EventWriter(attempt.events if assignment.leads else Path(os.devnull))
     usage = Usage.of(assignment.place)
-    events.write("started", launch=assignment.wish.launch, attempt=attempt.number, usage=usage.to_json())
+    events.write("started", launch=assignment.planned.launch, attempt=attempt.number, usage=usage.to_json())
     _mark(assignment, RunState.RUNNING)
     uploader = Uploader.beside(assignment)
     with usage.followed(events) if assignment.leads else nullcontext():
@@ -52,11 +63,11 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
                 uploader.release()  # it sends while we wait to be killed
             requeue.after_interruption(assignment, error)
     if uploader:  # the run's own record has been written
-        uploader.close(float(assignment.header["tracking"]["end_seconds"]))
+        uploader.close(float(assignment.header.tracking["end_seconds"]))
     return status
 
 
-def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
+def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
         requeue.check(assignment)
         after.require(assignment.launch)
@@ -89,7 +100,7 @@ def _run(assignment: Assignment, events: ledger.EventWriter, usage: Usage, stop:
 
 
 def _say_interrupted(
-    assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: InterruptedByInfrastructureError
+    assignment: Assignment, events: EventWriter, usage: Usage, error: InterruptedByInfrastructureError
 ) -> None:
     _log.warning("stopped by %s", error)
     together = {"together": True} if error.together else {}
@@ -103,38 +114,43 @@ def _by_stopping(assignment: Assignment, signal: str) -> bool:
     Then the job runs on as far as Slurm knows. Where Slurm is ending it, some nodes' processes are killed before
     others', which lose their connection.
     """
-    return assignment.wish.resources.world_size == 1 or requeue.job_is_ending(assignment, signal)
+    return assignment.planned.resources.world_size == 1 or requeue.job_is_ending(assignment, signal)
 
 
-def _train(
-    assignment: Assignment, config: dict[str, Any], events: ledger.EventWriter, stop: StopSignal
-) -> dict[str, Any]:
+def _train(assignment: Assignment, config: dict[str, Any], events: EventWriter, stop: StopSignal) -> dict[str, object]:
     libraries.load()
     from orchestrator.tracking.logger import SpoolLogger
-    from orchestrator.worker import checkpoints, training
+    from orchestrator.worker.fit import trainer
 
     weights, state = (_start(assignment, config.get(key)) for key in STARTS)
-    earlier = [assignment.run.attempt(n) for n in range(assignment.wish.history, assignment.wish.attempt)]
-    work = training.Training(
-        config=config, resources=assignment.wish.resources, objective=_objective(assignment),
-        folder=assignment.attempt.path, checkpoints=assignment.attempt.checkpoints,
-        artifacts=assignment.run.artifacts, resume_from=checkpoints.latest(earlier), weights_from=weights,
-        state_from=state, place=assignment.place, conceal=events.conceal, report=trial.reporter(assignment, events),
-        example=assignment.attempt.example if assignment.header["tracking"].get("register") else None,
-    )  # fmt: skip
+    earlier = [assignment.run.attempt(n) for n in range(assignment.planned.history, assignment.planned.attempt)]
+    work = trainer.Training(
+        config=config,
+        resources=assignment.planned.resources,
+        objective=_objective(assignment),
+        folder=assignment.attempt.path,
+        artifacts=assignment.run.artifacts,
+        resume_from=latest(earlier),
+        weights_from=weights,
+        state_from=state,
+        place=assignment.place,
+        conceal=events.conceal,
+        report=trial.reporter(assignment, events),
+        example=assignment.attempt.example if assignment.header.tracking.get("register") else None,
+    )
     path = assignment.attempt.metrics if assignment.leads else Path(os.devnull)
     with SpoolWriter(path, conceal=events.conceal) as spool:
-        logger = SpoolLogger(spool, assignment.run.artifacts)
-        return training.train(work, logger=logger, events=events, stop=stop)
+        logger = SpoolLogger(spool, assignment.attempt)
+        with fluent(logger.kept):
+            return trainer.train(work, logger=logger, events=events, stop=stop)
 
 
 def _objective(assignment: Assignment) -> Objective | None:
     """Return what a run is judged by: a trial by what its search looks for, whoever has launched it again."""
-    searched = ledger.read_trial(assignment.launch, assignment.line)
+    searched = read_trial(assignment.launch, assignment.planned)
     if searched and len(searched.search.objectives) == 1:
         return searched.search.objectives[0]
-    found = assignment.header["objective"]
-    return Objective(**found) if found else None
+    return assignment.header.objective
 
 
 def _start(assignment: Assignment, frozen: start.Start | None) -> Path | None:
@@ -149,7 +165,7 @@ def _start(assignment: Assignment, frozen: start.Start | None) -> Path | None:
 
 def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str:
     """Return why a run was asked to stop, as far as that can be known from here."""
-    claim, hours = ledger.read_claim(assignment.attempt), assignment.wish.resources.hours
+    claim, hours = read_claim(assignment.attempt), assignment.planned.resources.hours
     over = bool(hours and claim and time.time() - claim.process.started >= hours * 3600)
     if over and not assignment.cancelled:
         return f"time limit of {hours:g} h, stopped by {error}"
@@ -157,24 +173,25 @@ def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str
 
 
 def _check_environment(assignment: Assignment) -> None:
-    frozen = environment.Environment.from_json(assignment.header["environment"])
+    frozen = environment.Environment.from_json(assignment.header.environment)
     found = environment.differences(frozen, environment.current())
     if not found:
         return
     told = "; ".join(found)
-    if assignment.header["env"] == "refuse":
+    if assignment.header.env == "refuse":
         raise OrchError(
-            "the Python environment has changed since the launch", why=told,
+            "the Python environment has changed since the launch",
+            why=told,
             fix="restore it, launch again, or set env=warn",
-        )  # fmt: skip
+        )
     _log.warning("the Python environment has changed since the launch: %s", told)
 
 
-def _place(assignment: Assignment, view: str | None, point: Point | None) -> dict[str, Any]:
+def _place(assignment: Assignment, view: str | None, point: Point | None) -> dict[str, object]:
     """Return the config with this node's folders in it, and of a trial with the values that it was given."""
-    config = ledger.read_config(assignment.launch, assignment.line, point)
+    config = read_run_config(assignment.launch, assignment.planned, point)
     if assignment.leads and not assignment.run.config.exists():
-        ledger.replace_text(assignment.run.config, yaml.safe_dump(masked(config), sort_keys=False))
+        replace_text(assignment.run.config, yaml.safe_dump(masked(config), sort_keys=False))
     section = {key: value for key, value in config["data"].items() if key != "version"}
     placed: dict[str, Any] = _substitute({**config, "data": section}, {VIEW: view, PROJECT: assignment.code[0]})
     return placed
@@ -192,15 +209,15 @@ def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
     return node
 
 
-def _fail(assignment: Assignment, events: ledger.EventWriter, usage: Usage, error: BaseException) -> None:
+def _fail(assignment: Assignment, events: EventWriter, usage: Usage, error: BaseException) -> None:
     text = "".join(traceback.format_exception(error))
     sys.stderr.write(events.conceal(text))
-    ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, RunState.FAILED.value)
+    mark_state(assignment.experiment, assignment.planned.run, assignment.planned.attempt, RunState.FAILED.value)
     if any(assignment.attempt.failed_ranks()):  # and so this rank lost its connection: that is no cause
         events.write("interrupted", reason="another rank has failed", usage=usage.to_json())
         return
     if not assignment.leads:
-        events = ledger.EventWriter(assignment.attempt.rank_events(assignment.place.rank), conceal=events.conceal)
+        events = EventWriter(assignment.attempt.rank_events(assignment.place.rank), conceal=events.conceal)
     found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
     aftermath.failed(assignment, found["signature"])
@@ -220,4 +237,4 @@ def signature(error: BaseException, roots: list[str]) -> str:
 
 def _mark(assignment: Assignment, state: RunState) -> None:
     if assignment.leads:
-        ledger.mark(assignment.experiment, assignment.wish.run, assignment.wish.attempt, state.value)
+        mark_state(assignment.experiment, assignment.planned.run, assignment.planned.attempt, state.value)

@@ -15,29 +15,35 @@ stop = StopSignal()
 if __name__ == "__main__":
     stop.install()  # before all that takes time
 
-import logging  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-from collections.abc import Callable, Mapping  # noqa: E402
-from dataclasses import dataclass, replace  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, Self  # noqa: E402
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
-from orchestrator import ledger  # noqa: E402
-from orchestrator.errors import OrchError  # noqa: E402
-from orchestrator.layout import LaunchPaths  # noqa: E402
-from orchestrator.local.forking import Forking  # noqa: E402
-from orchestrator.local.schedule import Terms  # noqa: E402
-from orchestrator.local.starting import Handle, Start  # noqa: E402
-from orchestrator.local.supervisor import Supervisor  # noqa: E402
-from orchestrator.local.tasks import Task  # noqa: E402
-from orchestrator.record import Attempt, RunState  # noqa: E402
-from orchestrator.slurm.options import SlurmOptions  # noqa: E402
-from orchestrator.slurm.packed import SOME_FAILED  # noqa: E402
-from orchestrator.worker import requeue  # noqa: E402
-from orchestrator.worker.assignment import Assignment  # noqa: E402
-from orchestrator.worker.place import JOB, RESTART, Place  # noqa: E402
+from orchestrator.errors import OrchError
+from orchestrator.layout import LaunchPaths
+from orchestrator.local.launcher import Handle, Start
+from orchestrator.local.prefork import Forking
+from orchestrator.local.schedule import Terms
+from orchestrator.local.supervisor import Supervisor
+from orchestrator.local.tasks import Task
+from orchestrator.records.attempts import mark_state, read_attempt, read_attempts
+from orchestrator.records.header import LaunchHeader
+from orchestrator.records.launches import read_launch
+from orchestrator.records.orphans import record_replaced
+from orchestrator.records.packs import read_packs
+from orchestrator.records.planned import read_planned_runs
+from orchestrator.records.record import Attempt, RunState
+from orchestrator.slurm.options import SlurmOptions
+from orchestrator.slurm.packed import SOME_FAILED
+from orchestrator.system.files import check_private
+from orchestrator.worker import requeue
+from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.context import JOB, RESTART, Place
 
 _LOOK_SECONDS = 1.0
 _KEPT = ("SLURM_CONF", "SLURM_TMPDIR", "SLURM_ARRAY_TASK_COUNT")
@@ -51,20 +57,17 @@ class Pack:
     """The runs of one job, each as if it had it for itself; and what the job owes Slurm for all of them."""
 
     launch: LaunchPaths
-    header: Mapping[str, Any]
+    header: LaunchHeader
     runs: tuple[Assignment, ...]
     place: Place
 
     @classmethod
     def read(cls, folder: Path, first: int, place: Place) -> Self:
         launch = LaunchPaths(folder)
-        ledger.check_private(launch.experiment.path)
-        header = ledger.read_launch(launch).header
-        lines = ledger.read_some_lines(launch, ledger.read_packs(launch).tasks(first))
-        runs = [
-            Assignment(launch=launch, header=header, line=line, wish=ledger.planned(line, launch.number), place=place)
-            for line in lines.values()
-        ]
+        check_private(launch.experiment.path)
+        header = read_launch(launch).header
+        found = read_planned_runs(launch, read_packs(launch).tasks(first))
+        runs = [Assignment(launch=launch, header=header, planned=planned, place=place) for planned in found.values()]
         return cls(launch=launch, header=header, runs=tuple(runs), place=place)
 
     @property
@@ -86,7 +89,7 @@ class Pack:
     def tasks(self) -> list[Task]:
         """Return them as tasks of a supervisor, each in its next attempt."""
         starts = filter(None, map(_start, self.runs))
-        return [replace(Task.of(start.launch, start.line), attempt=start.wish.attempt) for start in starts]
+        return [Task.of(start.launch, start.planned) for start in starts]
 
     def stopped_by_limit(self) -> bool:
         """Whether a run has had its own time, and is to go on."""
@@ -109,10 +112,10 @@ class Pack:
         """Write down the end of the attempts that an earlier start of this job left without a word."""
         for run in self.runs:
             for earlier in run.attempts_of_this_job():
-                attempt = ledger.read_attempt(run.run, earlier.attempt)
+                attempt = read_attempt(run.run, earlier.attempt)
                 if not attempt.final:
-                    ledger.write_replaced(run.run, attempt)
-                    ledger.mark(run.experiment, run.wish.run, attempt.number, RunState.INTERRUPTED.value)
+                    record_replaced(run.run, attempt)
+                    mark_state(run.experiment, run.planned.run, attempt.number, RunState.INTERRUPTED.value)
 
 
 def _start(run: Assignment) -> Assignment | None:
@@ -123,12 +126,12 @@ def _start(run: Assignment) -> Assignment | None:
     start = None if run.cancelled else run.next_start()
     if start is None or start.taken_by_others:
         return None
-    return None if ledger.read_attempt(start.run, start.attempt).state is RunState.FAILED else start
+    return None if read_attempt(start.run, start.attempt).state is RunState.FAILED else start
 
 
 def _last(run: Assignment) -> Attempt | None:
     """Return the last attempt at what the plan asks for, whoever has begun it."""
-    begun = [attempt for attempt in ledger.read_attempts(run.run) if attempt.number >= run.wish.attempt]
+    begun = [attempt for attempt in read_attempts(run.run) if attempt.number >= run.planned.attempt]
     return begun[-1] if begun else None
 
 
@@ -137,8 +140,8 @@ def work(pack: Pack, stop: StopSignal) -> int:
     pack.write_replaced()
     forking = Forking()
     supervisor = Supervisor(sync=lambda *_: None, start=_starter(forking, pack.place), restarts=True)
-    options = SlurmOptions.parse(pack.header["cluster"])
-    need = pack.runs[0].wish.resources
+    options = SlurmOptions.parse(pack.header.cluster)
+    need = pack.runs[0].planned.resources
     terms = Terms(cpus=need.job.cpus_per_node, grace_seconds=options.grace_seconds)
     supervisor.queue(pack.launch, pack.tasks(), terms)
     while not stop.received and supervisor.step():

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from orchestrator import ledger
-from orchestrator.process import ProgramError, run
-from orchestrator.record import Attempt
+from orchestrator.records.attempts import read_attempt
+from orchestrator.records.record import Attempt
+from orchestrator.slurm import commands
+from orchestrator.system.processes import ProgramError
 from orchestrator.worker.assignment import Assignment
-from orchestrator.worker.place import Place
+from orchestrator.worker.context import Place
 from orchestrator.worker.signals import InterruptedByInfrastructureError
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def check(assignment: Assignment) -> None:
 
 def reason(assignment: Assignment, signal: str) -> str:
     """Return why a run was asked to stop, as far as that can be known from here; Slurm is asked."""
-    hours = assignment.wish.resources.hours
+    hours = assignment.planned.resources.hours
     if assignment.cancelled:
         return f"cancelled, stopped by {signal}"
     no_more = f"no more requeues without getting further ({_LIMIT}={_most(assignment)})"
@@ -108,7 +109,7 @@ def _requeue(job: Owing) -> None:
     if told.endswith("in Slurm") or (told and not job.leads):  # cancelled meanwhile, or requeued already
         return
     try:
-        run(["scontrol", "requeue", job.place.job], timeout_s=60)
+        commands.run(["scontrol", "requeue", job.place.job])
     except ProgramError as error:
         _log.warning("cannot requeue, the time limit will end it: %s", error)
 
@@ -129,8 +130,8 @@ def exhausted(assignment: Assignment) -> bool:
 def _starts(assignment: Assignment) -> list[Attempt]:
     """Return the attempts of this very job, the current one last."""
     found: list[Attempt] = []
-    for number in range(assignment.wish.attempt, 0, -1):
-        attempt = ledger.read_attempt(assignment.run, assignment.run.attempt(number))
+    for number in range(assignment.planned.attempt, 0, -1):
+        attempt = read_attempt(assignment.run, assignment.run.attempt(number))
         if attempt.claim is None or attempt.claim.job != assignment.place.job:
             break
         found.insert(0, attempt)
@@ -152,15 +153,15 @@ def _exhausted(assignment: Assignment, starts: Iterable[Attempt]) -> bool:
 
 
 def _most(assignment: Assignment) -> int:
-    given = assignment.header["cluster"].get("max_requeues")
+    given = assignment.header.cluster.get("max_requeues")
     return _MAX_REQUEUES if given is None else int(given)
 
 
 def _told_by_slurm(job: Owing) -> str | None:
     """Return why Slurm ends the job; nothing where it does not, None where it does not answer."""
-    argv = ["scontrol", "--oneliner", "show", "job", job.place.job]
+    argv = ["scontrol", "--all", "--oneliner", "show", "job", job.place.job]
     try:
-        text = run(argv, timeout_s=_ANSWER_SECONDS).decode(errors="replace")
+        text = commands.run(argv, timeout_s=_ANSWER_SECONDS)
     except ProgramError:
         return None
     found = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", text))

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from orchestrator import ledger
 from orchestrator.errors import ClusterError, OrchError
-from orchestrator.spec import Point, Trial
+from orchestrator.records.attempts import EventWriter
+from orchestrator.records.searches import read_trial, read_trial_values, write_trial_values
+from orchestrator.spec import Point
+from orchestrator.spec.search import Trial
 from orchestrator.worker.assignment import Assignment
 
 if TYPE_CHECKING:
-    from orchestrator.study import Study
+    from orchestrator.search.study import Study
 
 _log = logging.getLogger(__name__)
 _LEADER_SECONDS = 300.0
@@ -23,41 +25,41 @@ Report = Callable[[int, float], bool]
 """Takes the number of a validation, from 1, and the objective's value there; returns whether to stop."""
 
 
-def given(assignment: Assignment, events: ledger.EventWriter) -> Point | None:
+def given(assignment: Assignment, events: EventWriter) -> Point | None:
     """Return the values that a trial trains with; None of a run that is none.
 
     Rank 0 asks for them when the trial begins for the first time, and writes them down before anything is built. Any
     later attempt has the same. The other ranks wait for it.
     """
-    trial = ledger.read_trial(assignment.launch, assignment.line)
+    trial = read_trial(assignment.launch, assignment.planned)
     if trial is None:
         return None
     if not assignment.leads:
         return _await(assignment)
-    found = ledger.read_values(assignment.run)
+    found = read_trial_values(assignment.run)
     if found is None:
         found = _study(assignment, trial).ask().to_json()
-        ledger.write_values(assignment.run, found)
+        write_trial_values(assignment.run, found)
     events.write("trial", **found)
     _log.info("trial %s: %s", trial.number, " ".join(f"{k}={v}" for k, v in found["point"].items()))
     point: Point = found["point"]
     return point
 
 
-def reporter(assignment: Assignment, events: ledger.EventWriter) -> Report | None:
+def reporter(assignment: Assignment, events: EventWriter) -> Report | None:
     """Return what decides, of a trial that may be pruned, whether it goes on; None where nothing decides that."""
-    trial = ledger.read_trial(assignment.launch, assignment.line)
+    trial = read_trial(assignment.launch, assignment.planned)
     if trial is None or trial.search.pruner is None:
         return None
     if not assignment.leads:
         return lambda *_: False  # rank 0 decides for all
-    from orchestrator.study import Asked
+    from orchestrator.search.study import Asked
 
-    study, values = _study(assignment, trial), ledger.read_values(assignment.run)
+    study, values = _study(assignment, trial), read_trial_values(assignment.run)
     if values is None:
         raise ClusterError("the trial has lost its values", why=f"{assignment.run.trial} is gone", fix="orch retry")
     try:
-        study.go_on(Asked(**values))
+        study.resume(Asked(**values))
     except (OrchError, OSError) as error:
         _log.warning("what the trial has reported before is not known: %s", error)
 
@@ -75,7 +77,7 @@ def reporter(assignment: Assignment, events: ledger.EventWriter) -> Report | Non
 
 
 def _study(assignment: Assignment, trial: Trial) -> Study:
-    from orchestrator.study import Study
+    from orchestrator.search.study import Study
 
     return Study(assignment.experiment, trial.search, trial.number)
 
@@ -84,11 +86,12 @@ def _await(assignment: Assignment) -> Point:
     """Return the values that rank 0 has written down."""
     deadline = time.monotonic() + _LEADER_SECONDS
     while time.monotonic() < deadline:
-        if found := ledger.read_values(assignment.run):
+        if found := read_trial_values(assignment.run):
             point: Point = found["point"]
             return point
         time.sleep(0.1)
     raise ClusterError(
         f"rank {assignment.place.rank} has waited {_LEADER_SECONDS:.0f} s for the trial's values",
-        why="rank 0 has not written them", fix="see the log of rank 0",
-    )  # fmt: skip
+        why="rank 0 has not written them",
+        fix="see the log of rank 0",
+    )

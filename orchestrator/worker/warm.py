@@ -29,8 +29,9 @@ from typing import Any, NoReturn
 
 import psutil
 
-from orchestrator.process import ProcessId
-from orchestrator.worker import libraries, log
+from orchestrator.system.processes import ProcessId
+from orchestrator.worker import log
+from orchestrator.worker.fit import libraries
 
 _MESSAGE_BYTES = 2**18
 _MOST_DESCRIPTORS = 64
@@ -100,7 +101,7 @@ class Server:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def _fork(self, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    def _fork(self, request: Mapping[str, object], descriptors: Sequence[int]) -> None:
         if why := unfit():
             raise RuntimeError(f"no run can be forked any more: {why}")
         pid = os.fork()
@@ -128,7 +129,7 @@ class Server:
                 self._children.discard(pid)
                 yield pid, os.waitstatus_to_exitcode(status)
 
-    def _send(self, **message: Any) -> None:
+    def _send(self, **message: object) -> None:
         self._channel.send(json.dumps(message).encode())
 
 

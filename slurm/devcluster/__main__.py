@@ -57,10 +57,20 @@ def _add_up(up: argparse.ArgumentParser) -> None:
         shown = text if default is None else f"{text} (default: {default})"
         option = f"--{name.replace('_', '-')}"
         up.add_argument(option, type=int, default=argparse.SUPPRESS, metavar="N", help=shown)
-    up.add_argument("--accounting", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
-                    help="run slurmdbd on a MariaDB of its own, so that sacct works")  # fmt: skip
-    up.add_argument("--share", dest="shares", action="append", default=argparse.SUPPRESS, metavar="DIR",
-                    help="a folder below /tmp that all nodes see; may be given again")  # fmt: skip
+    up.add_argument(
+        "--accounting",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help="run slurmdbd on a MariaDB of its own, so that sacct works",
+    )
+    up.add_argument(
+        "--share",
+        dest="shares",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="a folder below /tmp that all nodes see; may be given again",
+    )
 
 
 def _act(cluster: DevCluster, arguments: argparse.Namespace) -> int:
@@ -86,8 +96,8 @@ def _options(cluster: DevCluster, given: dict[str, object]) -> Options:
     """Return the options given, the others as they were last time."""
     changes = {name: value for name, value in given.items() if name != "state"}
     if "shares" in changes:
-        changes["shares"] = tuple(str(Path(share).absolute()) for share in changes["shares"])  # type: ignore[attr-defined]
-    return replace(cluster.options() or Options(), **changes)  # type: ignore[arg-type]
+        changes["shares"] = tuple(str(Path(share).absolute()) for share in changes["shares"])  # type: ignore[attr-defined]  # argparse's
+    return replace(cluster.options() or Options(), **changes)  # type: ignore[arg-type]  # argparse's
 
 
 def _say_env(cluster: DevCluster) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from orchestrator.errors import ClusterError, RequestError, StateError, nearest
 from orchestrator.layout import state_dir
-from orchestrator.process import ProcessId, ProgramError, run
+from orchestrator.system.processes import ProcessId, ProgramError, run
 
 from . import daemons, render
 from .daemons import Daemon
@@ -85,9 +85,10 @@ class NodeState:
         found = dict(re.findall(r"\b(NodeName|State|SlurmdStartTime)=(\S+)", line))
         started = found.get("SlurmdStartTime", "")
         return cls(
-            name=found.get("NodeName", ""), state=found.get("State", "UNKNOWN"),
+            name=found.get("NodeName", ""),
+            state=found.get("State", "UNKNOWN"),
             started=float(started) if started.isdigit() else None,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +108,21 @@ class _Record:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         processes = {name: ProcessId.from_json(each) for name, each in value["processes"].items()}
         return cls(
-            options=Options.from_json(value["options"]), ports=Ports.from_list(value["ports"]),
-            shares=tuple(value["shares"]), processes=processes,
-        )  # fmt: skip
+            options=Options.from_json(value["options"]),
+            ports=Ports.from_list(value["ports"]),
+            shares=tuple(value["shares"]),
+            processes=processes,
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         processes = {name: process.to_json() for name, process in self.processes.items()}
-        return {"v": 1, "options": self.options.to_json(), "ports": self.ports.to_list(), "shares": self.shares,
-                "processes": processes}  # fmt: skip
+        return {
+            "v": 1,
+            "options": self.options.to_json(),
+            "ports": self.ports.to_list(),
+            "shares": self.shares,
+            "processes": processes,
+        }
 
 
 class DevCluster:
@@ -239,8 +247,9 @@ class DevCluster:
             if record.options != options:
                 raise RequestError(
                     f"the development cluster in {self._paths.root} is already up with other options",
-                    why=_differences(record.options, options), fix="run `down` first",
-                )  # fmt: skip
+                    why=_differences(record.options, options),
+                    fix="run `down` first",
+                )
             return record
         ports = _ports(options.nodes + 2, record.ports.to_list() if record else [])
         record = _Record(options=options, ports=Ports.from_list(ports), shares=shares(options.shares, self._paths.root))
@@ -326,8 +335,11 @@ class DevCluster:
         }
         daemons.wait_until(
             checks.get(name, lambda: self._node_ready(name, process)),
-            seconds=_START_SECONDS, daemon=self._daemon(record, name), process=process, what="ready",
-        )  # fmt: skip
+            seconds=_START_SECONDS,
+            daemon=self._daemon(record, name),
+            process=process,
+            what="ready",
+        )
 
     def _node_ready(self, name: str, process: ProcessId) -> bool:
         """Return whether the node's present slurmd is known to slurmctld and takes jobs; resume it if it is held."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.errors import ClusterError
-from orchestrator.process import ProcessId
+from orchestrator.system.processes import ProcessId
 
 from . import node
 from .options import ClusterPaths, Options
@@ -46,16 +46,19 @@ class Daemon:
 
 def slurmctld(paths: ClusterPaths) -> Daemon:
     return Daemon(
-        name="slurmctld", argv=_under_its_name("slurmctld", ("slurmctld", "-D"), paths),
+        name="slurmctld",
+        argv=_under_its_name("slurmctld", ("slurmctld", "-D"), paths),
         output=paths.output("slurmctld"),
-    )  # fmt: skip
+    )
 
 
 def slurmdbd(paths: ClusterPaths) -> Daemon:
     return Daemon(
-        name="slurmdbd", argv=_under_its_name("slurmdbd", ("slurmdbd", "-D"), paths), output=paths.output("slurmdbd"),
+        name="slurmdbd",
+        argv=_under_its_name("slurmdbd", ("slurmdbd", "-D"), paths),
+        output=paths.output("slurmdbd"),
         env={"MYSQL_UNIX_PORT": str(paths.database_socket)},  # slurmdbd.conf cannot name a socket
-    )  # fmt: skip
+    )
 
 
 def _under_its_name(name: str, command: tuple[str, ...], paths: ClusterPaths) -> tuple[str, ...]:
@@ -69,18 +72,27 @@ def _files(paths: ClusterPaths) -> tuple[tuple[str, str], ...]:
 
 def mariadbd(paths: ClusterPaths) -> Daemon:
     settings = (
-        f"--datadir={paths.database}", f"--tmpdir={paths.database_tmp}", f"--socket={paths.database_socket}",
-        f"--pid-file={paths.root}/mariadbd.pid", "--user=root", "--skip-networking", "--innodb-lock-wait-timeout=900",
+        f"--datadir={paths.database}",
+        f"--tmpdir={paths.database_tmp}",
+        f"--socket={paths.database_socket}",
+        f"--pid-file={paths.root}/mariadbd.pid",
+        "--user=root",
+        "--skip-networking",
+        "--innodb-lock-wait-timeout=900",
         *MARIADB_IS_SMALL,
-    )  # fmt: skip
+    )
     return Daemon(name="mariadbd", argv=("mariadbd", "--no-defaults", *settings), output=paths.output("mariadbd"))
 
 
 def slurmd(name: str, options: Options, paths: ClusterPaths, shares: tuple[str, ...]) -> Daemon:
     first = node.Node(
-        name=name, files=_files(paths), command=("slurmd", "-D", "-b", "-N", name),
-        tmp=str(paths.tmp(name)), tmp_mb=options.tmp_mb, shares=shares,
-    )  # fmt: skip
+        name=name,
+        files=_files(paths),
+        command=("slurmd", "-D", "-b", "-N", name),
+        tmp=str(paths.tmp(name)),
+        tmp_mb=options.tmp_mb,
+        shares=shares,
+    )
     return Daemon(name=name, argv=tuple(node.argv(first)), output=paths.output(name))
 
 
@@ -101,13 +113,16 @@ def start(daemon: Daemon, paths: ClusterPaths) -> ProcessId:
     daemon.output.parent.mkdir(parents=True, exist_ok=True)
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawnp(
-        "env", ["env", "--chdir=/", *daemon.argv], {**clean_environment(paths), **daemon.env}, setsid=True,
+        "env",
+        ["env", "--chdir=/", *daemon.argv],
+        {**clean_environment(paths), **daemon.env},
+        setsid=True,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(daemon.output), append, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
-    )  # fmt: skip
+    )
     return ProcessId.of(pid)
 
 

@@ -40,8 +40,17 @@ class Options:
     shares: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        least = {"nodes": 1, "cpus": 1, "gpus": 0, "memory_mb": 1, "grace_seconds": 0, "kill_wait_seconds": 1,
-                 "lost_after_seconds": 3, "max_array_size": 2, "max_job_count": 2}  # fmt: skip
+        least = {
+            "nodes": 1,
+            "cpus": 1,
+            "gpus": 0,
+            "memory_mb": 1,
+            "grace_seconds": 0,
+            "kill_wait_seconds": 1,
+            "lost_after_seconds": 3,
+            "max_array_size": 2,
+            "max_job_count": 2,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise RequestError(f"{name} is {getattr(self, name)}", why=f"it must be at least {low}")
@@ -58,7 +67,7 @@ class Options:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         return cls(**{**value, "shares": tuple(value["shares"])})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 

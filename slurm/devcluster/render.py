@@ -42,20 +42,22 @@ def gres_conf(options: Options, paths: ClusterPaths) -> str:
 
 def slurmdbd_conf(ports: Ports, paths: ClusterPaths) -> str:
     """Return slurmdbd.conf. The database is reached through its socket as root: there is no password."""
-    return _lines({
-        "AuthType": "auth/none",
-        "DbdHost": "slurmdbd",
-        "DbdAddr": LOOPBACK,
-        "DbdPort": ports.slurmdbd,
-        "CommunicationParameters": "NoInAddrAny",
-        "SlurmUser": "root",
-        "StorageType": "accounting_storage/mysql",
-        "StorageHost": "localhost",
-        "StorageUser": "root",
-        "StorageLoc": "slurm_acct",
-        "LogFile": paths.log("slurmdbd"),
-        "PidFile": paths.root / "slurmdbd.pid",
-    })  # fmt: skip
+    return _lines(
+        {
+            "AuthType": "auth/none",
+            "DbdHost": "slurmdbd",
+            "DbdAddr": LOOPBACK,
+            "DbdPort": ports.slurmdbd,
+            "CommunicationParameters": "NoInAddrAny",
+            "SlurmUser": "root",
+            "StorageType": "accounting_storage/mysql",
+            "StorageHost": "localhost",
+            "StorageUser": "root",
+            "StorageLoc": "slurm_acct",
+            "LogFile": paths.log("slurmdbd"),
+            "PidFile": paths.root / "slurmdbd.pid",
+        }
+    )
 
 
 def hosts(options: Options, present: str) -> str:

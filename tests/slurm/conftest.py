@@ -5,49 +5,15 @@ the cluster contract, Slurm's own words, launchers that die, launching from with
 die, and what several ranks do when one dies run on both (`on_both`). What happens within a job, on a node or before
 Slurm is asked (signals in a training, staging, frozen code, preflight's arithmetic, debug runs) is the same on both,
 and runs on the one without; what `sacct` itself says of each signal, accounts, QOS and the limits of associations need
-the other (`accounted_slurm`).
+the other (`accounted_slurm`). Of what is told twice, `make test` tells the less likely to differ once
+(`plain_first`, `accounting_first`); the campaign `slurm` tells the rest.
 """
 
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
-from processes import wait_for
-from real_slurm import output, processes_of
+from cluster_contract import Gate
+from real_slurm import empty_queue, running_devcluster
 
-from orchestrator.slurm.devcluster import DevCluster, Options, available
-
-
-@contextmanager
-def running_devcluster(options):
-    """Bring up a cluster in a folder of its own, and delete all of it afterwards. Skips, with the reason, elsewhere."""
-    if (reason := available(accounting=options.accounting)) is not None:
-        pytest.skip(f"no real Slurm here: {reason}")
-    # Not in pytest's own folder, whose name is too long for sockets; below /tmp, to be bound back into the nodes.
-    with tempfile.TemporaryDirectory(prefix="dc-", dir="/tmp") as folder:
-        cluster = DevCluster(Path(folder) / "state")
-        try:
-            cluster.up(options)
-            yield cluster
-        finally:
-            cluster.down()
-        assert not processes_of(cluster)
-
-
-@contextmanager
-def empty_queue(cluster):
-    """Point Slurm's commands of this process at a cluster; its jobs are gone and its nodes idle afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.environ().items():
-            patch.setenv(name, value)
-        yield cluster
-        output("scancel", "--user=root", "--state=RUNNING", "--signal=KILL", "--full")  # some ignore all others
-        output("scancel", "--user=root")
-        wait_for(
-            lambda: not output("squeue", "--noheader") and all(each.state == "IDLE" for each in cluster.nodes()),
-            "an empty queue and idle nodes",
-        )
+from orchestrator.slurm.devcluster import Options
 
 
 def alike(tmp_path_factory, *, accounting):
@@ -89,5 +55,9 @@ def accounted_slurm(accounted_devcluster):
         yield cluster
 
 
-on_both = pytest.mark.parametrize("accounting", [False, True], ids=["plain", "accounting"])
-"""Marks what runs on a Slurm without and on one with accounting."""
+@pytest.fixture
+def gate(tmp_path):
+    """What runs of a test wait for: it is opened at the test's end, if not before."""
+    gate = Gate(tmp_path / "open")
+    yield gate
+    gate.open()

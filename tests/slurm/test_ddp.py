@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from cluster_contract import Gate, wait_for_end
-from conftest import empty_queue, on_both, running_devcluster
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output, processes_with
+from real_slurm import empty_queue, in_campaign, output, processes_with, running_devcluster
 
 from orchestrator import tracking
-from orchestrator.launch import WORKER
+from orchestrator.launch.launch import WORKER
 from orchestrator.layout import ExperimentPaths
-from orchestrator.record import RunState
+from orchestrator.records.checkpoints import saved_by
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.devcluster import Options
 from orchestrator.slurm.options import SlurmOptions
@@ -44,11 +46,12 @@ def logged(bench, run, attempt=1):
     return [(one.step, one.values["ranks"]) for one in records if isinstance(one, tracking.Metrics)]
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [pytest.param(1, marks=in_campaign), 2])
 def test_two_ranks_on_each_node_train_and_one_logs(nodes, bench):
     assert_all_ranks_train_and_one_logs(bench, nodes=nodes, gpus=2)
 
 
+@in_campaign
 def test_four_ranks_on_one_node_train_and_one_logs(wide_slurm, tmp_path):
     assert_all_ranks_train_and_one_logs(bench_in(tmp_path), nodes=1, gpus=4)
 
@@ -66,13 +69,19 @@ def assert_all_ranks_train_and_one_logs(bench, *, nodes, gpus):
     assert {name for name in names if name.startswith(("events", "metrics"))} == {"events.jsonl", "metrics.jsonl"}
     logs = {"log", *(f"log.rank{rank}" for rank in range(1, nodes * gpus))}
     assert {name for name in names if name.startswith("log")} == logs
-    assert sorted(path.name for path in attempt.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert [path.name for path in saved_by(attempt)] == ["step-6.ckpt"]
+    assert not attempt.checkpoints.exists()
     assert len(bench.paths.run(run.id).attempts()) == 1
 
 
-@on_both
-@pytest.mark.parametrize("does", ["raise", "exit", "kill"])
-@pytest.mark.parametrize("nodes", [1, 2])
+DEATHS = list(product([False, True], ["raise", "exit", "kill"], [1, 2]))
+PAIRS = ((False, "raise", 1), (False, "exit", 2), (False, "kill", 1), (True, "raise", 2), (True, "kill", 2))
+
+
+@pytest.mark.parametrize(
+    ("accounting", "does", "nodes"),
+    [pytest.param(*death, marks=() if death in PAIRS else in_campaign) for death in DEATHS],
+)
 def test_a_dead_rank_fails_the_run_in_seconds(does, nodes, bench):
     run = trained({"does": does, "seconds": 0.1}, steps=10_000, nodes=nodes, gpus_per_node=2 // nodes)
     bench.launch([run], worker=WORKER)
@@ -100,6 +109,7 @@ def test_a_rank_that_is_killed_sooner_than_others_when_slurm_stops_the_job_is_no
     assert record.attempts[0].reason == "requeued in Slurm, stopped by SIGTERM"
 
 
+@in_campaign
 def test_a_run_goes_on_when_one_of_its_nodes_is_shut_down(bench, slurm, tmp_path):
     """In order, as for a reboot: first all processes there get SIGTERM, of which Slurm knows nothing."""
     gate = Gate(tmp_path / "open")

@@ -12,21 +12,20 @@ from types import SimpleNamespace
 
 import pytest
 from cluster_contract import Gate
-from conftest import on_both
 from processes import ROOT, of_this_test, tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output
+from real_slurm import accounting_first, output, plain_first
 
-from orchestrator import api, ledger
 from orchestrator.layout import RunsRoot
 from orchestrator.project import Project
-from orchestrator.record import RunState
+from orchestrator.records.attempts import read_marks
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, scripted
+from orchestrator.tracking import stores
 
 pytestmark = [
     pytest.mark.slurm,
-    on_both,
     # MLflow's own tables use a loader that SQLAlchemy 2.1 deprecates.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
@@ -75,7 +74,7 @@ def desk(tmp_path):
 
 
 def syncing():
-    return [each for each in of_this_test() if "orchestrator.sidecar" in (each.info["cmdline"] or [])]
+    return [each for each in of_this_test() if "orchestrator.tracking.sidecar" in (each.info["cmdline"] or [])]
 
 
 def job_of(bench, run):
@@ -96,11 +95,14 @@ def forget(folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
 
 
+@accounting_first
 def test_a_run_that_died_without_a_word_is_put_right_by_whoever_looks_next(slurm, desk, monkeypatch):
     deaf = desk.gate.script(deaf=True)
-    cancelled, timed, hog = scripted(deaf, seed=1), scripted(deaf, seed=2, hours=MINUTE), scripted(
-        {"ends": ["hog"]}, seed=3, mem_gb_per_node=0.2, cpus_per_node=1
-    )  # fmt: skip
+    cancelled, timed, hog = (
+        scripted(deaf, seed=1),
+        scripted(deaf, seed=2, hours=MINUTE),
+        scripted({"ends": ["hog"]}, seed=3, mem_gb_per_node=0.2, cpus_per_node=1),
+    )
     lost, late = scripted(deaf, seed=4), scripted(seed=5, cpus_per_node=4, hours=MINUTE)
     here, there = (
         desk.bench(name, tracking="embedded", nodelist=node) for name, node in (("here", "n0"), ("there", "n1"))
@@ -109,7 +111,7 @@ def test_a_run_that_died_without_a_word_is_put_right_by_whoever_looks_next(slurm
     for bench, runs in ((there, [lost]), (here, [timed, cancelled])):  # the one with a time limit last: it is short
         bench.launch(runs)
         began(bench, *runs)
-        api.sync(desk.project, bench.paths.name)
+        stores.sync(desk.project, bench.paths.name)
     assert {*desk.children("here").values(), *desk.children("there").values()} == {"RUNNING"}
     waits.launch([late])
     here.launch([timed, cancelled, hog])
@@ -144,11 +146,12 @@ def test_a_run_that_died_without_a_word_is_put_right_by_whoever_looks_next(slurm
     wait_for(lambda: set(desk.children("there").values()) == {"KILLED"}, "MLflow to be told")
     assert len(desk.children("here")) == 3
     for bench in (here, there):
-        marks = Counter(state for _, state in ledger.marks(bench.paths).values())
+        marks = Counter(state for _, state in read_marks(bench.paths).values())
         assert set(marks) == {"interrupted"}
         wait_for(lambda paths=bench.paths: not paths.unsynced.exists(), "nothing to be left to tell")
 
 
+@plain_first
 def test_a_suspended_run_says_so_and_is_still_running(slurm, desk):
     bench, run = desk.bench("x"), scripted(desk.gate.script())
     bench.launch([run])
@@ -162,6 +165,7 @@ def test_a_suspended_run_says_so_and_is_still_running(slurm, desk):
     wait_for(lambda: desk.run("x", run).state == "done", "the run to go on")
 
 
+@plain_first
 def test_logs_follow_a_run_across_its_attempts(slurm, desk):
     bench, run = desk.bench("x"), scripted(desk.gate.script(steps=2))
     bench.launch([run])
@@ -173,7 +177,7 @@ def test_logs_follow_a_run_across_its_attempts(slurm, desk):
         output("scontrol", "requeue", job_of(bench, run))
         wait_for(lambda: len(bench.played()) == 2, "the second attempt")
         desk.gate.open()
-        told, _ = follower.communicate(timeout=120)
+        told, _ = follower.communicate(timeout=600)
     finally:
         follower.kill()
         follower.wait()
@@ -182,6 +186,7 @@ def test_logs_follow_a_run_across_its_attempts(slurm, desk):
     assert follower.returncode == 0
 
 
+@plain_first
 def test_a_run_whose_node_crashed_and_that_goes_on_counts_only_what_it_ran(slurm, desk):
     bench, run = desk.bench("x"), scripted(desk.gate.script(steps=2))
     bench.launch([run])
@@ -203,6 +208,7 @@ def test_a_run_whose_node_crashed_and_that_goes_on_counts_only_what_it_ran(slurm
     wait_for(lambda: desk.run("x", run).state == "done", "the run to end")
 
 
+@plain_first
 def test_a_requeued_run_that_is_cancelled_while_it_waits_is_no_longer_scheduled_in_mlflow(slurm, desk):
     bench, run = desk.bench("x", tracking="embedded"), scripted(desk.gate.script())
     bench.launch([run])
@@ -210,7 +216,7 @@ def test_a_requeued_run_that_is_cancelled_while_it_waits_is_no_longer_scheduled_
     job = job_of(bench, run)
     output("scontrol", "requeuehold", job)
     wait_for(lambda: desk.run("x", run).state == "queued", "it to wait to go on")
-    api.sync(desk.project, "x")
+    stores.sync(desk.project, "x")
     assert desk.children("x") == {run.id: "SCHEDULED"}
     desk.orch("cancel", "x")
     wait_for(lambda: desk.children("x") == {run.id: "KILLED"}, "MLflow to be told")

@@ -11,16 +11,24 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import empty_queue, running_devcluster
 from processes import wait_for
-from real_slurm import job_state, output, processes_of, processes_with, submit
+from real_slurm import (
+    empty_queue,
+    in_campaign,
+    job_state,
+    output,
+    processes_of,
+    processes_with,
+    running_devcluster,
+    submit,
+)
 
 from orchestrator.errors import ClusterError, RequestError, StateError
-from orchestrator.process import ProcessId
 from orchestrator.slurm.devcluster import DevCluster, NodeState, Options, available, daemons, render
 from orchestrator.slurm.devcluster.cluster import _install_database, shares
 from orchestrator.slurm.devcluster.node import Node, argv, from_json, mounts
 from orchestrator.slurm.devcluster.options import ClusterPaths, Ports
+from orchestrator.system.processes import ProcessId
 
 PATHS = ClusterPaths(Path("/var/lib/dc"))
 PORTS = Ports(slurmctld=20001, slurmdbd=20002, nodes=(20003, 20004))
@@ -164,9 +172,13 @@ def test_a_folder_that_never_held_a_cluster_is_not_deleted(short):
 def test_down_kills_no_stranger_that_was_given_a_recorded_number(short):
     stranger = subprocess.Popen(["sleep", "600"])
     try:
-        process = replace(ProcessId.of(stranger.pid), started=12345.0)
-        record = {"options": SMALL.to_json(), "ports": [1, 2, 3], "shares": [],
-                  "processes": {"n0": process.to_json(), "slurmctld": process.to_json()}}  # fmt: skip
+        process = replace(ProcessId.of(stranger.pid), started=12345.0, ticks="1")
+        record = {
+            "options": SMALL.to_json(),
+            "ports": [1, 2, 3],
+            "shares": [],
+            "processes": {"n0": process.to_json(), "slurmctld": process.to_json()},
+        }
         (short / "cluster.json").write_text(json.dumps(record))
         DevCluster(short).down()
         assert stranger.poll() is None
@@ -186,11 +198,19 @@ def test_crash_needs_a_cluster(short):
 @pytest.mark.parametrize(
     ("state", "ready", "has_jobs"),
     [
-        ("IDLE", True, False), ("MIXED", True, True), ("ALLOCATED", True, True), ("IDLE+COMPLETING", True, True),
-        ("IDLE*", False, False), ("IDLE+NOT_RESPONDING", False, False), ("IDLE+DRAIN", False, False),
-        ("DOWN", False, False), ("DOWN*+DRAIN", False, False), ("UNKNOWN", False, False), ("NEW-STATE", False, False),
+        ("IDLE", True, False),
+        ("MIXED", True, True),
+        ("ALLOCATED", True, True),
+        ("IDLE+COMPLETING", True, True),
+        ("IDLE*", False, False),
+        ("IDLE+NOT_RESPONDING", False, False),
+        ("IDLE+DRAIN", False, False),
+        ("DOWN", False, False),
+        ("DOWN*+DRAIN", False, False),
+        ("UNKNOWN", False, False),
+        ("NEW-STATE", False, False),
     ],
-)  # fmt: skip
+)
 def test_a_node_is_ready_only_in_a_state_known_to_be_good(state, ready, has_jobs):
     node = NodeState.parse(f"NodeName=n0 Arch=x86_64 State={state} ThreadsPerCore=1 SlurmdStartTime=1700000000 X=y")
     assert (node.name, node.state, node.started) == ("n0", state, 1_700_000_000.0)
@@ -202,8 +222,14 @@ def test_a_node_that_never_registered_has_no_start():
 
 
 def test_tmp_is_covered_last_and_shares_stay_where_they_are():
-    node = Node(name="n0", files=(("/s/hosts", "/etc/hosts"),), command=("slurmd",), tmp="/s/tmp", tmp_mb=5,
-                shares=("/tmp/a b", "/tmp/c"))  # fmt: skip
+    node = Node(
+        name="n0",
+        files=(("/s/hosts", "/etc/hosts"),),
+        command=("slurmd",),
+        tmp="/s/tmp",
+        tmp_mb=5,
+        shares=("/tmp/a b", "/tmp/c"),
+    )
     assert mounts(node) == [
         ["mount", "--bind", "/s/hosts", "/etc/hosts"],
         ["mount", "-t", "tmpfs", "-o", "size=5m", "n0", "/s/tmp"],
@@ -313,6 +339,7 @@ def refused(*argv):
     return done.stderr
 
 
+@in_campaign
 @pytest.mark.slurm
 def test_a_preempted_job_gets_a_signal_and_a_grace_time_and_runs_again(slurm, tmp_path):
     body = """

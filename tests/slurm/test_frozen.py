@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output
+from real_slurm import in_campaign, output
 
-from orchestrator import ledger
-from orchestrator.api import observers
+from orchestrator.clusters import observers
 from orchestrator.layout import ExperimentPaths
-from orchestrator.record import RunState
+from orchestrator.records.attempts import read_job_output
+from orchestrator.records.experiment import read_experiment
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import jobs_of
 
 pytestmark = pytest.mark.slurm
@@ -94,17 +95,21 @@ def wreck(folder):
             path.unlink()
 
 
-@pytest.mark.parametrize("project_is_installed", [False, True])
+@pytest.mark.parametrize("project_is_installed", [pytest.param(False, marks=in_campaign), True])
 def test_a_queued_run_needs_nothing_of_what_it_was_launched_from(project_is_installed, slurm, tmp_path, monkeypatch):
     engine, package, project = (tmp_path / name for name in ("the engine", "the package", "it's the project"))
     for name in ("orchestrator", "models", "datasets", "slurm", "conf"):
         shutil.copytree(ROOT / name, engine / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, engine)
-    write(package, {
-        "pyproject.toml": PYPROJECT.replace("NAME", "shapes").replace("PACKAGES", '["src/shapes"]'),
-        "src/shapes/__init__.py": "NAME = 'polygon'\n", "src/shapes/late.py": "SIDES = 5\n",
-    })  # fmt: skip
+    write(
+        package,
+        {
+            "pyproject.toml": PYPROJECT.replace("NAME", "shapes").replace("PACKAGES", '["src/shapes"]'),
+            "src/shapes/__init__.py": "NAME = 'polygon'\n",
+            "src/shapes/late.py": "SIDES = 5\n",
+        },
+    )
     nets = "src/nets/__init__.py" if project_is_installed else "nets.py"
     write(project, {"conf/experiment/frozen.yaml": EXPERIMENT, nets: NETS})
     environment = Environment(tmp_path / "env")
@@ -131,10 +136,10 @@ def test_a_queued_run_needs_nothing_of_what_it_was_launched_from(project_is_inst
     output("scontrol", "release", f"{job.id}_0")
     wait_for(lambda: record(paths).state in {RunState.DONE, RunState.FAILED, RunState.INTERRUPTED}, "the run to end")
     attempt = paths.run(record(paths).id).attempt(1)
-    assert record(paths).state is RunState.DONE, (record(paths), ledger.job_output(paths.launch(1), f"{job.id}_0"))
+    assert record(paths).state is RunState.DONE, (record(paths), read_job_output(paths.launch(1), f"{job.id}_0"))
     assert attempt.log.read_text().count("a polygon of 5 sides\n") == 2
 
 
 def record(paths):
-    (only,) = ledger.read(paths, observers()).records.values()
+    (only,) = read_experiment(paths, observers()).records.values()
     return only

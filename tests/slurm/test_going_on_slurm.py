@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from desks import Desk
 from processes import wait_for
-from real_slurm import output
+from real_slurm import in_campaign, output
 
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 
 pytestmark = pytest.mark.slurm
 
@@ -62,6 +62,7 @@ def test_an_experiment_starts_after_another_one_from_its_weights(desk, tmp_path)
     assert "test/sum" in desk.records("tested")[0].metrics
 
 
+@in_campaign
 def test_after_a_failure_it_fails_with_the_reason(desk, tmp_path):
     gate = tmp_path / "gate"
     launched(desk, "train", f"model.until={gate}", "model.does=raise", "+model.rank=0")

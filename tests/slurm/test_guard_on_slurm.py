@@ -9,12 +9,13 @@ from cluster_contract import Gate, states, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
-from orchestrator import api, guard
+from orchestrator import api
 from orchestrator.cluster import Change
 from orchestrator.errors import RequestError
+from orchestrator.launch import canary
 from orchestrator.layout import ExperimentPaths, RunsRoot
 from orchestrator.project import Project
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, scripted
@@ -27,13 +28,6 @@ def bench(slurm, tmp_path):
     return Bench(
         paths=ExperimentPaths(tmp_path / "a run's folder" / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions())
     )
-
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = Gate(tmp_path / "open")
-    yield gate
-    gate.open()
 
 
 def project_of(bench):
@@ -81,7 +75,7 @@ def test_the_brake_stops_what_has_not_begun_and_leaves_what_runs(bench, gate, tm
     trouble.open()
     wait_for(lambda: states(bench, behind) == [RunState.CANCELLED] * 2, "the brake")
     reason = bench.records()[behind[0].id].reason
-    assert re.fullmatch(r"stopped by the brake: 2 runs failed with ArithmeticError at script.py:\d+", reason)
+    assert re.fullmatch(r"stopped by the failure limit: 2 runs failed with ArithmeticError at script.py:\d+", reason)
     wait_for(lambda: len(queued()) == 1, f"Slurm to be told; it has {queued()}")
     assert states(bench, [goes_on]) == [RunState.RUNNING]
     gate.open()
@@ -156,7 +150,7 @@ def test_who_looks_tells_of_a_run_that_died_without_a_word(bench, gate, tmp_path
     output("scancel", "--signal=KILL", "--full", job)
     wait_for_end(bench)
     assert not told.exists()
-    assert guard.gate(bench.paths.launch(1)).closed == ""
+    assert canary.safeguards(bench.paths.launch(1)).closed == ""
     for _ in range(2):
-        api.look(project_of(bench), bench.paths.name)
+        api.refresh(project_of(bench), bench.paths.name)
     assert told.read_text().count("has ended") == 1

@@ -13,7 +13,7 @@ from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
 from orchestrator.layout import ExperimentPaths
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, scripted

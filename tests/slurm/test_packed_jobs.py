@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cluster_contract import Gate, states, wait_for_end
+from cluster_contract import states, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output, processes_of
 
@@ -12,7 +12,7 @@ from orchestrator.cluster import Change
 from orchestrator.errors import RequestError
 from orchestrator.layout import ExperimentPaths, RunsRoot
 from orchestrator.project import Project
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Pack
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.slurm
 def bench(slurm, tmp_path):
     cluster = SlurmCluster(SlurmOptions())
     return Bench(paths=ExperimentPaths(tmp_path / "a run's folder" / "x"), kind="slurm", cluster=cluster)
-
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = Gate(tmp_path / "open")
-    yield gate
-    gate.open()
 
 
 def packed(count, script=None, *, runs=6, at_once=1, **more):
@@ -71,8 +64,13 @@ def test_a_preempted_pack_goes_on_with_what_had_not_ended(slurm, tmp_path, gate)
     bench.launch([done, failed, *waits])
     wait_for(lambda: begun(bench, *waits[:2]), "two runs to wait, and two for their turn")
     assert states(bench, [done, failed, *waits]) == [
-        RunState.DONE, RunState.FAILED, RunState.RUNNING, RunState.RUNNING, RunState.QUEUED, RunState.QUEUED,
-    ]  # fmt: skip
+        RunState.DONE,
+        RunState.FAILED,
+        RunState.RUNNING,
+        RunState.RUNNING,
+        RunState.QUEUED,
+        RunState.QUEUED,
+    ]
     bench.cancel(waits[0])
     bench.cancel(waits[3])
     wait_for(lambda: begun(bench, waits[2]), "the next run to begin in the place of the cancelled one")

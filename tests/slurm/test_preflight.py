@@ -11,19 +11,18 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster_contract import states, wait_for_end
-from conftest import empty_queue, running_devcluster
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output
+from real_slurm import bench_of, empty_queue, output, running_devcluster
 
-from orchestrator import ledger
 from orchestrator.errors import RequestError
 from orchestrator.layout import ExperimentPaths
-from orchestrator.record import RunState
+from orchestrator.records.packs import read_packs
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.devcluster import Options
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Resources
-from orchestrator.testing.launches import Bench, scripted
+from orchestrator.testing.launches import scripted
 
 pytestmark = pytest.mark.slurm
 
@@ -62,15 +61,22 @@ def refused(folder, need=None, **given):
 # --- shapes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("need", "options", "why", "fix"), [
-    ({"hours": 4}, {"partition": "limited"}, "(nodes=1, cpus_per_node=1, hours=4): partition limited allows 1 h",
-     "cluster.partition=debug or preemptible or urgent"),
-    ({"nodes": 2}, {"partition": "limited"}, "partition limited allows 1 node\n", "cluster.partition=debug or"),
-    ({"nodes": 3}, {}, "partition debug has 2 nodes", "ask for less in resources"),
-    ({"gpus_per_node": 4}, {}, "in partition debug no node has 4 GPUs: the largest has 1", "ask for less"),
-    ({"cpus_per_node": 99}, {}, "no node has 99 CPUs: the largest has 4", "ask for less"),
-    ({"mem_gb_per_node": 64}, {}, "no node has 64 GB of memory: the largest has 15.62", "ask for less"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("need", "options", "why", "fix"),
+    [
+        (
+            {"hours": 4},
+            {"partition": "limited"},
+            "(nodes=1, cpus_per_node=1, hours=4): partition limited allows 1 h",
+            "cluster.partition=debug or preemptible or urgent",
+        ),
+        ({"nodes": 2}, {"partition": "limited"}, "partition limited allows 1 node\n", "cluster.partition=debug or"),
+        ({"nodes": 3}, {}, "partition debug has 2 nodes", "ask for less in resources"),
+        ({"gpus_per_node": 4}, {}, "in partition debug no node has 4 GPUs: the largest has 1", "ask for less"),
+        ({"cpus_per_node": 99}, {}, "no node has 99 CPUs: the largest has 4", "ask for less"),
+        ({"mem_gb_per_node": 64}, {}, "no node has 64 GB of memory: the largest has 15.62", "ask for less"),
+    ],
+)
 def test_a_shape_that_no_node_could_hold_is_refused(need, options, why, fix, small_slurm, tmp_path):
     said = refused(tmp_path, need, **options)
     assert why in said
@@ -107,21 +113,23 @@ def test_drained_nodes_are_told_and_the_runs_start_once_they_are_back(small_slur
     assert states(bench, [run]) == [RunState.DONE]
 
 
-def bench_of(folder, **options):
-    paths = ExperimentPaths(folder / "a run's folder" / "x")
-    return Bench(paths=paths, kind="slurm", cluster=SlurmCluster(SlurmOptions.parse(options)))
-
-
 # --- words ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("options", "what", "why", "fix"), [
-    ({"partition": "debgu"}, "Slurm knows no partition 'debgu' (did you mean 'debug'?)",
-     "there are debug, limited, preemptible, urgent", "cluster.partition=debug"),
-    ({"partition": "debug,nowhere"}, "Slurm knows no partition 'nowhere'", "there are debug,", "leave it out"),
-    ({"constraint": "a100"}, "Slurm knows no constraint 'a100'", "Slurm shows none", "correct cluster.constraint"),
-    ({"nodelist": "n9"}, "Slurm knows no nodelist 'n9'", "there are n0, n1", "correct cluster.nodelist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "what", "why", "fix"),
+    [
+        (
+            {"partition": "debgu"},
+            "Slurm knows no partition 'debgu' (did you mean 'debug'?)",
+            "there are debug, limited, preemptible, urgent",
+            "cluster.partition=debug",
+        ),
+        ({"partition": "debug,nowhere"}, "Slurm knows no partition 'nowhere'", "there are debug,", "leave it out"),
+        ({"constraint": "a100"}, "Slurm knows no constraint 'a100'", "Slurm shows none", "correct cluster.constraint"),
+        ({"nodelist": "n9"}, "Slurm knows no nodelist 'n9'", "there are n0, n1", "correct cluster.nodelist"),
+    ],
+)
 def test_a_word_that_slurm_does_not_know_is_named_with_the_nearest(options, what, why, fix, small_slurm, tmp_path):
     said, _, told = refused(tmp_path, **options).partition("\nfix: ")
     assert what in said
@@ -247,7 +255,7 @@ def test_what_plan_prints_of_packs_is_what_sbatch_gets(small_slurm, project):
     told = planned(project, *words, "--sbatch")["scripts"]
     assert orch(project, "launch", "experiment=planned", *words).returncode == 0
     launch = ExperimentPaths(project / "runs" / "planned").launch(1)
-    token, packs, jobs = json.loads(launch.header.read_text())["token"], ledger.read_packs(launch), jobs_of(launch)
+    token, packs, jobs = json.loads(launch.header.read_text())["token"], read_packs(launch), jobs_of(launch)
     got = [output("scontrol", "write", "batch_script", job.id, "-") for job in jobs]
     assert [script["text"].replace("TOKEN", token).strip() for script in told] == got
     lines = [json.loads(line)["run"] for line in launch.plan.read_text().splitlines()]
@@ -293,6 +301,51 @@ def test_a_checkpoint_forecast_that_does_not_fit_is_told_by_plan_and_launch(smal
     launched = orch(project, "launch", "experiment=planned", *large)
     assert launched.returncode == 0, launched.stderr
     assert "note: the checkpoints of 6 runs need about" in launched.stderr  # it was counted for this very code
+
+
+# --- what the user's environment says -------------------------------------------------------------------
+
+
+def test_variables_of_sbatch_are_shown_and_count_where_nothing_else_is_set(small_slurm, project, monkeypatch):
+    monkeypatch.setenv("SBATCH_PARTITION", "urgent")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "7")
+    held = "+cluster.extra.hold=true"
+    words = [held, "cluster.partition=null", "resources.hours=null"]
+    told = planned(project, *words, "--sbatch")
+    assert "SBATCH_PARTITION=urgent: the default for --partition" in told["notes"]
+    assert {each["hours"] for each in told["resources"]} == {7 / 60}
+    assert all("#SBATCH --partition=urgent\n" in each["text"] for each in told["scripts"])
+    assert orch(project, "launch", "experiment=planned", *words).returncode == 0
+    got = output("squeue", "--noheader", "--array", "--format=%P %l")
+    assert set(got.splitlines()) == {"urgent 7:00"}
+
+
+ON_GAMMA = {  # there every job runs on, whatever it is called
+    "sbatch": '[[ "$*" = *--test-only* ]] || echo Submitted batch job 990001 on cluster gamma; exit 0',
+    "squeue": "echo CLUSTER: gamma; printf '990001_%s|RUNNING|None|g1|N/A|\\n' 0 1 2 3; exit 0",
+    "scontrol": "unset SLURM_CLUSTERS",
+}
+
+
+def test_what_was_submitted_to_another_cluster_is_looked_for_there(small_slurm, project, monkeypatch, tmp_path):
+    programs, words = tmp_path / "bin", ["experiment=planned", "sweep.resources=[]", "seed=1,2,3,4"]
+    programs.mkdir()
+    for name, answer in ON_GAMMA.items():
+        text = f'#!/bin/bash\nif [ "$SLURM_CLUSTERS" = gamma ]; then {answer}; fi\nexec {output("which", name)} "$@"\n'
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    with monkeypatch.context() as there:
+        there.setenv("PATH", str(programs), prepend=":")
+        with monkeypatch.context() as chosen:
+            chosen.setenv("SBATCH_CLUSTERS", "gamma")
+            done = orch(project, "launch", *words)
+            assert done.returncode == 0, done.stderr
+            assert "SBATCH_CLUSTERS=gamma: the cluster that jobs go to" in done.stderr
+        told = json.loads(orch(project, "status", "planned", "--json").stdout)
+        assert {run["state"] for run in told["runs"]} == {"running"}
+        assert orch(project, "launch", *words).returncode == 0
+    assert [job.id for job in jobs_of(ExperimentPaths(project / "runs" / "planned").launch(1))] == ["990001"]
+    assert len(ExperimentPaths(project / "runs" / "planned").launches()) == 1
 
 
 # --- site profiles ----------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ import pytest
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
-from orchestrator import ledger, tracking
-from orchestrator.api import observers
+from orchestrator import tracking
+from orchestrator.clusters import observers
 from orchestrator.layout import ExperimentPaths
-from orchestrator.record import RunState
+from orchestrator.records.experiment import read_experiment
+from orchestrator.records.launches import read_launch
+from orchestrator.records.record import RunState
 
 pytestmark = pytest.mark.slurm
 
@@ -74,7 +76,7 @@ class Terminal:
         return ExperimentPaths(self.folder / "runs" / name)
 
     def record(self, name):
-        (record,) = ledger.read(self.paths(name), observers()).records.values()
+        (record,) = read_experiment(self.paths(name), observers()).records.values()
         return record
 
     def steps(self, name, attempt):
@@ -190,6 +192,6 @@ def test_nothing_of_any_text_is_executed_or_changed_on_its_way_into_the_job(slur
     out, err = process.communicate()
     assert process.returncode == 0, f"{out}\n{err}"
     assert "a b ; touch not-executed\n" in out
-    launch = ledger.read_launch(terminal.paths("waits-debug").launch(1))
-    assert (launch.header["message"], launch.header["cluster"]["comment"]) == (message, text)
+    launch = read_launch(terminal.paths("waits-debug").launch(1))
+    assert (launch.header.message, launch.header.cluster["comment"]) == (message, text)
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith("executed")]

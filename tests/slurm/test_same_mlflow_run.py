@@ -7,12 +7,12 @@ from cluster_contract import Gate, wait_for_end
 from faulty_server import mlflow_server
 from mlflow import MlflowClient
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output
+from real_slurm import in_campaign, output
 
 from orchestrator.config import schema
-from orchestrator.launch import WORKER
+from orchestrator.launch.launch import WORKER
 from orchestrator.layout import ExperimentPaths
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, trained
@@ -35,6 +35,7 @@ def bench(slurm, server, tmp_path):
     return Bench(paths=paths, kind="slurm", cluster=SlurmCluster(options), tracking=tracking)
 
 
+@in_campaign
 def test_a_preempted_run_goes_on_in_the_same_mlflow_run(bench, server, tmp_path):
     gate, client = Gate(tmp_path / "open"), MlflowClient(server)
     run = trained(gate.script(seconds=1.0), steps=STEPS)
@@ -54,8 +55,10 @@ def test_a_preempted_run_goes_on_in_the_same_mlflow_run(bench, server, tmp_path)
     bench.launch([run], worker=WORKER)
     wait_for(lambda: says("RUNNING", 1) and child().data.metrics.get("ranks"), "the server to know it, with a metric")
     first = child().info.run_id
-    output("sbatch", "--partition=urgent", "--nodelist=n0", "--exclusive", "--output=/dev/null", "--wrap=true")
+    urgent = ["--partition=urgent", "--nodelist=n0", "--exclusive", "--output=/dev/null", "--wrap=sleep 3600"]
+    job = output("sbatch", "--parsable", *urgent)
     wait_for(lambda: says("SCHEDULED", 1), "the server to hear that it waits for its job")
+    output("scancel", job)
     wait_for(lambda: says("RUNNING", 2), "it to be RUNNING again")
     gate.open()
     wait_for_end(bench)

@@ -1,7 +1,7 @@
 """A large launch really goes through: each run ends in one final state, none is lost, none is run twice.
 
-CI does so with RUNS runs; `make scale RUNS=10000` with as many as you like, and prints what it took. In the midst of
-it slurmctld is restarted, while jobs end, and the same is launched again.
+The campaign `scale` does so with 500, `make scale` with 10,000 or as many as you like; both print what it took. In the
+middle of it slurmctld is restarted, while jobs end, and the same is launched again.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import empty_queue, running_devcluster
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output
+from real_slurm import empty_queue, output, running_devcluster
 
 from orchestrator.layout import ExperimentPaths
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.devcluster import Options
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, scripted
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.campaign("scale"), pytest.mark.campaign("scale-10000")]
 
-RUNS = int(os.environ.get("SCALE_RUNS", "500"))
+RUNS = int(os.environ.get("SCALE_RUNS", "60"))
 ENDS = {3: ("raise", RunState.FAILED), 7: ("kill", RunState.INTERRUPTED)}
 """How the runs end whose seeds leave such a remainder by 25; all others are done."""
 STILL_SECONDS = 300

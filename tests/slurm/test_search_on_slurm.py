@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from campaigns import amount
 from desks import Desk
 from processes import wait_for
-from real_slurm import output
+from real_slurm import in_campaign, output
 
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.campaign("slurm", sample=True)]
+
+TRIALS = amount(4, 8)
 
 NETS = """
 import time
@@ -43,10 +46,10 @@ tracking: {kind: none}
 cluster: {nodes_may_submit: false}
 sweep:
   optuna:
-    n: 8
+    n: TRIALS
     space: {model.x: "uniform(-10, 10)"}
     pruner: {_target_: optuna.pruners.MedianPruner, n_startup_trials: 3}
-"""
+""".replace("TRIALS", str(TRIALS))
 
 
 @pytest.fixture
@@ -63,18 +66,19 @@ def check_done(found, count):
 
 def test_trials_of_an_array_learn_from_each_other_and_a_later_launch_goes_on(desk):
     desk.orch("launch", "experiment=bowl", "cluster=slurm", "cluster.throttle=2", "--wait")
-    check_done(desk.trials("bowl"), 8)
+    check_done(desk.trials("bowl"), TRIALS)
     first = [record.given for record in desk.trials("bowl")]
-    said = desk.orch("launch", "experiment=bowl", "cluster=slurm", "sweep.optuna.n=10", "--wait")
-    assert "2 runs, 8 already there" in said
-    check_done(desk.trials("bowl"), 10)
-    assert [record.given for record in desk.trials("bowl")[:8]] == first
+    said = desk.orch("launch", "experiment=bowl", "cluster=slurm", f"sweep.optuna.n={TRIALS + 2}", "--wait")
+    assert f"2 runs, {TRIALS} already there" in said
+    check_done(desk.trials("bowl"), TRIALS + 2)
+    assert [record.given for record in desk.trials("bowl")[:TRIALS]] == first
 
 
+@in_campaign
 def test_a_preempted_trial_goes_on_with_its_own_values_and_all_ranks_have_the_same(desk, tmp_path):
     gate = tmp_path / "gate"
     words = ["experiment=bowl", "cluster=slurm", "cluster.partition=preemptible", "sweep.optuna.n=1"]
-    ranks = ["resources.nodes=2", "resources.gpus_per_node=2"]
+    ranks = ["resources.nodes=2", f"resources.gpus_per_node={amount(1, 2)}"]
     desk.orch("launch", *words, *ranks, f"model.gate={gate}", "trainer.max_epochs=60")
     wait_for(lambda: desk.trials("bowl")[0].last and desk.trials("bowl")[0].last.progress, "a step")
     given = desk.trials("bowl")[0].given
@@ -89,6 +93,8 @@ def test_a_preempted_trial_goes_on_with_its_own_values_and_all_ranks_have_the_sa
 
 
 def test_packed_trials_learn_from_each_other_too(desk):
-    desk.orch("launch", "experiment=bowl", "cluster=slurm", "resources.pack={runs: 4, at_once: 2}", "--wait")
-    check_done(desk.trials("bowl"), 8)
+    desk.orch(
+        "launch", "experiment=bowl", "cluster=slurm", f"resources.pack={{runs: {TRIALS // 2}, at_once: 2}}", "--wait"
+    )
+    check_done(desk.trials("bowl"), TRIALS)
     assert len({record.last.claim.job for record in desk.trials("bowl")}) == 2

@@ -1,22 +1,24 @@
 """Whatever stops a run on a real Slurm, it goes on by itself where it was, in the same launch; but for `scancel`.
 
-Each story is told of a fit with two ranks and of one with a single process, launched together, and stopped
+The campaign `slurm` tells each story of a fit with two ranks and of one with a single process, launched together, and
+`make test` some of them, of one fit of each kind. They are stopped
 in the middle of their second epoch: their last regular checkpoint is older than that. Those that are stopped in
 the midst of a validation are in the preemption's story. What Slurm itself says of it all stands in its accounting.
 """
 
 from __future__ import annotations
 
+import campaigns
 import pytest
 from cluster_contract import Gate, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output
+from real_slurm import in_campaign, output
 
 from orchestrator import tracking
-from orchestrator.launch import WORKER
+from orchestrator.launch.launch import WORKER
+from orchestrator.launch.plan import to_do
 from orchestrator.layout import ExperimentPaths
-from orchestrator.plan import to_do
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, scripted, trained
@@ -24,6 +26,15 @@ from orchestrator.testing.net import STEPS_PER_EPOCH
 
 pytestmark = pytest.mark.slurm
 STEPS = 400
+
+
+def told_of(validate):
+    """Return the kinds and the ranks of the fits that a story is told of."""
+    kinds = ["Net", "ValidatedNet"] if validate else ["Net"]
+    both = {"gpus_per_node": 2, "cpus_per_node": 2}
+    if not campaigns.NAME:
+        return list(zip(kinds, (both, {}), strict=False))
+    return [(kind, ranks) for kind in kinds for ranks in ({}, both)]
 
 
 class Story:
@@ -39,12 +50,7 @@ class Story:
             paths=ExperimentPaths(folder / "it's a run's folder" / "x"), kind="slurm", cluster=SlurmCluster(options)
         )
         net = self.gate.script(seconds=1.0)
-        kinds = ["Net", "ValidatedNet"] if validate else ["Net"]
-        self.runs = [
-            trained(net, kind=kind, steps=STEPS, hours=hours, **ranks)
-            for kind in kinds
-            for ranks in ({}, {"gpus_per_node": 2, "cpus_per_node": 2})
-        ]
+        self.runs = [trained(net, kind=kind, steps=STEPS, hours=hours, **ranks) for kind, ranks in told_of(validate)]
         self.bench.launch(self.runs, worker=WORKER)
 
     def steps(self, run, attempt, metric="ranks"):
@@ -100,7 +106,7 @@ class Story:
         for run in self.runs:
             first, second = self.steps(run, 1), self.steps(run, 2)
             assert first + second == list(range(STEPS))
-        for run in self.runs[2:]:
+        for run in (run for run in self.runs if run.config["model"]["_target_"].endswith("ValidatedNet")):
             validated = self.steps(run, 1, "val/loss") + self.steps(run, 2, "val/loss")
             assert validated == list(range(STEPS_PER_EPOCH - 1, STEPS, STEPS_PER_EPOCH))
 
@@ -145,6 +151,7 @@ def urgent_job():
     output("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 
+@in_campaign
 def test_at_the_time_limit_runs_save_themselves_and_go_on(tell):
     story = tell(options=SlurmOptions(signal_seconds=60), hours=1)
     story.wait_for_second_epoch()
@@ -156,6 +163,7 @@ def test_at_the_time_limit_runs_save_themselves_and_go_on(tell):
     assert all(reason.startswith("time limit of") for reason in reasons(records))
 
 
+@pytest.mark.campaign("slurm", sample=True)
 def test_preempted_runs_save_themselves_in_the_grace_time_and_go_on(tell, grace):
     grace(30)  # enough to save four at once, on a busy machine
     story = tell(options=SlurmOptions(partition="preemptible"), validate=True)
@@ -163,9 +171,10 @@ def test_preempted_runs_save_themselves_in_the_grace_time_and_go_on(tell, grace)
     urgent_job()
     records = story.go_on()
     story.assert_no_step_lost_or_repeated()
-    assert reasons(records) == ["preempted, stopped by SIGTERM"] * 4
+    assert reasons(records) == ["preempted, stopped by SIGTERM"] * len(story.runs)
 
 
+@in_campaign
 def test_runs_preempted_without_grace_go_on(tell, grace):
     grace(0)
     story = tell(options=SlurmOptions(partition="preemptible"))
@@ -176,6 +185,7 @@ def test_runs_preempted_without_grace_go_on(tell, grace):
     assert reasons(records) == ["requeued in Slurm, stopped by SIGTERM"] * 2
 
 
+@in_campaign
 def test_runs_requeued_by_hand_go_on(tell):
     story = tell()
     story.wait_for_second_epoch()
@@ -186,6 +196,7 @@ def test_runs_requeued_by_hand_go_on(tell):
     assert reasons(records) == ["requeued in Slurm, stopped by SIGTERM"] * 2
 
 
+@in_campaign
 def test_runs_of_a_crashed_node_go_on_from_their_last_checkpoint_on_another(tell, slurm):
     story = tell()
     story.wait_for_second_epoch()
@@ -203,6 +214,7 @@ def test_runs_of_a_crashed_node_go_on_from_their_last_checkpoint_on_another(tell
         assert record.attempts[1].claim.process.host not in nodes
 
 
+@in_campaign
 def test_scancel_is_final_until_the_next_launch(tell):
     story = tell()
     story.wait_for_second_epoch()
@@ -222,9 +234,11 @@ def test_scancel_is_final_until_the_next_launch(tell):
 def test_a_run_is_not_requeued_for_ever(slurm, tmp_path):
     gate = Gate(tmp_path / "open")
     bench = Bench(
-        paths=ExperimentPaths(tmp_path / "x"), kind="slurm", cluster=SlurmCluster(SlurmOptions()),
+        paths=ExperimentPaths(tmp_path / "x"),
+        kind="slurm",
+        cluster=SlurmCluster(SlurmOptions()),
         options={"max_requeues": 1},
-    )  # fmt: skip
+    )
     run = scripted(gate.script())
     bench.launch([run])
     for attempt in (1, 2):
@@ -239,6 +253,7 @@ def test_a_run_is_not_requeued_for_ever(slurm, tmp_path):
     assert len(record.attempts) == 2
 
 
+@in_campaign
 def test_slurm_requeues_a_run_for_ever_only_if_it_gets_further(slurm, tmp_path):
     """As where a run brings its node down, or is preempted again and again before it has taken a step."""
     gate = Gate(tmp_path / "open")
@@ -271,6 +286,7 @@ def begun(bench, *runs):
     return [sum(played.run == run.id for played in bench.played()) for run in runs]
 
 
+@in_campaign
 def test_slurm_itself_says_what_happened(accounted_slurm, tmp_path):
     """All that can stop a run, at the same time, and told by `sacct` as the states of each job's starts."""
     gate = Gate(tmp_path / "open")
@@ -300,9 +316,12 @@ def test_slurm_itself_says_what_happened(accounted_slurm, tmp_path):
     for bench in (preempted, stopped, crashed):
         wait_for_end(bench)
     expected = {
-        evicted: ["PREEMPTED", "COMPLETED"], requeued: ["REQUEUED", "COMPLETED"], limited: ["REQUEUED", "COMPLETED"],
-        cancelled: ["CANCELLED"], lost: ["NODE_FAIL", "COMPLETED"],
-    }  # fmt: skip
+        evicted: ["PREEMPTED", "COMPLETED"],
+        requeued: ["REQUEUED", "COMPLETED"],
+        limited: ["REQUEUED", "COMPLETED"],
+        cancelled: ["CANCELLED"],
+        lost: ["NODE_FAIL", "COMPLETED"],
+    }
     for job, states in expected.items():
         wait_for(lambda job=job, states=states: accounted(job) == states, f"{job} to be {states} in the accounting")
     records = [record for bench in (preempted, stopped, crashed) for record in bench.records().values()]

@@ -9,20 +9,19 @@ import sys
 import time
 
 import pytest
-from cluster_contract import ClusterContract, Gate, states, wait_for_end
-from conftest import on_both
+from cluster_contract import ClusterContract, states, wait_for_end
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output
+from real_slurm import accounting_first, bench_of, on_both, output, plain_first
 
-from orchestrator import ledger
+from orchestrator.launch.plan import Action, to_do
 from orchestrator.layout import ExperimentPaths
-from orchestrator.plan import Action, to_do
-from orchestrator.record import RunState
+from orchestrator.records.attempts import read_job_output
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, scripted
 
-pytestmark = [pytest.mark.slurm, on_both]
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +29,7 @@ def _on_slurm(slurm):
     """Run each test on the session's clusters."""
 
 
+@accounting_first
 class TestContract(ClusterContract):
     kind = "slurm"
     slots = 4  # one node's CPUs
@@ -53,18 +53,7 @@ def bench(tmp_path):
     return bench_of(tmp_path)
 
 
-def bench_of(folder, **options):
-    cluster = SlurmCluster(SlurmOptions.parse(options))
-    return Bench(paths=ExperimentPaths(folder / "a run's folder" / "x"), kind="slurm", cluster=cluster)
-
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = Gate(tmp_path / "open")
-    yield gate
-    gate.open()
-
-
+@plain_first
 def test_a_run_that_begins_while_slurmctld_is_restarted_waits_for_it(slurm, tmp_path):
     begins = tmp_path / "the job may call srun"
     bench = bench_of(tmp_path, nodelist="n0", setup=[f"while [ ! -e '{begins}' ]; do sleep 0.1; done"])
@@ -83,6 +72,7 @@ def test_a_run_that_begins_while_slurmctld_is_restarted_waits_for_it(slurm, tmp_
     assert len(bench.played()) == 1
 
 
+@plain_first
 @pytest.mark.parametrize("program", ["squeue", "scontrol"])
 def test_a_slurm_that_does_not_answer_is_unknown_and_nothing_is_started(program, bench, gate, tmp_path, monkeypatch):
     runs = [scripted(gate.script(), seed=seed) for seed in range(2)]
@@ -113,6 +103,7 @@ def files(folder):
     return sorted(path for path in folder.rglob("*") if path.suffix not in {".out", ".pyc"})
 
 
+@plain_first
 def test_what_a_run_waits_for_is_in_its_status(tmp_path, gate):
     bench = bench_of(tmp_path, nodelist="n0", throttle=1)
     runs = [scripted(gate.script(), seed=0), scripted(gate.script(), seed=1), scripted(cpus_per_node=4, seed=2)]
@@ -123,6 +114,7 @@ def test_what_a_run_waits_for_is_in_its_status(tmp_path, gate):
     assert bench.records()[runs[0].id].node == "n0"
 
 
+@plain_first
 def test_a_held_job_waits_until_it_is_released_and_is_not_started_again(tmp_path):
     bench, run = bench_of(tmp_path, extra={"hold": True}), scripted()
     (job,) = jobs_of(bench.launch([run]).paths)
@@ -134,6 +126,7 @@ def test_a_held_job_waits_until_it_is_released_and_is_not_started_again(tmp_path
     assert states(bench, [run]) == [RunState.DONE]
 
 
+@on_both
 def test_a_job_that_dies_in_its_setup_lines_is_failed_with_what_it_printed(tmp_path):
     bench = bench_of(tmp_path, setup=["echo 'no such module: cuda/99' >&2", "exit 7"])
     run = scripted()
@@ -146,11 +139,12 @@ def test_a_job_that_dies_in_its_setup_lines_is_failed_with_what_it_printed(tmp_p
     assert to_do(bench.launch([run]).steps)[0].action is Action.RETRY
 
 
+@on_both
 def test_a_job_that_slurm_ended_before_its_run_began_says_so(tmp_path):
     bench, run = bench_of(tmp_path, setup=["echo in its setup; sleep 600"]), scripted()
     paths = bench.launch([run]).paths
     job = f"{jobs_of(paths)[0].id}_0"
-    wait_for(lambda: ledger.job_output(paths, job) == "in its setup\n", "the job to begin")
+    wait_for(lambda: read_job_output(paths, job) == "in its setup\n", "the job to begin")
     output("scancel", job)
     wait_for_end(bench)
     record = bench.records()[run.id]
@@ -161,6 +155,7 @@ def test_a_job_that_slurm_ended_before_its_run_began_says_so(tmp_path):
     assert told.stdout.startswith("in its setup\n"), told.stderr
 
 
+@on_both
 def test_what_is_known_of_a_dead_run_is_kept_when_slurm_has_forgotten_its_job(tmp_path, monkeypatch):
     bench = bench_of(tmp_path)
     runs = [scripted({"ends": ["exit"]}), scripted({"ends": ["kill"]}), scripted()]
@@ -176,6 +171,7 @@ def test_what_is_known_of_a_dead_run_is_kept_when_slurm_has_forgotten_its_job(tm
     assert bench.records()[runs[0].id].failure.signature == "exit status 3"
 
 
+@on_both
 @pytest.mark.parametrize("forgets", [False, True])
 def test_how_runs_ended_is_known_once_squeue_has_forgotten(forgets, accounting, tmp_path, gate, monkeypatch):
     bench = bench_of(tmp_path)
@@ -196,6 +192,7 @@ def test_how_runs_ended_is_known_once_squeue_has_forgotten(forgets, accounting, 
     assert "cancelled in Slurm" in bench.records()[runs[3].id].reason
 
 
+@plain_first
 def test_ten_watchers_ask_slurm_about_once_a_second(bench, gate, tmp_path, monkeypatch):
     run = scripted(gate.script())
     bench.launch([run])

@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from campaigns import SEED, amount
 from cluster_contract import states, wait_for_end
-from processes import tidy  # noqa: F401 - a fixture
+from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import output
 
 from orchestrator.data import resolve
-from orchestrator.launch import WORKER
 from orchestrator.layout import ExperimentPaths
-from orchestrator.record import RunState
+from orchestrator.records.record import RunState
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.testing.launches import Bench, scripted, trained
+from orchestrator.testing.launches import Bench, scripted
 
 pytestmark = pytest.mark.slurm
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,9 +34,11 @@ def bench(slurm, tmp_path):
 def bench_with(folder, **options):
     paths = ExperimentPaths(folder / "it's a run's folder" / "x")
     return Bench(
-        paths=paths, kind="slurm", cluster=SlurmCluster(SlurmOptions.parse({"kind": "slurm", **options})),
+        paths=paths,
+        kind="slurm",
+        cluster=SlurmCluster(SlurmOptions.parse({"kind": "slurm", **options})),
         options=options,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -63,10 +65,11 @@ def copies(bench):
 
 
 def test_of_several_ranks_on_several_nodes_one_on_each_node_copies(bench, version):
-    run = with_data(bench, version, trained(steps=2, nodes=2, gpus_per_node=2, cpus_per_node=2))
-    bench.launch([run], worker=WORKER)
+    run = with_data(bench, version, scripted(nodes=2, gpus_per_node=2, cpus_per_node=2))
+    bench.launch([run])
     wait_for_end(bench)
     assert states(bench, [run]) == [RunState.DONE]
+    wait_for(lambda: not output("squeue", "--noheader"), "the other ranks to end")
     assert sorted(copies(bench).values()) == [1, 1]
 
 
@@ -83,10 +86,10 @@ def test_with_scratch_that_belongs_to_the_job_each_job_copies_once(slurm, tmp_pa
     scratch = "/tmp/private of $SLURM_JOB_ID"
     bench = bench_with(tmp_path, scratch=scratch, setup=[f'mkdir "{scratch}"'])
     runs = [with_data(bench, version, scripted(seed=seed)) for seed in range(2)]
-    runs.append(with_data(bench, version, trained(steps=2, nodes=1, gpus_per_node=2, cpus_per_node=2)))
+    runs.append(with_data(bench, version, scripted(seed=2, nodes=1, gpus_per_node=2, cpus_per_node=2)))
     bench.launch(runs[:2])
     wait_for_end(bench)
-    bench.launch(runs[2:], worker=WORKER)
+    bench.launch(runs[2:])
     wait_for_end(bench)
     assert states(bench, runs) == [RunState.DONE] * 3
     assert sum(copies(bench).values()) == 3  # of four processes
@@ -99,8 +102,8 @@ def test_a_node_that_cannot_stage_fails_the_run_with_its_name(slurm, tmp_path, v
     scratch = f"/tmp/only on {good}"
     output("srun", f"--nodelist={good}", "mkdir", "-p", scratch)
     bench = bench_with(tmp_path, nodelist=f"{good},{bad}", scratch=scratch)
-    run = with_data(bench, version, trained(steps=10_000, nodes=2, gpus_per_node=1))
-    bench.launch([run], worker=WORKER)
+    run = with_data(bench, version, scripted({"steps": 10_000, "seconds": 1.0}, nodes=2, gpus_per_node=1))
+    bench.launch([run])
     wait_for_end(bench)
     record = bench.records()[run.id]
     assert record.state is RunState.FAILED
@@ -108,6 +111,7 @@ def test_a_node_that_cannot_stage_fails_the_run_with_its_name(slurm, tmp_path, v
     assert scratch in record.reason
 
 
+@pytest.mark.campaign("chaos", sample=True)
 def test_copiers_killed_on_two_nodes_never_leave_a_wrong_byte(slurm, tmp_path):
     """On each node's own /tmp, from one folder that both see; every view is read after every kill (see the program)."""
     for number in range(2):
@@ -117,14 +121,15 @@ def test_copiers_killed_on_two_nodes_never_leave_a_wrong_byte(slurm, tmp_path):
         (folder / "own").write_bytes(bytes([number]) * 3_000_000)
         version = {"source": "directory", "path": str(folder)}
         resolve(version, project=folder, cache=tmp_path / "cache").write(tmp_path / f"{number}.json")
-    argv = [sys.executable, REPOSITORY / "tests/stager_chaos.py", tmp_path, "/tmp/killed copiers"]
-    line = f"PYTHONPATH={shlex.quote(str(REPOSITORY))} exec {shlex.join(map(str, argv))} node-$SLURM_NODEID {KILLS}"
+    argv = [sys.executable, REPOSITORY / "tests/support/stager_chaos.py", tmp_path, "/tmp/killed copiers"]
+    command = f"exec {shlex.join(map(str, argv))} {SEED}-node-$SLURM_NODEID {KILLS}"
+    line = f"PYTHONPATH={shlex.quote(str(REPOSITORY))} {command}"
     output("srun", "--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/told.%n", "bash", "-c", line)
     told = [(tmp_path / f"told.{node}").read_text() for node in range(2)]
     assert all(each.strip().isdigit() for each in told), told
-    assert sum(map(int, told)) >= 200
+    assert sum(map(int, told)) >= KILLS
     assert not Path("/tmp/killed copiers").exists()  # it was theirs
 
 
-KILLS = 200
+KILLS = amount(30, 500)
 """On each of two nodes; at least half of them meet a copier at work."""

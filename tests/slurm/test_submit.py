@@ -9,23 +9,23 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from cluster_contract import Gate, states, wait_for_end
-from conftest import empty_queue, on_both, running_devcluster
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
-from real_slurm import output
+from real_slurm import empty_queue, in_campaign, on_both, output, running_devcluster
 
-from orchestrator import ledger
 from orchestrator.errors import RequestError
+from orchestrator.launch.plan import to_do
 from orchestrator.layout import ExperimentPaths
-from orchestrator.plan import to_do
-from orchestrator.process import ProcessId
-from orchestrator.record import RunState
-from orchestrator.slurm import turns
+from orchestrator.records.launches import SILENT_SECONDS, read_launch
+from orchestrator.records.record import RunState
+from orchestrator.slurm import leases as turns
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.devcluster import Options
 from orchestrator.slurm.options import SlurmOptions
+from orchestrator.system.processes import ProcessId
 from orchestrator.testing.launches import Bench, scripted
 
 pytestmark = pytest.mark.slurm
@@ -34,7 +34,7 @@ LAUNCH = """
 import json, os, sys
 from pathlib import Path
 from orchestrator.layout import ExperimentPaths
-from orchestrator.plan import to_do
+from orchestrator.launch.plan import to_do
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.testing.launches import Bench, scripted
@@ -87,9 +87,17 @@ def program(folder, name, text):
 # --- never twice ------------------------------------------------------------------------------------------
 
 
-@on_both
-@pytest.mark.parametrize("dies", ["before", "after", "at the end"])
-@pytest.mark.parametrize("held", [False, True])
+DEATHS = list(product([False, True], ["before", "after", "at the end"], [False, True]))
+PAIRS = (  # each two of: accounting or none, when it dies, whether its jobs have begun
+    (False, "before", True), (False, "after", False), (False, "at the end", True),
+    (True, "before", False), (True, "after", True), (True, "at the end", False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accounting", "dies", "held"),
+    [pytest.param(*death, marks=() if death in PAIRS else in_campaign) for death in DEATHS],
+)
 def test_a_launcher_killed_on_the_way_is_made_good_by_the_next_launch(dies, held, bench, tmp_path):
     gate = Gate(tmp_path / "open")
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
@@ -117,7 +125,8 @@ GO_ON = """
 import os, sys, time
 from pathlib import Path
 from orchestrator.layout import LaunchPaths
-from orchestrator.slurm import handover, turns
+from orchestrator.slurm import leases as turns
+from orchestrator.slurm import submit_pending as handover
 from orchestrator.slurm.limits import Limits
 
 def die(*_, **__):
@@ -165,7 +174,7 @@ def test_of_many_submitters_at_once_each_task_is_submitted_by_one(bench, tmp_pat
     assert [job.indices for job in jobs_of(launch)] == [(0, 1, 2)]
     assert os.path.samestat(start, (launch.submitit / "start.0.pkl").stat()), "it is written anew while jobs read it"
     asked = output("squeue", "--noheader", "--states=all", "--array", "--format=%k")
-    assert asked.splitlines().count(f"orch:{ledger.read_launch(launch).header['token']}:0") == 3
+    assert asked.splitlines().count(f"orch:{read_launch(launch).header.token}:0") == 3
     wait_for_end(bench)
     assert states(bench, runs) == [RunState.DONE] * 3
     assert len(bench.played()) == 3
@@ -203,7 +212,7 @@ def test_a_submitter_that_died_on_another_machine_is_made_good(job, silent, benc
             f"being submitted by {turns.last(launch).who}"
         }
         assert states(bench, runs) == [RunState.QUEUED] * 2
-        long_ago = time.time() - ledger.SILENT_SECONDS - 1
+        long_ago = time.time() - SILENT_SECONDS - 1
         os.utime(launch.path, (long_ago, long_ago))
     assert states(bench, runs) == [RunState.WAITING] * 2
     assert bench.launch(runs).paths is None
@@ -271,9 +280,10 @@ def test_a_nasty_comment_is_only_a_comment(text, slurm, tmp_path):
     mark = tmp_path / "executed"
     text = text.format(mark=mark)
     bench = Bench(
-        paths=ExperimentPaths(tmp_path / f"a {text.replace('/', '_')}" / "x"), kind="slurm",
+        paths=ExperimentPaths(tmp_path / f"a {text.replace('/', '_')}" / "x"),
+        kind="slurm",
         cluster=SlurmCluster(SlurmOptions.parse({"comment": text, "extra": {"mail-user": text}})),
-    )  # fmt: skip
+    )
     run = scripted()
     (job,) = jobs_of(bench.launch([run]).paths)
     told = output("squeue", "--noheader", "--states=all", f"--jobs={job.id}", "--format=%k")

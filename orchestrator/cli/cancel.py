@@ -1,0 +1,23 @@
+"""`orch cancel`: cancel runs that wait or run."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from orchestrator import api
+from orchestrator.cli.arguments import add_selection, project_of
+from orchestrator.cli.selection import select
+from orchestrator.cli.text import say
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_selection(parser)
+
+
+def handle(arguments: Namespace) -> int:
+    project = project_of(arguments)
+    name, _, records = select(project, arguments.words, look=api.read)  # what waits is not handed over first
+    chosen = api.cancel(project, name, records)
+    told = f"{len(chosen)} of {len(records)} chosen runs cancelled" if chosen else "nothing waits or runs"
+    say(f"{name}: {told}")
+    return 0

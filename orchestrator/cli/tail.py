@@ -1,0 +1,28 @@
+"""What is new in a log, as it comes."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from pathlib import Path
+
+
+class Tail:
+    """Copies what is new in a file to standard output; with a label, each line behind it, once it is whole."""
+
+    def __init__(self, path: Path, label: str = "") -> None:
+        self._path, self._label, self._offset = path, label, 0
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def copy(self, *, ended: bool = False) -> bool:
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+            if self._label and not ended:
+                new = new[: new.rfind(b"\n") + 1]
+            self._offset += len(new)
+            lines = self._decode(new, ended).splitlines(keepends=True)
+            sys.stdout.write("".join(f"{self._label}{line}" for line in lines))
+            sys.stdout.flush()
+        return False

@@ -1,0 +1,47 @@
+"""`orch ui`: bring MLflow up to date and open its UI on loopback."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from orchestrator.cli.arguments import project_of
+from orchestrator.cli.text import print_lines, say
+from orchestrator.errors import OrchError, RequestError
+from orchestrator.project import Project
+from orchestrator.tracking import stores
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="only bring MLflow up to date")
+    parser.add_argument("--port", type=int, default=0, help="the port (default: a free one)")
+
+
+def handle(arguments: Namespace) -> int:
+    from orchestrator.cli.server import serve
+
+    project = project_of(arguments)
+    names = [paths.name for paths in project.runs.experiments()]
+    if not names:
+        raise RequestError(f"no experiments in {project.runs.path}", fix="start one: orch launch experiment=NAME")
+    servers = {name: uri for name in names if (uri := stores.server_of(project, name))}
+    local = [name for name in names if name not in servers]
+    if local and not arguments.once:
+        return serve(project, names, port=arguments.port)
+    status = 0
+    for name in names:
+        status = max(status, sync(project, name))
+    print_lines(f"{name}: {uri}" for name, uri in servers.items())
+    return status
+
+
+def sync(project: Project, name: str, *, model: str | None = None) -> int:
+    """Sync one experiment and say so. A server that is down holds up no other."""
+    try:
+        report = stores.sync(project, name)
+        say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")
+        if done := stores.register(project, name, model=model):
+            say(f"{name}: {done}")
+    except OrchError as error:
+        say(f"error: {error}")
+        return 1
+    return 0

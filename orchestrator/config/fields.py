@@ -1,0 +1,181 @@
+"""What the keys of a section may be: each rule is a line of data, and one message says what is wrong and the fix.
+
+It knows no section: `schema`, the Slurm package and the data room say theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import ConfigError, nearest
+from orchestrator.system.units import hours_of
+
+
+def _as_it_is(value: object) -> object:
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """What a key's value may be.
+
+    `rule` is how a refusal says it; the fix is `KEY=example`, or what `fix` says. `optional`: null stands for the
+    default. `choices` are words, the nearest of which a refusal names. `read` makes the value of what was written.
+    """
+
+    holds: Callable[[Any], bool]
+    rule: str
+    example: str = ""
+    fix: str = ""
+    optional: bool = True
+    choices: tuple[str, ...] = ()
+    read: Callable[[Any], Any] = _as_it_is
+
+    def check(self, key: str, value: object) -> Any:
+        """Return the value of a key. Raises ConfigError where it may not be that."""
+        if value is None and self.optional:
+            return None
+        if self.holds(value):
+            return self.read(value)
+        hint = nearest(value, self.choices) if isinstance(value, str) else ""
+        fix = self.fix or (f"{key}={self.example}" if self.example else f"correct {key}")
+        raise ConfigError(f"{key} is {value!r}{hint}", why=self.rule, fix=fix)
+
+
+ANYTHING = Field(holds=lambda _: True, rule="")
+"""A key that is checked elsewhere."""
+
+
+def check(section: str, given: Mapping[str, object], fields: Mapping[str, Field], *, fix: str = "") -> dict[str, Any]:
+    """Return a section's values, without those that are null. Raises ConfigError for an unknown key or a wrong value.
+
+    `fix` is what to do about an unknown key; `{key}` in it is the key.
+    """
+    check_known(section, given, fields, fix=fix)
+    values = {key: fields[key].check(f"{section}.{key}", value) for key, value in given.items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def check_known(section: str, given: Mapping[str, object], known: Collection[str], *, fix: str = "") -> None:
+    """Refuse keys that a section does not have; `{key}` in `fix` is the key."""
+    for key in given:
+        if key not in known:
+            full = f"{section}.{key}" if section else str(key)
+            raise ConfigError(
+                f"{full} is unknown{nearest(str(key), known)}",
+                why=f"known are {', '.join(known)}",
+                fix=fix.format(key=key) or f"use one of them, or remove {full}",
+            )
+
+
+def check_mapping(key: str, value: object, *, fix: str = "") -> Mapping[str, object]:
+    """Return a section. Raises ConfigError where it is something else."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{key} is {value!r}", why="it is a mapping of keys to values", fix=fix or f"write {key}: {{key: value}}"
+        )
+    return value
+
+
+def whole(least: int, *, most: float = float("inf"), optional: bool = False) -> Field:
+    """Return the rule of a whole number from `least` to `most`."""
+    return Field(
+        holds=lambda value: type(value) is int and least <= value <= most,
+        rule=f"it is a whole number{f', at least {least}' if most == float('inf') else f' from {least} to {most}'}",
+        example=str(least),
+        optional=optional,
+    )
+
+
+def positive() -> Field:
+    """Return the rule of a number above 0; null is none."""
+    return Field(
+        holds=lambda value: _is_number(value) and 0 < value < float("inf"),
+        rule="it is a positive number",
+        example="4",
+        read=float,
+    )
+
+
+def hours() -> Field:
+    """Return the rule of a time in hours: a number, or text in Slurm's format. The value is in hours; null is none.
+
+    `files` keeps a time as it is written, which to YAML is a number of seconds; a number that only YAML can have made
+    of one elsewhere is refused, not taken for years. So is MIN:SEC, which people read as hours and minutes.
+    """
+    return Field(
+        holds=lambda value: 0 < (_hours(value) or 0) < _YAMLS_SECONDS,
+        rule=f"it is a number of hours below {_YAMLS_SECONDS}, or a time such as 24:00:00 or 1-12 (days-hours);"
+        " 1:30 may mean two times: write 1:30:00, or 0:01:30",
+        example="24",
+        read=lambda value: float(_hours(value) or 0),
+    )
+
+
+_GPU_TYPE = re.compile(r"[\w.-]+")
+_YAMLS_SECONDS = 3600  # of 1:00:00, the least that YAML makes of H:MIN:SEC; as hours it would be 150 days
+
+
+def _hours(value: object) -> float | None:
+    if isinstance(value, str):
+        return hours_of(value) if value.count(":") > 1 or "-" in value else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def gpu_type() -> Field:
+    """Return the rule of a type of GPU, as Slurm names it, such as 3090; null is any."""
+    return Field(
+        holds=lambda value: type(value) is int or (isinstance(value, str) and _GPU_TYPE.fullmatch(value) is not None),
+        rule="it is a type of GPU, as `sinfo -o %G` shows it",
+        example="a100",
+        read=str,
+    )
+
+
+def not_negative() -> Field:
+    """Return the rule of a number from 0 on, below 10**12."""
+    return Field(holds=lambda value: _is_number(value) and 0 <= value < 1e12, rule="it is a number, at least 0")
+
+
+def truth(example: str = "", *, optional: bool = True) -> Field:
+    """Return the rule of true and false."""
+    return Field(
+        holds=lambda value: isinstance(value, bool), rule="it is true or false", example=example, optional=optional
+    )
+
+
+def choice(*choices: str, optional: bool = False) -> Field:
+    """Return the rule of one word of some; the first is the example."""
+    return Field(
+        holds=lambda value: isinstance(value, str) and value in choices,
+        rule=f"it is one of {', '.join(choices)}",
+        example=choices[0],
+        choices=choices,
+        optional=optional,
+    )
+
+
+def text(rule: str, *, example: str = "", fix: str = "", holds: Callable[[str], object] = bool) -> Field:
+    """Return the rule of a text that something holds of; without `holds`, that it is not empty."""
+    return Field(holds=lambda value: isinstance(value, str) and bool(holds(value)), rule=rule, example=example, fix=fix)
+
+
+def texts(rule: str, *, example: str, holds: Callable[[str], object] = bool) -> Field:
+    """Return the rule of a list of texts that something holds of each; null is the empty list."""
+    return Field(
+        holds=lambda value: not value or _are_texts(value, holds),
+        rule=rule,
+        example=example,
+        read=lambda v: tuple(v or ()),
+    )
+
+
+def _are_texts(value: object, holds: Callable[[str], object]) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) and holds(each) for each in value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,90 @@
+"""What a launch would do now, and what it would ask for. Nothing is written."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+from orchestrator.cluster import Capacity, Scratch
+from orchestrator.clusters import cluster_for
+from orchestrator.launch.estimate import (
+    DataTotal,
+    DiskForecast,
+    Models,
+    ShapeTotal,
+    data_totals,
+    disk_forecast,
+    shape_totals,
+)
+from orchestrator.launch.facts import Facts
+from orchestrator.launch.launch import data_of
+from orchestrator.launch.packing import sized
+from orchestrator.launch.plan import Rerun, Step, make_plan, to_do
+from orchestrator.layout import LaunchPaths, cache_dir
+from orchestrator.prepare import Prepared
+from orchestrator.project import Project
+from orchestrator.refresh import read
+from orchestrator.slurm import preview, script
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a launch would do now: its steps, and what those to do would ask for.
+
+    `acting` are the steps to do, `launch` is the folder that it would get, `arrays` what it would submit (None: the
+    cluster knows no arrays).
+    """
+
+    steps: tuple[Step, ...]
+    acting: tuple[Step, ...]
+    launch: LaunchPaths
+    arrays: tuple[script.Array, ...] | None
+    shapes: tuple[ShapeTotal, ...]
+    data: tuple[DataTotal, ...]
+    capacity: Capacity
+    checkpoints: DiskForecast
+    notes: tuple[str, ...]
+
+
+def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh: bool = False) -> Plan:
+    """Return what a launch would do now. `weigh`: build the models that no earlier run tells the size of."""
+    experiment, facts = prepared.experiment, prepared.facts
+    paths, cluster = project.runs.experiment(experiment.name), cluster_for(experiment.cluster)
+    state = read(project, experiment.name)
+    steps = make_plan(experiment.runs, state.records, code=facts.code_id, rerun=rerun)
+    acting = sized(to_do(steps), state.records)
+    needs = {step.run.resources for step in acting}
+    notes = cluster.check(needs, paths.path, data_of(acting, facts.manifests)) if acting else ()
+    capacity = cluster.capacity() if acting else Capacity(scratch=Scratch(where=""))  # then nobody is asked
+    arrays = preview.arrays(cluster, acting, facts, paths, canary=experiment.launch.canary) if acting else None
+    counted = None if arrays is None else Counter(array.shape.resources for array in arrays)
+    jobs = None if arrays is None else preview.jobs(arrays)
+    checkpoints = disk_forecast(acting, state.records, paths, models(project, facts, ask=weigh))
+    return Plan(
+        steps=steps,
+        acting=tuple(acting),
+        launch=paths.launch(state.next_number),
+        arrays=arrays,
+        capacity=capacity,
+        shapes=shape_totals(acting, arrays=counted, jobs=jobs, default_hours=capacity.hours),
+        data=data_totals(acting, facts.manifests),
+        checkpoints=checkpoints,
+        notes=(*notes, *([checkpoints.note] if checkpoints.note else [])),
+    )
+
+
+def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], str]]:
+    """Return what a launch would hand to sbatch: for each array its steps and its script. Raises RequestError."""
+    return preview.scripts(prepared.experiment, planned.acting, planned.launch, planned.arrays)
+
+
+def models(project: Project, facts: Facts, *, ask: bool) -> Models:
+    """Return what tells the size of the models' checkpoints; with `ask`, models never trained are built for it."""
+    return Models(
+        project=project.folder,
+        search_path=[*project.import_path, *sys.path],
+        ask=ask,
+        code=f"{facts.code_id} {facts.environment.digest}",
+        cache=cache_dir() / "checkpoints",
+    )

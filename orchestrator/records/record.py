@@ -1,0 +1,457 @@
+"""What is known of a run: events, their fold, and the reconciliation with what the scheduler says.
+
+Pure: reading files is for `experiment.py`. The fold orders by (attempt, sequence), never by clock.
+A run is `done` only by its own completion event; a scheduler that does not answer makes it `unknown`,
+never gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from orchestrator.cluster import JobState, Observation
+from orchestrator.records.planned import PlannedRun
+from orchestrator.spec import Point, RunId
+from orchestrator.system.processes import ProcessId
+
+_SIGNALLED = 128  # a shell's exit status of what was killed by signal n: this and n
+_ASKED_TO_STOP = 143
+
+EVENT_VERSION = 1
+"""Written as `v` into each event; a reader skips events of a version it does not know."""
+
+
+class RunState(StrEnum):
+    """The states of a run, in the order in which they are shown."""
+
+    RUNNING = "running"
+    QUEUED = "queued"
+    WAITING = "waiting"  # its launch has not handed it to the scheduler yet: the queue was full
+    DONE = "done"
+    FAILED = "failed"  # by an exception of the user's: starts again from scratch with your current code
+    INTERRUPTED = "interrupted"  # by infrastructure: resumes from its last checkpoint with its own code
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"  # the scheduler did not answer; nothing is concluded from that
+
+    @property
+    def active(self) -> bool:
+        """Whether somebody may still be at work on it, so that nobody else may start it."""
+        return self in {RunState.RUNNING, RunState.QUEUED, RunState.WAITING, RunState.UNKNOWN}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of an attempt's events.jsonl. `time` is in seconds since the epoch, for people only."""
+
+    sequence: int
+    kind: str
+    time: float
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        return {"v": EVENT_VERSION, "seq": self.sequence, "kind": self.kind, "time": self.time, **self.data}
+
+
+def parse_event(value: Mapping[str, Any]) -> Event | None:
+    """Return the event of one JSON line; None for what is not one, or comes from a newer version."""
+    if value.get("v") != EVENT_VERSION or not isinstance(value.get("seq"), int):
+        return None
+    data = {key: entry for key, entry in value.items() if key not in {"v", "seq", "kind", "time"}}
+    return Event(sequence=value["seq"], kind=str(value.get("kind")), time=float(value.get("time", 0.0)), data=data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Who took an attempt, for which launch, and what it starts from.
+
+    `history` is the attempt that began from scratch: resumed attempts carry on its metrics. `job` is the
+    scheduler's name of the job, `restart` how often that has been requeued, `address` where rank 0 listens.
+    `devices` are the numbers of the GPUs that a supervisor of ours has given it.
+    """
+
+    launch: int
+    index: int
+    code: str
+    generation: int
+    history: int
+    process: ProcessId
+    time: float
+    job: str = ""
+    restart: int = 0
+    address: str = ""
+    devices: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Claim:
+        return cls(
+            launch=int(value["launch"]),
+            index=int(value["index"]),
+            code=str(value["code"]),
+            generation=int(value["generation"]),
+            history=int(value["history"]),
+            process=ProcessId.from_json(value["process"]),
+            time=float(value["time"]),
+            job=str(value.get("job", "")),
+            restart=int(value.get("restart", 0)),
+            address=str(value.get("address", "")),
+            devices=tuple(map(str, value.get("devices", ()))),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "launch": self.launch,
+            "index": self.index,
+            "code": self.code,
+            "generation": self.generation,
+            "history": self.history,
+            "process": self.process.to_json(),
+            "time": self.time,
+            "job": self.job,
+            "restart": self.restart,
+            "address": self.address,
+            "devices": list(self.devices),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An exception of the user's. `signature` groups equal failures: "KeyError at model.py:41"."""
+
+    signature: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """The fold of one attempt's events. `state` is RUNNING until a final event, or an observer, says more.
+
+    `progress` holds epoch, epochs, step; `metrics` the last value of each metric; `best` the objective's
+    best value with its step and checkpoint; `usage` the most memory it has taken. `first_progress` is
+    the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
+    `settled`: its own process has said that it is done, or has failed, so that nothing said later counts.
+    `together`: all of its ranks were alive when they stopped, so that one that dies later is not the cause.
+    `trial`, of an adaptive sweep: its `point`, its sampler's and pruner's `attrs` and `study`, its `reports`, pairs of
+    the number of a validation, from 1, and the objective's value there (None: no number), and after which of them it
+    was `pruned`.
+    """
+
+    number: int
+    claim: Claim | None
+    state: RunState = RunState.RUNNING
+    reason: str = ""
+    ended: float | None = None
+    stage: str = "starting"
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, object] = field(default_factory=dict)
+    failure: Failure | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    first_progress: Mapping[str, object] = field(default_factory=dict)
+    first_progressed: float | None = None
+    progressed: float | None = None
+    heard: float | None = None
+    settled: bool = False
+    together: bool = False
+    trial: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def final(self) -> bool:
+        return self.state is not RunState.RUNNING
+
+
+def fold(
+    number: int,
+    claim: Claim | None,
+    events: Iterable[Event],
+    observed: Iterable[Event] = (),
+    ranks: Iterable[Event] = (),
+) -> Attempt:
+    """Return what one attempt's own events say, and, where they have no final event, what observers saw.
+
+    The first final event counts; only a completion is stronger than what was said before it. `ranks` are the
+    failures of ranks other than 0: the scheduler stops rank 0 for them, which it takes for an interruption.
+    """
+    seen: dict[str, Any] = {"metrics": {}}
+    for event in sorted(events, key=lambda event: event.sequence):
+        if "state" not in seen or event.kind == "done":
+            _take(seen, event)
+            seen["heard"] = event.time
+    seen["settled"] = seen.get("state") in {RunState.DONE, RunState.FAILED}
+    for event in ranks:
+        if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED and not seen.get("together"):
+            _take(seen, event)
+    for event in observed:
+        if "state" not in seen:
+            _take(seen, event)
+    return Attempt(number=number, claim=claim, **seen)
+
+
+def _take(seen: dict[str, Any], event: Event) -> None:
+    """Take an event into the fields of an attempt; a kind that a newer version added has no effect."""
+    data = event.data
+    if isinstance(data.get("usage"), Mapping):  # of a kind of its own, or with the first or final event
+        seen["usage"] = data["usage"]
+    match event.kind:
+        case "staging":
+            seen["stage"] = str(data.get("told", "copying data"))
+        case "staged":
+            seen |= {"stage": "building", "data": data}
+        case "training":
+            seen["stage"] = "training"
+        case "progress":
+            seen |= {"progress": data.get("progress", {}), "progressed": event.time}
+            seen.setdefault("first_progress", seen["progress"])
+            seen.setdefault("first_progressed", event.time)
+            seen["metrics"] |= data.get("metrics", {})
+        case "trial" | "report":
+            _take_trial(seen, event)
+        case "done":
+            seen["metrics"] |= data.get("metrics", {})
+            seen |= {"state": RunState.DONE, "ended": event.time, "best": data.get("best", {})}
+            pruned = data.get("pruned")
+            seen |= {"stage": "", "reason": f"pruned at validation {pruned}" if pruned else "", "failure": None}
+            seen |= {"trial": {**seen.get("trial", {}), "pruned": pruned}} if pruned else {}
+        case "failed":
+            failure = Failure(
+                signature=str(data.get("signature", "unknown")),
+                message=str(data.get("message", "")),
+                traceback=str(data.get("traceback", "")),
+            )
+            seen |= {"state": RunState.FAILED, "ended": _end(event), "failure": failure, "reason": failure.signature}
+        case "interrupted":
+            seen |= {"state": RunState.INTERRUPTED, "ended": _end(event), "reason": str(data.get("reason", ""))}
+            seen["together"] = data.get("together") is True
+
+
+def _take_trial(seen: dict[str, Any], event: Event) -> None:
+    """Take what a trial was given, or what it reported after a validation."""
+    data = event.data
+    if event.kind == "trial":
+        seen["trial"] = {**{key: dict(data.get(key, {})) for key in ("point", "attrs", "study")}, "reports": []}
+    elif "trial" in seen:
+        seen["trial"]["reports"].append((data.get("validation"), data.get("value")))
+        seen["trial"]["attrs"] |= data.get("attrs", {})
+
+
+def _end(event: Event) -> float:
+    """Return when an attempt ended: an observer may have looked much later."""
+    ended = event.data.get("ended")
+    return float(ended) if isinstance(ended, int | float) else event.time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Everything known of one run."""
+
+    planned: PlannedRun
+    state: RunState
+    reason: str
+    attempts: tuple[Attempt, ...]
+    node: str = ""
+    job: str = ""
+    observation: Observation | None = None
+
+    @property
+    def id(self) -> RunId:
+        return self.planned.run
+
+    @property
+    def last(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def given(self) -> Point | None:
+        """The values that a trial was given when it began; None of all other runs, and before."""
+        for attempt in reversed(self.attempts):  # of 10,000 runs that are none: it is to be quick
+            if attempt.trial and (point := attempt.trial.get("point")):
+                return dict(point)
+        return None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether a trial is done because its search had no hope for it."""
+        return self.state is RunState.DONE and self.last is not None and bool(self.last.trial.get("pruned"))
+
+    @property
+    def point(self) -> Point:
+        """Its coordinates; of a trial that has begun, with the values that it was given."""
+        given = self.given
+        return {**self.planned.point, **given} if given else self.planned.point
+
+    @property
+    def code(self) -> str:
+        """The tree that the latest attempt ran, or that the next one will run."""
+        claim = self.last.claim if self.last else None
+        return claim.code if claim and self.begun else self.planned.code
+
+    @property
+    def task(self) -> tuple[int, int]:
+        """The launch, and the index in it, whose attempt has claimed the run: not always the latest."""
+        claim = self.last.claim if self.last and self.begun else None
+        return (claim.launch, claim.index) if claim else (self.planned.launch, self.planned.index)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the attempt that the latest plan asked for has started."""
+        return self.last is not None and self.last.number >= self.planned.attempt
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing can change it but a later launch.
+
+        A done or failed run is not resumed. Of an earlier attempt that is silent, an observer may yet record the end.
+        """
+        silent = any(not attempt.final for attempt in self.attempts)
+        return self.begun and not silent and self.last is not None and self.last.settled
+
+    @property
+    def failure(self) -> Failure | None:
+        return self.last.failure if self.last and self.state is RunState.FAILED else None
+
+    @property
+    def history(self) -> tuple[Attempt, ...]:
+        """The attempts that belong together: from the last start from scratch on."""
+        claim = self.attempts[-1].claim if self.attempts else None
+        if claim is not None and len(self.attempts) == 1:
+            return self.attempts
+        first = claim.history if claim else self.planned.history
+        return tuple(attempt for attempt in self.attempts if attempt.number >= first)
+
+    @property
+    def started(self) -> float | None:
+        return next((attempt.claim.time for attempt in self.history if attempt.claim), None)
+
+    @property
+    def ended(self) -> float | None:
+        return self.last.ended if self.last and not self.state.active else None
+
+    def spans(self, now: float) -> tuple[float, ...]:
+        """Return how many seconds each of the attempts that belong together has taken."""
+        return tuple([self._span(attempt, now) for attempt in self.history])
+
+    def seconds(self, now: float) -> float:
+        """Return how long these attempts have taken together; the time between them does not count."""
+        return sum(self.spans(now))
+
+    def _span(self, attempt: Attempt, now: float) -> float:
+        alive = attempt is self.last and self.state in {RunState.RUNNING, RunState.UNKNOWN}
+        end = attempt.ended or (now if alive else attempt.heard)
+        return max(0.0, end - attempt.claim.time) if attempt.claim and end is not None else 0.0
+
+    def best_value(self, metric: str) -> float | None:
+        """Return the best value of a metric where the run kept one, else its last."""
+        best = self.last.best if self.last else {}
+        value = best.get("value") if best.get("metric") == metric else self.metrics.get(metric)
+        return float(value) if value is not None else None
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return {name: value for attempt in self.history for name, value in attempt.metrics.items()}
+
+
+_CANCELLABLE = frozenset({RunState.INTERRUPTED, RunState.WAITING})
+
+
+def reconcile(
+    planned: PlannedRun, attempts: Iterable[Attempt], *, observation: Observation | None, cancelled: str
+) -> Record:
+    """Return the record that attempts, the latest plan and the scheduler's word make together.
+
+    `observation` is None where nobody was asked, or the answer does not mention the run. `cancelled`: why somebody has
+    cancelled the run in that launch; empty where nobody has.
+    """
+    ordered = _with_exit(planned, tuple(sorted(attempts, key=lambda attempt: attempt.number)), observation)
+    last = ordered[-1] if ordered else None
+    begun = last is not None and last.number >= planned.attempt
+    state, reason = _begun(last, observation) if last is not None and begun else _not_begun(observation)
+    if cancelled and (state in _CANCELLABLE or (state is RunState.QUEUED and not begun)):
+        state, reason = RunState.CANCELLED, cancelled
+    seen = observation or Observation(state=JobState.UNKNOWN)
+    node = seen.node or (last.claim.process.host if last and last.claim and not last.final else "")
+    return Record(
+        planned=planned,
+        state=state,
+        reason=reason,
+        attempts=ordered,
+        node=node,
+        job=seen.job,
+        observation=observation,
+    )
+
+
+def _with_exit(
+    planned: PlannedRun, attempts: tuple[Attempt, ...], observation: Observation | None
+) -> tuple[Attempt, ...]:
+    """Return the attempts with the failure of a job that ended without a final event, or before it could claim one.
+
+    A run of one process that was killed is interrupted; where there are several, one that is killed fails the run,
+    unless all of them had stopped before.
+    """
+    status = observation.status if observation else None
+    begun = bool(attempts) and attempts[-1].number >= planned.attempt
+    last = attempts[-1] if begun else Attempt(number=planned.attempt, claim=None)
+    killed = status is not None and status > _SIGNALLED and planned.resources.world_size == 1
+    if not observation or not status or status == _ASKED_TO_STOP or killed:
+        return attempts
+    if last.state not in {RunState.RUNNING, RunState.INTERRUPTED} or last.together:
+        return attempts
+    exit_text = f"killed by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"exit status {status}"
+    lines = observation.output.splitlines()
+    failure = Failure(
+        signature=exit_text if last.claim else f"{exit_text} before training",
+        message=lines[-1] if lines else "",
+        traceback=observation.output,
+    )
+    failed = replace(last, state=RunState.FAILED, failure=failure, reason=failure.signature)
+    return (*(attempts[:-1] if begun else attempts), failed)
+
+
+def _begun(last: Attempt, observation: Observation | None) -> tuple[RunState, str]:
+    if last.state in {RunState.DONE, RunState.FAILED}:
+        return last.state, last.reason
+    if last.final and not _may_go_on(last, observation):
+        news = _news(observation) if last.claim and last.claim.job else ""
+        return last.state, f"{last.reason} ({news})" if news not in last.reason else last.reason
+    match observation:
+        case None | Observation(state=JobState.ENDED):
+            return RunState.INTERRUPTED, observation.reason if observation else "its launch has ended"
+        case Observation(state=JobState.UNKNOWN | JobState.WAITING):  # who began it was handed over all the same
+            return RunState.UNKNOWN, observation.reason
+        case Observation(state=JobState.PENDING):
+            before = f"requeued ({observation.reason}): {last.reason}"
+            return RunState.QUEUED, before if last.final else observation.reason
+    return RunState.RUNNING, observation.reason or last.stage
+
+
+def _news(observation: Observation | None) -> str:
+    """Return what a scheduler knows of an end that the attempt's own final event may not mention."""
+    if observation is None or observation.forgotten or observation.status == _ASKED_TO_STOP:  # and so it did
+        return ""
+    return observation.reason
+
+
+def _may_go_on(last: Attempt, observation: Observation | None) -> bool:
+    """Return whether an interrupted attempt's job may yet be started again by its scheduler, without us."""
+    if observation is None or last.claim is None or not last.claim.job:
+        return False
+    return observation.state is not JobState.ENDED
+
+
+def _not_begun(observation: Observation | None) -> tuple[RunState, str]:
+    match observation:
+        case None:
+            return RunState.UNKNOWN, "its cluster does not report it"
+        case Observation(state=JobState.WAITING):
+            return RunState.WAITING, observation.reason
+        case Observation(state=JobState.PENDING):
+            return RunState.QUEUED, observation.reason
+        case Observation(state=JobState.RUNNING):
+            return RunState.RUNNING, "starting"
+        case Observation(state=JobState.UNKNOWN):
+            return RunState.UNKNOWN, observation.reason
+    return RunState.INTERRUPTED, observation.reason or "ended before it started"

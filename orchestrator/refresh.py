@@ -1,0 +1,116 @@
+"""Read an experiment, and see to what was left undone: the only things that a look changes.
+
+What waits for a place in a queue is submitted as far as there is one. How attempts ended that left no final event is
+recorded. A process that nobody waits for brings the tracking store up to date. The code for all of these is imported
+where there is something to see to: most often there is not, and reading records takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from orchestrator.clusters import observers
+from orchestrator.errors import RequestError
+from orchestrator.layout import EXPERIMENT_NAME, ExperimentPaths
+from orchestrator.project import Project
+from orchestrator.records.attempts import read_marks
+from orchestrator.records.experiment import ExperimentReader, ExperimentState, read_experiment
+from orchestrator.records.orphans import record_orphans
+from orchestrator.records.record import Record, RunState
+
+_RETRY_SECONDS = 60.0
+
+
+def read(project: Project, name: str) -> ExperimentState:
+    """Return all that is known of an experiment; an experiment never launched has no records."""
+    return reader(project, name)()
+
+
+def reader(project: Project, name: str) -> Callable[[], ExperimentState]:
+    """Return a function that reads an experiment at each call: the second call costs much less than the first."""
+    if not EXPERIMENT_NAME.fullmatch(name):
+        raise RequestError(f"{name!r} is not the name of an experiment", fix="orch status lists the experiments")
+    known, clusters = ExperimentReader(project.runs.experiment(name)), observers()
+    return lambda: known.read(clusters)
+
+
+def refresh(project: Project, name: str) -> ExperimentState:
+    """Return what `read` returns, once what was left undone has been seen to."""
+    return refresher(project, name)()
+
+
+def refresher(project: Project, name: str) -> Callable[[], ExperimentState]:
+    """Return a function that refreshes an experiment at each call, as `reader` reads one."""
+    read = reader(project, name)
+
+    def again() -> ExperimentState:
+        state = read()
+        if _submit_pending(state):
+            state = read()
+        _see_to(project, state)
+        return state
+
+    return again
+
+
+def count_states(project: Project, experiment: ExperimentPaths) -> dict[str, int]:
+    """Return how many of an experiment's started runs are in each state. Only running ones are read."""
+    marked = {run_id: state for run_id, (_, state) in read_marks(experiment).items()}
+    running = {run_id for run_id, state in marked.items() if state == RunState.RUNNING}
+    if running:
+        experiment_state = read_experiment(experiment, observers(), only=running)
+        _see_to(project, experiment_state)
+        marked |= {record.id: record.state.value for record in experiment_state.records.values() if record.last}
+    found = Counter(marked.values())
+    return {state: found[state] for state in sorted(found)}
+
+
+def _submit_pending(state: ExperimentState) -> bool:
+    """Submit what waits in the experiment's launches, as far as there is a place; return whether anything was."""
+    if not any(record.state is RunState.WAITING for record in state.records.values()):
+        return False
+    from orchestrator.launch.pending import hand_over
+
+    return hand_over(state, observers()) > 0
+
+
+def _see_to(project: Project, state: ExperimentState) -> None:
+    orphans = record_orphans(state)
+    if state.launches and state.experiment.path.stat().st_uid == os.getuid():  # nobody runs a command of another's
+        _apply_safeguards(state, orphans)
+    tracked = bool(state.launches) and state.launches[-1].header.tracking_kind != "none"
+    if tracked and _sync_is_due(state.experiment.unsynced, news=bool(orphans)):
+        from orchestrator.tracking.stores import sync_in_background
+
+        sync_in_background(project, state.experiment)
+
+
+def _apply_safeguards(state: ExperimentState, orphans: Iterable[Record]) -> None:
+    """Count failures that left no final event against their launch's limit, and notify."""
+    failed = [(record, record.failure) for record in orphans if record.failure]
+    notifying = [launch for launch in state.launches if launch.header.launch.notify]
+    if not (failed or notifying):
+        return
+    from orchestrator.launch import failure_limit, notification
+
+    for record, failure in failed:
+        launch = state.launch(record.task[0])
+        if stopped := failure_limit.brake_after(launch.paths, record.id, failure.signature):
+            observers()[launch.header.cluster_kind].cancel(launch.paths, stopped)
+        notification.notify(launch.paths, notification.Event.FAILED, run_id=record.id, reason=failure.signature)
+    for launch in notifying:
+        mine = (record for record in state.records.values() if record.planned.launch == launch.number)
+        if not any(record.state.active for record in mine):
+            notification.notify(launch.paths, notification.Event.ENDED)
+
+
+def _sync_is_due(unsynced: Path, *, news: bool) -> bool:
+    """Return whether to sync now: there is news, or an earlier sync has not worked for a while."""
+    try:
+        return time.time() - unsynced.stat().st_mtime > _RETRY_SECONDS
+    except OSError:
+        return news

@@ -1,0 +1,1 @@
+"""Records made readable: comparisons, curves, forecasts, differences, and a page of them."""

@@ -1,0 +1,4 @@
+"""Adaptive sweeps.
+
+study.py  Optuna's study behind the trials of a search
+"""

@@ -1,0 +1,204 @@
+"""Files of ours: private folders, files and folders that are whole or absent, and errors that name the file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from orchestrator.errors import StateError
+
+log = logging.getLogger(__name__)
+
+NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+"""What the system says where a folder is not empty: some filesystems the one, some the other."""
+
+NOT_JSON = (ValueError, RecursionError)
+"""What reading a damaged JSON text raises."""
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it, for this user alone. Raises StateError where that is impossible."""
+    try:
+        if not folder.is_dir():
+            make_private(folder.parent)
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"cannot make {folder}",
+            why=error.strerror or str(error),
+            fix="choose another folder for runs with --runs or $ORCH_RUNS",
+        ) from error
+
+
+@contextmanager
+def reporting_write_errors(folder: Path) -> Iterator[None]:
+    """Raise StateError where a file of ours cannot be written in a folder: a full disk, a quota, a lost mount."""
+    try:
+        yield
+    except OSError as error:
+        raise StateError(
+            f"cannot write {folder}",
+            why=error.strerror or str(error),
+            fix="free some space there, or choose another folder for runs with --runs or $ORCH_RUNS",
+        ) from error
+
+
+def check_private(folder: Path) -> None:
+    """Refuse a folder that others may write: they could make this user's jobs run their code."""
+    status = folder.stat()
+    if status.st_uid not in {os.getuid(), 0}:
+        raise StateError(
+            f"{folder} belongs to another user (uid {status.st_uid})",
+            why="its owner could change what your jobs run",
+            fix="choose another folder for runs with --runs or $ORCH_RUNS",
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StateError(
+            f"others may write {folder} (mode {stat.S_IMODE(status.st_mode):04o})",
+            why="they could change what your jobs run",
+            fix=f"chmod go-w {folder}",
+        )
+
+
+def temporary_beside(path: Path, *, suffix: str = "") -> Path:
+    """Return a name in the same folder that no other process or host will choose."""
+    import uuid
+
+    return path.with_name(f".tmp-{uuid.uuid4().hex}{suffix}")
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = False, suffix: str = "") -> Iterator[Path]:
+    """Yield a name beside `path`; the file that is written there becomes `path` at the end, or leaves nothing.
+
+    A reader of `path` sees the earlier file or the new one, whole. `sync`: the file and its name are forced to the
+    disk. `suffix`: what the name ends with, for a writer that reads it.
+    """
+    temporary = temporary_beside(path, suffix=suffix)
+    try:
+        yield temporary
+        if sync:
+            _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    if sync:
+        sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Write a file so that a reader sees it whole or not at all."""
+    replace_bytes(path, text.encode(), sync=sync)
+
+
+def replace_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a file as `replace_text` does. Raises OSError where that is impossible, and then leaves nothing."""
+    with replacing(path, sync=sync) as temporary:
+        temporary.write_bytes(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, where its filesystem can do that: some network filesystems cannot."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        log.debug("cannot force the folder %s to the disk: %s", folder, error)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` for a folder to fill and then to rename; what is left there at the end is removed."""
+    draft = temporary_beside(path)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool:
+    """Rename a filled folder to a name that only one can have; return False if somebody else has it.
+
+    `mine` looks at `path`, and says whether what lies there is ours: over NFS an answer can be lost and the rename
+    repeated, which then fails although it has succeeded. An empty folder is nobody's, and is replaced.
+    Raises OSError where the rename fails for another reason. The draft is gone after a failure.
+    """
+    try:
+        draft.rename(path)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if mine():
+            return True
+        if error.errno in NOT_EMPTY or names_in(path):
+            return False
+        raise
+    return True
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process with flock(2); return False if another one has. For a local disk only."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, *NOT_JSON) as error:
+        raise damaged(path, str(error)) from error
+    return as_object(path, value)
+
+
+def as_object(path: Path, value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise damaged(path, f"it holds {str(value)[:40]!r} instead of a JSON object")
+    return value
+
+
+def damaged(path: Path, why: str) -> StateError:
+    return StateError(
+        f"{path} is damaged",
+        why=why,
+        fix=f"restore it from a backup, or move {path.parent} away; the runs' own folders stay as they are",
+    )
+
+
+def inodes(folder: Path) -> dict[str, int]:
+    """Return what lies in a folder, by name, each with its inode; no more than one listing."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.inode() for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of what lies in a folder; none where there is no such folder."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,128 @@
+"""`python -m orchestrator.registrar`: a checkpoint -> a model in MLflow's format, with the run's own code.
+
+A process of its own: the user's code is imported here, and nowhere else outside of runs. Reads a JSON object from
+standard input: `model` (the config), `checkpoint`, `example` (or null), `code` (the folders that the run imports from),
+`requirements`, `folder` to write to, and `mlflow`: the ids to note in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.build import build
+from orchestrator.config.secrets import Secrets
+
+_log = logging.getLogger(__name__)
+
+
+def main(job: dict[str, Any]) -> None:
+    """Build the model, load its weights, and save both, with its signature and input example."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, which would report usage
+    import mlflow.pytorch
+    from mlflow.models import Model
+
+    model = _loaded(job["model"], job["checkpoint"])
+    inputs, signature = _example(model, job["example"])
+    mlflow.pytorch.save_model(
+        model,
+        job["folder"],
+        mlflow_model=Model(**job["mlflow"]),
+        signature=signature,
+        input_example=inputs,
+        code_paths=_own_code(job["model"], job["code"]) or None,
+        pip_requirements=[one for one in job["requirements"] if _is_needed(one)],
+        serialization_format="pickle",  # any model can be; and it is loaded with the code that it came with
+    )
+
+
+def _loaded(config: Any, checkpoint: str) -> object:
+    import torch
+
+    model = build(Secrets.of(config).placed(config))
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)  # our own run has written it
+    if set(model.state_dict()) != set(saved["state_dict"]):
+        _set_up(model)
+    for hook, arguments in (("configure_model", ()), ("on_load_checkpoint", (saved,))):
+        getattr(model, hook, lambda *_: None)(*arguments)
+    model.load_state_dict(saved["state_dict"], strict=getattr(model, "strict_loading", True))
+    return model.cpu().eval()
+
+
+def _is_needed(requirement: str) -> bool:
+    """Whether loading the model needs a package: `lightning` only if the model's code imports it."""
+    return requirement.partition("==")[0] != "lightning" or "lightning" in sys.modules
+
+
+def _set_up(model: Any) -> None:
+    """Have a model make the layers that it makes in `setup`; the checkpoint was saved after that of a fit."""
+    try:
+        getattr(model, "setup", lambda _: None)("fit")
+    except Exception as error:  # noqa: BLE001 - the user's code may need a trainer; missing layers are noticed later
+        _log.warning("setup('fit') cannot be called without a trainer: %r", error)
+
+
+def _example(model: object, path: str | None) -> tuple[object, object]:
+    """Return the input example as arrays, and the signature that it shows; none where the model cannot take it."""
+    import torch
+    from mlflow.models import infer_signature
+
+    if path is None:
+        return None, None
+    inputs = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with torch.no_grad():
+            outputs = _call(model, inputs)
+        arrays, answers = _arrays(inputs), _arrays(outputs)
+        return arrays, infer_signature(arrays, answers)
+    except Exception as error:  # noqa: BLE001 - the user's model may raise anything; it is registered without, then
+        _log.warning("no signature: the model cannot be called with its validation batch: %r", error)
+        return None, None
+
+
+def _call(model: Any, inputs: object) -> object:
+    if not isinstance(inputs, dict):
+        return model(inputs)
+    try:
+        return model(inputs)
+    except TypeError:  # it takes them by name
+        return model(**inputs)
+
+
+def _arrays(value: Any) -> object:
+    if isinstance(value, dict):
+        return {name: _arrays(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return {f"output_{number}": _arrays(part) for number, part in enumerate(value)}
+    return value.detach().cpu().numpy()
+
+
+def _own_code(config: object, folders: Sequence[str]) -> list[str]:
+    """Return the project's packages that the model's targets lie in: they are stored with the model."""
+    names = sorted({target.partition(".")[0] for target in _targets(config)} - {"orchestrator"})
+    found = (Path(folder) / part for name in names for folder in folders for part in (name, f"{name}.py"))
+    return [str(path) for path in found if path.exists()]
+
+
+def _targets(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    os.nice(10)
+    main(json.load(sys.stdin))
+    sys.stderr.flush()
+    os._exit(0)  # no library's exit handler may change the status, or hang

@@ -1,0 +1,126 @@
+"""The tracking store of an experiment: which it is, and what brings it up to date. MLflow is imported when used."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.clusters import observers
+from orchestrator.errors import ConfigError, OrchError, TrackingError
+from orchestrator.layout import ExperimentPaths, cache_dir
+from orchestrator.project import Project
+from orchestrator.records.experiment import ExperimentState, read_experiment
+from orchestrator.records.launches import read_launch
+from orchestrator.records.record import RunState
+from orchestrator.system.files import check_private, make_private
+from orchestrator.system.processes import start_detached
+
+if TYPE_CHECKING:
+    from orchestrator.tracking import Report
+    from orchestrator.tracking.mlflow_store import MlflowStore
+
+_log = logging.getLogger(__name__)
+
+
+def sync(project: Project, name: str) -> Report:
+    """Bring an experiment's tracking store up to date with its runs' own records and spools."""
+    from orchestrator.tracking.view import tracked
+
+    return store_of(project, name).sync(tracked(_records(project, name)))
+
+
+def store_of(project: Project, name: str) -> MlflowStore:
+    """Return the tracking store of an experiment. Raises TrackingError if it cannot be used."""
+    from orchestrator.tracking.mlflow_store import MlflowStore
+
+    if not (project.runs.experiment(name).path / "launches").is_dir():
+        raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
+    uri = server_of(project, name)
+    if uri:
+        return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
+    folder = _private_store(project)
+    # Where the database had to leave the runs, artifacts stay with them, by the machine: checkpoints are links there.
+    beside = None if folder == project.runs.mlflow else project.runs.mlflow / socket.gethostname() / "artifacts"
+    return MlflowStore.embedded(folder, beside)
+
+
+def _private_store(project: Project) -> Path:
+    """Return the folder of the embedded store; one that does not lie with the runs is for this user alone."""
+    store = project.tracking_store
+    if store != project.runs.mlflow:
+        make_private(store)
+        check_private(store.parent)
+    return store
+
+
+def server_of(project: Project, name: str) -> str | None:
+    """Return the address of the tracking server that an experiment's latest launch sends to, if it does."""
+    tracking = options_of(project.runs.experiment(name))
+    return str(tracking["uri"]) if tracking.get("kind") == "server" else None
+
+
+def options_of(paths: ExperimentPaths) -> Mapping[str, object]:
+    """Return the `tracking:` section of an experiment's latest launch; empty where it has none."""
+    launches = paths.launches()
+    found: Mapping[str, object] = read_launch(launches[-1]).header.tracking if launches else {}
+    return found
+
+
+def open_in_store(project: Project, name: str) -> bool:
+    """Return whether runs were cancelled that still seem to wait: what the store says of them is not the last word."""
+    state = _records(project, name)
+    cancelled = {launch.number: launch.paths.cancelled for launch in state.launches}
+    waiting = [r for r in state.records.values() if r.last is not None and r.state is RunState.QUEUED]
+    return any((cancelled[record.task[0]] / record.id).exists() for record in waiting)
+
+
+def register(project: Project, name: str, *, model: str | None = None) -> str | None:
+    """Register the best run's model if the experiment wants it, all runs have ended, and it is not registered yet.
+
+    `model` asks for it where no launch of it did. Returns what was done, in words. The model is built and loaded in a
+    process of its own, with the run's own code. Raises TrackingError where that fails.
+    """
+    from orchestrator.tracking.registry.registering import register as act
+    from orchestrator.tracking.registry.registering import wanted
+
+    asked = model or options_of(project.runs.experiment(name)).get("register")
+    wish = wanted(_records(project, name), model=model) if asked else None
+    return act(wish, store_of(project, name)) if wish else None
+
+
+def _records(project: Project, name: str) -> ExperimentState:
+    return read_experiment(project.runs.experiment(name), observers())
+
+
+def addressed(options: Mapping[str, object], project: Project, name: str) -> Mapping[str, object]:
+    """Return a `tracking:` section with the server's address and the experiment's name on it. Raises ConfigError."""
+    from orchestrator.config.schema import tracking as checked
+
+    if options["kind"] != "server":
+        return options
+    uri = options["uri"] or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise ConfigError(
+            "tracking.uri is not set",
+            why="and neither is MLFLOW_TRACKING_URI: there is no server to send to",
+            fix="tracking.uri=http://HOST:5000, or tracking=embedded",
+        )
+    own = f"{getpass.getuser()}/{project.folder.name}/{name}"
+    return checked({**options, "uri": uri, "experiment": options["experiment"] or own})
+
+
+def sync_in_background(project: Project, experiment: ExperimentPaths) -> None:
+    """Start a process that syncs an experiment, and removes the mark first: it sees what ended until then."""
+    argv = [sys.executable, "-m", "orchestrator.tracking.sidecar", str(project.runs.path), experiment.name]
+    try:
+        experiment.unsynced.touch(mode=0o600)
+        make_private(cache_dir())
+        start_detached(argv, cwd=project.runs.path, log=cache_dir() / "sync.log")
+    except (OSError, OrchError) as error:
+        _log.info("not synced: %s", error)

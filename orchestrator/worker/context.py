@@ -1,0 +1,102 @@
+"""Where this process stands: its rank among the run's processes, and the scheduler's job it belongs to."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from orchestrator.slurm import commands
+from orchestrator.system.processes import ProgramError
+
+JOB, RESTART = "ORCH_JOB", "ORCH_RESTART"
+"""In the environment of a packed run, which is shown nothing else of the job that it shares."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One process of a run. `job` and `restart` are the scheduler's; without one they are empty and 0.
+
+    `packed`: the job has several runs, and a supervisor of ours that answers to the scheduler for all of them.
+    `leader` is the process id of rank 0 where a supervisor of ours has started the ranks, `devices` the numbers of
+    the GPUs that it gave them.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    nodes: int = 1
+    job: str = ""
+    restart: int = 0
+    local_rank: int = 0
+    packed: bool = False
+    leader: int = 0
+    devices: tuple[str, ...] = ()
+
+    @property
+    def first_on_node(self) -> bool:
+        return self.local_rank == 0
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], *, slurm: bool) -> Self:
+        """Read the place from Slurm's variables, or from those that our supervisor sets."""
+        if not slurm:
+            return cls._local(environ)
+        if "SLURM_JOB_ID" not in environ and JOB in environ:
+            return cls(job=environ[JOB], restart=int(environ[RESTART]), packed=True)
+        job, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+        return cls(
+            rank=int(environ.get("SLURM_PROCID", "0")),
+            processes=int(environ.get("SLURM_NTASKS", "1")),
+            nodes=int(environ.get("SLURM_NNODES", "1")),
+            restart=int(environ.get("SLURM_RESTART_COUNT", "0")),
+            local_rank=int(environ.get("SLURM_LOCALID", "0")),
+            job=f"{job}_{task}" if job else environ.get("SLURM_JOB_ID", ""),
+        )
+
+    @classmethod
+    def _local(cls, environ: Mapping[str, str]) -> Self:
+        rank = int(environ.get("RANK", "0"))
+        return cls(
+            rank=rank,
+            local_rank=rank,
+            processes=int(environ.get("WORLD_SIZE", "1")),
+            leader=os.getpgrp(),
+            devices=tuple(filter(None, environ.get("ORCH_DEVICES", "").split(","))),
+        )
+
+    def listen_address(self) -> str:
+        """Return `host:port` where rank 0 can be reached by the others, or nothing where there are none."""
+        if self.processes == 1:
+            return ""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{self._host()}:{probe.getsockname()[1]}"
+
+    def _host(self) -> str:
+        if self.nodes == 1:
+            return "127.0.0.1"
+        name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        found = [_address(candidate) for candidate in (_slurm_address(name), name, socket.gethostname())]
+        known = [address for address in found if address]
+        # Debian names a host 127.0.1.1 in its own /etc/hosts: no other node would find it there.
+        return next((address for address in known if not address.startswith("127.")), [*known, name][0])
+
+
+def _address(name: str) -> str:
+    try:
+        return socket.gethostbyname(name) if name else ""
+    except OSError:
+        return ""
+
+
+def _slurm_address(node: str) -> str:
+    """Return the address that Slurm uses for a node: a name that does not resolve hangs training (FACTS 18)."""
+    try:
+        text = commands.run(["scontrol", "--all", "--oneliner", "show", "node", node], timeout_s=30)
+    except ProgramError:
+        return ""
+    found = re.search(r"NodeAddr=(\S+)", text)
+    return found.group(1) if found else ""

@@ -1,0 +1,184 @@
+"""The engine's own checkpoints: when they are saved, which is the best, and how a file becomes whole.
+
+Lightning's ModelCheckpoint is not used for them. It writes `last` only at a step where it saves a top-k file (since
+2.6), observes the objective at another hook than the file, is refused beside one of the user's on the same monitor,
+and is removed by a model's `configure_callbacks`. Users' own ModelCheckpoints live beside this, in `checkpoints/`.
+
+Lightning writes to $TMPDIR and moves the file, which is not atomic across filesystems and is never synced (FACTS 19):
+here a checkpoint is written beside its target, synced and renamed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
+
+from orchestrator.layout import BEST, AttemptPaths
+from orchestrator.records.checkpoints import write_latest
+from orchestrator.system.files import make_private, replacing
+from orchestrator.worker.fit.progress import Progress, Prune, Saved
+
+INHERITED = "inherited-best.ckpt"
+"""The best of the run that this one goes on from: its own first best would overwrite it."""
+
+_ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")
+
+
+class KeepCheckpoints(Checkpoint):
+    """Saves the latest state and the best by the objective, in the attempt's `state/`.
+
+    It is the one observer of the objective: at the end of each training epoch, and of each validation within one. What
+    it observes there is what the record says, what the pruner decides on, and what the file of that step holds: a
+    checkpoint is named by its step, and the record names the best by that name. Only a value that was logged since the
+    last observation counts. Rank 0 decides for all.
+
+    It comes after all other callbacks, so that their state is in the file.
+    """
+
+    def __init__(self, attempt: AttemptPaths, progress: Progress, prune: Prune | None) -> None:
+        self._attempt, self._progress, self._prune = attempt, progress, prune
+        self._validated: float | None = None
+        """The objective's value in a validation that the end of the epoch follows."""
+        self._saved: Path | None = None
+        self._best: Path | None = None
+        self._times: Counter[int] = Counter()
+
+    @property
+    def state_key(self) -> str:
+        return "orch.KeepCheckpoints"
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:  # from now on nothing in `checkpoints/` is taken for the engine's
+            make_private(self._attempt.state)
+
+    # What published code asks `trainer.checkpoint_callback` for.
+
+    @property
+    def dirpath(self) -> str:
+        return str(self._attempt.state)
+
+    @property
+    def best_model_path(self) -> str:
+        return str(self._best or "")
+
+    @property
+    def best_model_score(self) -> torch.Tensor | None:
+        return torch.tensor(self._progress.best["value"]) if self._progress.best else None
+
+    @property
+    def last_model_path(self) -> str:
+        return str(self._saved or "")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        value = _logged(trainer, self._progress.metric)
+        if trainer.is_last_batch:
+            self._validated = value  # the end of the epoch follows, with the same weights
+        else:
+            self._observe(trainer, value)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        validated, self._validated = self._validated, None
+        self._observe(trainer, _logged(trainer, self._progress.metric) if validated is None else validated)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save once more where something may have changed the weights when the training ended, as SWA does."""
+        if trainer.global_step and _changes_at_end(trainer, pl_module):
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer, state: Saved | None = None) -> None:
+        """Save the state as it is now, or a checkpoint made before, for the run to resume from. All ranks call it."""
+        path = self._next_path(trainer)
+        self._times[trainer.global_step] += 1
+        if state is None:
+            trainer.save_checkpoint(path)
+        else:
+            trainer.strategy.save_checkpoint(state, path)
+            trainer.strategy.barrier("orch: a checkpoint made before is saved")
+        if trainer.is_global_zero:
+            write_latest(self._attempt, path, step=trainer.global_step, epoch=trainer.current_epoch)
+            self._remove(self._saved, unless={path, self._best})
+        self._saved = path
+
+    def _observe(self, trainer: pl.Trainer, value: float | None) -> None:
+        improved = bool(trainer.strategy.broadcast(value is not None and self._progress.improves(value)))
+        path = self._next_path(trainer)
+        if improved and value is not None:
+            relative = f"{self._attempt.path.name}/{path.parent.name}/{path.name}"
+            self._progress.keep_best(value, step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=relative)
+        if self._prune:
+            self._prune.observe(trainer, value)
+        self.save(trainer)
+        if improved:
+            before, self._best = self._best, path
+            if trainer.is_global_zero:
+                self._remove(before, unless={path})
+                _link(path, path.with_name(BEST))
+
+    def _next_path(self, trainer: pl.Trainer) -> Path:
+        """Return the file that the state is saved in next; no name is used twice: a record may hold it."""
+        again = self._times[trainer.global_step]
+        return self._attempt.state / f"step-{trainer.global_step}{f'-{again}' if again else ''}.ckpt"
+
+    def _remove(self, path: Path | None, *, unless: set[Path | None]) -> None:
+        if path is not None and path not in unless:
+            path.unlink(missing_ok=True)
+
+
+def _logged(trainer: pl.Trainer, metric: str | None) -> float | None:
+    """Return a metric's value if the loop that ends now has logged it; one from an earlier epoch does not count."""
+    results = trainer._results  # noqa: SLF001 - callback_metrics keeps what earlier loops have logged
+    if metric is None or results is None:
+        return None
+    fresh = any(metric in results.metrics(on_step=on_step)["callback"] for on_step in (False, True))
+    value = trainer.callback_metrics.get(metric)
+    return float(value) if fresh and value is not None else None
+
+
+def _changes_at_end(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+    """Whether the model, or a callback that is not ours and may touch it, does something when the training ends."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's connector sets it
+    ours = [each for each in callbacks if type(each).__module__.startswith("orchestrator.worker.")]
+    theirs = [each for each in callbacks if each not in ours and not isinstance(each, ProgressBar | Checkpoint)]
+    defaults = {pl.Callback.on_train_end, pl.LightningModule.on_train_end}
+    return any(type(each).on_train_end not in defaults for each in (module, *theirs) if hasattr(each, "on_train_end"))
+
+
+def _link(path: Path, name: Path) -> None:
+    """Give a checkpoint another name, for people; where the filesystem has no links it goes without."""
+    with suppress(OSError), replacing(name) as temporary:
+        temporary.hardlink_to(path)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints by temporary file, fsync and rename, in the target's own folder.
+
+    Lightning keeps the arguments of a model in them: what may not be written is redacted there.
+    """
+
+    def __init__(self, conceal: Callable[[str], str] = str) -> None:
+        self._conceal = conceal
+
+    def save_checkpoint(self, checkpoint: Mapping[str, object], path: Any, storage_options: object = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target, sync=True) as temporary, temporary.open("wb") as file:
+            torch.save({key: self._kept(key, value) for key, value in checkpoint.items()}, file)
+
+    def _kept(self, key: str, value: object) -> object:
+        if key not in _ARGUMENTS or not isinstance(value, MutableMapping):
+            return value
+        kept = copy.copy(value)  # of its own type: Lightning's is not a plain dict
+        kept.update({name: self._conceal(one) for name, one in value.items() if isinstance(one, str)})
+        return kept

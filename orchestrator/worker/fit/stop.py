@@ -1,0 +1,300 @@
+"""What ends a fit when a signal has come: all ranks agree on it, save the same state, and leave."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.trainer.states import TrainerFn
+
+from orchestrator.worker.fit.checkpoints import KeepCheckpoints
+from orchestrator.worker.fit.progress import Saved
+from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
+
+_log = logging.getLogger(__name__)
+_AGREE_SECONDS = 1.0
+_SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
+_GRADIENTS = "orch_gradients"
+"""In a checkpoint that was saved in the midst of an accumulation: what its batches have added up to so far."""
+
+
+class StopOnSignal(Checkpoint):
+    """Saves a checkpoint once a signal has come, at the next boundary that a run can go on from, and ends the fit.
+
+    That is the end of a step; but where a validation, or the end of the epoch, follows it, a run that goes on from
+    there would go on without: then it is the start of the validation, or the end of the epoch, and saved once more.
+    A signal during a validation, too, saves the state at its start, whatever a callback has put in place of the
+    weights for it (`StartOfValidation`): its metrics are whole only if it is run whole. Nothing of it has been logged
+    yet but what a model logs per validation batch.
+    Where it interrupts an accumulation of gradients, these are saved too, here and in any other checkpoint.
+    After a validation it is the end of the next step. In the sanity check and in testing there is nothing to save.
+
+    It ends at the next hook after that boundary: Lightning logs a step's metrics after `on_train_batch_end`, an
+    epoch's after `on_train_epoch_end`. A `Checkpoint` is called after all other callbacks: their state is saved too.
+    """
+
+    def __init__(
+        self, stop: StopSignal, checkpoints: KeepCheckpoints, start: StartOfValidation, *, tests: bool
+    ) -> None:
+        self._stop, self._checkpoints, self._start, self._tests = stop, checkpoints, start, tests
+        self._agreement = Agreement(stop)
+        self._saved = False
+        self._shared = 0
+        self._gradients: Mapping[str, torch.Tensor] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Look for what came before there was anything to save: data being staged, the model being built."""
+        self._stop.install()
+        self._agreement.open(trainer.world_size)
+        if self._agreement.reached():
+            self._leave()
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.install()  # Lightning replaces the handlers when fitting or testing begins (FACTS 16)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.install()
+        self._shared = self._agreement.least(trainer.num_test_batches)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.install()
+        _close_epoch(trainer.fit_loop)
+        for name, parameter in pl_module.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter.device)
+        self._gradients = {}
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
+        if _accumulates(trainer) and pl_module.automatic_optimization:
+            # Of several ranks the mean, for rank 0 saves for all; that is what their sum comes to at the step's end.
+            checkpoint[_GRADIENTS] = {
+                name: trainer.strategy.reduce(parameter.grad.detach().clone(), reduce_op="mean")
+                for name, parameter in pl_module.named_parameters()
+                if parameter.grad is not None
+            }
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
+        self._gradients = checkpoint.get(_GRADIENTS, {})
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_if_saved()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object, **__: object) -> None:
+        self._leave_if_saved()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        stepped = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._agreement.reached() and stepped:
+            self._save(trainer)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop.install()
+        self._shared = self._agreement.least(trainer.num_predict_batches)
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *_: object, **__: object) -> None:
+        if self._agreed_in_evaluation():
+            self._leave()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._stop.install()
+        self._shared = self._agreement.least(_validation_batches(trainer))
+        if self._saved or self._agreement.reached():
+            self._leave_validation(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: object, **__: object) -> None:
+        if self._shared > 0:  # all ranks have this batch
+            self._start.learn(trainer)
+        if self._agreed_in_evaluation():
+            self._leave_validation(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._agreement.hurry()
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: object, **__: object) -> None:
+        if self._agreed_in_evaluation():
+            self._leave()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._saved:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._tests:
+            self._save(trainer)  # the test loads the best weights: whoever stops it goes on from here, with all trained
+
+    def _agreed_in_evaluation(self) -> str | None:
+        """Return the agreed signal; ranks may have batches of different number, and agree on those that all have."""
+        self._shared -= 1
+        return self._agreement.reached() if self._shared > 0 else None
+
+    def _leave_validation(self, trainer: pl.Trainer) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
+            _rewind(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
+            if self._start.state or not self._start.changed(trainer):
+                self._checkpoints.save(trainer, self._start.state)
+            else:
+                _log.warning("a callback has changed the weights for this validation: the last checkpoint is kept")
+        self._leave()
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._checkpoints.save(trainer)
+        self._saved = True
+
+    def _leave_if_saved(self) -> None:
+        if self._saved:
+            self._leave()
+
+    def _leave(self) -> None:
+        raise InterruptedByInfrastructureError(self._stop.received, together=self._agreement.together)
+
+
+class StartOfValidation(Callback):
+    """Keeps the state at the start of a validation, where a callback or the model changes the weights for it.
+
+    Averages do so: they take the place of the weights until the validation ends. It comes before all other callbacks.
+    The state is copied only once weights have been seen to change in an earlier validation; a run that is stopped in
+    the first such one resumes from its last checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._changes = self._learned = False
+        self._before: torch.Tensor | None = None
+        self.state: Saved | None = None
+        """A whole checkpoint, on the CPU; None where the state has not changed since, as far as is known."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._before, self._learned = _sums(pl_module), False
+        if self._changes:
+            kept = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001 - save_checkpoint's
+            self.state = apply_to_collection(kept, torch.Tensor, lambda value: value.detach().cpu().clone())
+            progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
+            _rewind(progress)
+            self.state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress.state_dict()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before = self.state = None
+
+    def learn(self, trainer: pl.Trainer) -> None:
+        """Note, in a validation's first batch, whether the weights are others than at its start."""
+        if not self._learned:
+            self._learned = True
+            self._changes = self._changes or self.changed(trainer)
+
+    def changed(self, trainer: pl.Trainer) -> bool:
+        """Return whether the weights are others than at the start of the validation, on any rank."""
+        mine = self._before is not None and not torch.equal(self._before, _sums(trainer.lightning_module))
+        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
+
+
+def _sums(module: torch.nn.Module) -> torch.Tensor:
+    """Return the sum of each parameter: what tells other weights from these, at the cost of reading them once."""
+    return torch.stack([value.detach().abs().sum().double().cpu() for value in module.parameters()] or [torch.zeros(1)])
+
+
+class Agreement:
+    """What all ranks know of a signal. It may reach them at different steps, or only one of them.
+
+    They ask each other about once a second, over a group on the CPU, and all at the same place: who asks alone
+    waits for ever.
+    """
+
+    def __init__(self, stop: StopSignal) -> None:
+        self._stop = stop
+        self._group: object = None
+        self._agreed = False
+        self._every, self._count, self._since = 1, 0, time.monotonic()
+
+    def open(self, ranks: int) -> None:
+        if ranks > 1 and self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Ask at the next opportunity: what follows may take longer than what was counted so far."""
+        self._every, self._count, self._since = 1, 0, time.monotonic()
+
+    @property
+    def together(self) -> bool:
+        """Whether several ranks have told each other of a signal."""
+        return self._agreed
+
+    def reached(self) -> str | None:
+        """Return the signal that any rank has received, on all ranks from the same call on."""
+        if self._group is None or self._agreed:
+            return self._stop.received
+        self._count += 1
+        if self._count < self._every:
+            return None
+        mine = float(_SIGNALS.index(self._stop.received)) if self._stop.received in _SIGNALS else 0.0
+        received, elapsed = self._most([mine, time.monotonic() - self._since])
+        rate = round(self._count * _AGREE_SECONDS / max(elapsed, 1e-6))
+        self._every = max(1, min(1000, 2 * self._every, rate))  # one quick call says little of those to come
+        self._count, self._since = 0, time.monotonic()
+        self._agreed = received > 0
+        self._stop.received = self._stop.received or _SIGNALS[int(received)] or None
+        return self._stop.received if self._agreed else None
+
+    def least(self, batches: Sequence[float]) -> int:
+        """Return of how many batches all ranks have at least (0: not known), and ask at the first of them."""
+        self.hurry()
+        if self._group is None:
+            return sys.maxsize
+        least = -self._most([-min(batches, default=0)])[0]
+        return int(least) if math.isfinite(least) else 0
+
+    def _most(self, mine: Sequence[float]) -> list[float]:
+        state = torch.tensor(mine, dtype=torch.float64)
+        torch.distributed.all_reduce(state, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        found: list[float] = state.tolist()
+        return found
+
+
+def _close_epoch(loop: Any) -> None:
+    """Have a fit that goes on from the end of an epoch begin the next one, as without `max_steps`.
+
+    With `max_steps` Lightning always takes itself to be within an epoch: it would take the first step as an epoch of
+    its own, or log all that follows one step too late.
+    """
+    if loop.restarting and loop.restarted_on_epoch_end:
+        loop._restarting = False  # noqa: SLF001 - the setter is what sets it to true again
+        loop.epoch_loop.restarting = False
+        loop.reset_restart_stage()
+        loop.epoch_loop.reset_restart_stage()
+        loop.epoch_progress.increment_completed()
+
+
+def _accumulates(trainer: pl.Trainer) -> bool:
+    """Whether batches have added to the gradients since the optimizer last stepped."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return batches % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
+
+
+def _validation_batches(trainer: pl.Trainer) -> Sequence[float]:
+    return trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+
+
+def _rewind(progress: Any) -> None:
+    """Set a validation's progress to the start of its first batch: from there Lightning runs the whole of it again.
+
+    Lightning goes on with a validation only if it was left within a batch (`restarted_mid_evaluation`); at any other
+    place it takes it for done.
+    """
+    before = progress.total.completed - progress.current.completed
+    for count, now in ((progress.current, 0), (progress.total, before)):
+        count.ready = count.started = now + 1
+        count.processed = count.completed = now
+    progress.is_last_batch = False

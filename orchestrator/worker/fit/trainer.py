@@ -1,0 +1,181 @@
+"""One fit: everything is built, trained, tested, and what came of it returned."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning.callbacks import Callback, ProgressBar
+
+from orchestrator.config.build import build
+from orchestrator.layout import AttemptPaths
+from orchestrator.records.attempts import EventWriter
+from orchestrator.spec import EVALUATIONS, Objective, Resources
+from orchestrator.tracking.logger import SpoolLogger
+from orchestrator.worker.context import Place
+from orchestrator.worker.fit.checkpoints import INHERITED, AtomicCheckpointIO, KeepCheckpoints
+from orchestrator.worker.fit.example import KeepExample
+from orchestrator.worker.fit.finders import KeepFound
+from orchestrator.worker.fit.plateau import PlateauSteps
+from orchestrator.worker.fit.progress import Progress, Prune, numbers
+from orchestrator.worker.fit.stop import StartOfValidation, StopOnSignal
+from orchestrator.worker.fit.weights import InitialWeights
+from orchestrator.worker.signals import StopSignal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What is trained, on what, and where its files go. `folder` is the attempt's.
+
+    `resume_from` is a checkpoint of the run's own. Where there is none it starts with the weights, or the whole state,
+    of another run or a file: `weights_from`, `state_from`.
+    `report` is told, on rank 0, each validation's number and the objective's value there, and says whether to stop.
+    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
+    what may not be written.
+    """
+
+    config: Mapping[str, Any]
+    resources: Resources
+    objective: Objective | None
+    folder: Path
+    artifacts: Path
+    resume_from: Path | None
+    place: Place
+    weights_from: Path | None = None
+    state_from: Path | None = None
+    example: Path | None = None
+    conceal: Callable[[str], str] = str
+    report: Callable[[int, float], bool] | None = None
+
+
+def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop: StopSignal) -> dict[str, Any]:
+    """Build everything, fit (and test), and return the `done` event's data: last metrics and the best one."""
+    config = training.config
+    quieten()
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    datamodule = build(config["data"]) if config["data"].get("_target_") else None
+    model = build(config["model"])
+    inherit = None if training.resume_from or not training.state_from else partial(_inherit, training)
+    progress = Progress(events, training.objective, inherit)
+    prune = Prune(training.report) if training.report and training.objective else None
+    checkpoints = KeepCheckpoints(AttemptPaths(training.folder), progress, prune)
+    start = StartOfValidation()
+    stopping = StopOnSignal(stop, checkpoints, start, tests=config["task"] == "fit_test")
+    examples = [KeepExample(training.example)] if training.example else []
+    initial = InitialWeights(training.weights_from) if training.weights_from and not training.resume_from else None
+    checkpoint = training.resume_from or training.state_from
+    found = KeepFound(resumes=checkpoint is not None)
+    maybe = (initial, progress, *examples, prune, found, PlateauSteps(), checkpoints, stopping)
+    callbacks = [callback for callback in maybe if callback]
+    trainer = _trainer(training, logger, start, callbacks)
+    events.write("training", resumed=training.resume_from is not None)
+    if initial:
+        initial.load_early(model)
+    if config["task"] in EVALUATIONS:
+        return {"metrics": _evaluate(training, trainer, model, datamodule), "best": {}}
+    trainer.fit(model, datamodule=datamodule, ckpt_path=_text(checkpoint), **_trusted(trainer.fit))
+    metrics = numbers(trainer.callback_metrics)
+    if progress.best:  # MLflow's own tables know only a metric's last value
+        logger.log_metrics({f"best/{progress.best['metric']}": progress.best["value"]}, progress.best["step"])
+    if prune and prune.pruned:
+        return {"metrics": metrics, "best": progress.best, "pruned": prune.pruned}
+    if config["task"] == "fit_test":
+        best = training.folder.parent / progress.best["checkpoint"] if progress.best else None
+        trainer.test(model, datamodule=datamodule, ckpt_path=_text(best), verbose=False, **_trusted(trainer.test))
+        metrics |= numbers(trainer.callback_metrics)
+    return {"metrics": metrics, "best": progress.best}
+
+
+def quieten() -> None:
+    """Silence what Lightning says in every run and no user can act on: an advertisement, its own deprecations."""
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="The .srun. command is available.*")
+    logging.getLogger(f"{pl.__name__}.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+
+
+def _evaluate(
+    training: Training, trainer: pl.Trainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None
+) -> dict[str, float]:
+    """Validate, test or predict, and return the metrics; what is predicted becomes a file among the artifacts."""
+    task = training.config["task"]
+    if task == "predict":
+        _keep_predictions(training, trainer.predict(model, datamodule=datamodule))
+    else:
+        getattr(trainer, task)(model, datamodule=datamodule, verbose=False)
+    return numbers(trainer.callback_metrics)
+
+
+def _keep_predictions(training: Training, predictions: object) -> None:
+    """Write what `predict_step` returned, batch by batch, each rank its own; nothing where it returned nothing."""
+    if not predictions:
+        return
+    rank = f".rank{training.place.rank}" if training.resources.world_size > 1 else ""
+    AtomicCheckpointIO().save_checkpoint({"predictions": predictions}, training.artifacts / f"predictions{rank}.pt")
+
+
+def _inherit(training: Training, checkpoint: str) -> str:
+    """Link (or copy) the best checkpoint of the run that this one goes on from, and return where it is now.
+
+    It lies in that run's folder, beside the attempt whose checkpoint is gone on from.
+    """
+    attempt = AttemptPaths(training.folder)
+    target = attempt.state / INHERITED
+    source = training.state_from.parents[2] / checkpoint if training.state_from else target
+    if training.place.rank == 0 and source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            target.hardlink_to(source)
+        except OSError:  # another filesystem
+            shutil.copyfile(source, target)
+    return f"{attempt.path.name}/{attempt.state.name}/{INHERITED}"
+
+
+def _trainer(training: Training, logger: SpoolLogger, first: Callback, callbacks: Sequence[Callback]) -> pl.Trainer:
+    node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
+    built = build(training.config["trainer"].get("callbacks") or {})
+    users = [callback for callback in built.values() if callback is not None]
+    if any(isinstance(callback, ProgressBar) for callback in users):
+        node["enable_progress_bar"] = True  # the flag's default is false, and Lightning refuses the two together
+    trainer: pl.Trainer = build(
+        node,
+        callbacks=[first, *users, *callbacks],
+        logger=logger,
+        plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
+        default_root_dir=str(training.folder),
+        **_devices(training.resources),
+    )
+    return trainer
+
+
+def _devices(resources: Resources) -> dict[str, object]:
+    accelerator = "gpu" if resources.gpus_per_node and torch.cuda.is_available() else "cpu"
+    return {"accelerator": accelerator, "devices": resources.processes_per_node, "num_nodes": resources.nodes}
+
+
+def _environment(training: Training) -> ClusterEnvironment:
+    """Return who starts the processes: srun, or nobody. Never Lightning's own guess, which may requeue (FACTS 16)."""
+    place = training.place
+    return SLURMEnvironment(auto_requeue=False) if place.job and not place.packed else LightningEnvironment()
+
+
+def _trusted(method: Any) -> dict[str, bool]:
+    """Our own checkpoints may hold any object; newer versions of Lightning must be told to load it."""
+    return {"weights_only": False} if "weights_only" in inspect.signature(method).parameters else {}
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path else None

@@ -1,0 +1,93 @@
+"""How Slurm's commands are run: all in one environment, and what they print when they fail.
+
+The user's variables choose the installation (SLURM_CONF) and the login (SLURM_JWT). All others of Slurm's are left out:
+they filter and format answers (SQUEUE_PARTITION, SLURM_TIME_FORMAT), they are a surrounding job's (FACTS 6), or they
+are defaults of sbatch, which `site_defaults` reads. The cluster that a launch went to is in its header.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from orchestrator.errors import ClusterError
+from orchestrator.system import processes
+from orchestrator.system.processes import ProgramError
+
+BUSY = re.compile(r"socket timed out|try again|slurm_load|slow response|unable to contact", re.IGNORECASE)
+FIX = "is this a Slurm login node, and does `sinfo` answer?"
+_OF_SLURM = re.compile(
+    r"(SLURM|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SACCTMGR|SINFO|SCANCEL|SCONTROL|SPRIO|SSHARE|SSTAT|SREPORT|SDIAG)_"
+)
+_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+_ANSWER_SECONDS = 60.0
+
+
+def environment(cluster: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of every command of Slurm, made of this process's.
+
+    `cluster` is the one of several that is asked, as SLURM_CLUSTERS names it; empty: this machine's own.
+    """
+    kept = {key: value for key, value in environ.items() if key in _KEPT or not _OF_SLURM.match(key)}
+    # On its own nodes a cluster is asked directly: they need not reach the database that knows the others.
+    return kept | ({"SLURM_CLUSTERS": cluster} if cluster and cluster != environ.get("SLURM_CLUSTER_NAME") else {})
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    cluster: str = "",
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = _ANSWER_SECONDS,
+) -> str:
+    """Run one of Slurm's commands and return what it prints; `env` is added to its environment.
+
+    Raises ProgramError if it cannot be started, fails, or does not end in time.
+    """
+    inherited = environment(cluster, os.environ)
+    answer = processes.run(argv, inherited=inherited, env=env, stdin=stdin, timeout_s=timeout_s)
+    return answer.decode(errors="replace")
+
+
+def ask(argv: Sequence[str], *, cluster: str = "", env: Mapping[str, str] | None = None) -> str:
+    """Return what one of Slurm's commands prints. Raises ClusterError with the last line that it printed."""
+    try:
+        return run(argv, cluster=cluster, env=env)
+    except ProgramError as error:
+        raise ClusterError(f"{argv[0]} failed", why=last_line(error.stderr), fix=FIX) from error
+
+
+@contextmanager
+def in_environment(cluster: str) -> Iterator[None]:
+    """Give this process the environment of Slurm's commands, for a library that starts one itself."""
+    before = dict(os.environ)
+    wanted = environment(cluster, before)
+    changed = {key for key in before.keys() | wanted.keys() if before.get(key) != wanted.get(key)}
+    _set(changed, wanted)
+    try:
+        yield
+    finally:
+        _set(changed, before)
+
+
+def _set(keys: set[str], values: Mapping[str, str]) -> None:
+    for key in keys:
+        if key in values:
+            os.environ[key] = values[key]
+        else:
+            os.environ.pop(key, None)
+
+
+def said(text: str) -> str:
+    """Return all that a command printed, as one line: a site's own plugins explain a refusal before Slurm does."""
+    lines = (re.sub(r"^s[a-z]+: (error:)?", "", line.strip()).strip() for line in text.splitlines())
+    return "; ".join(dict.fromkeys(line for line in lines if re.search(r"\w", line))) or "no message"
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something, without the program's name before it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"^\w+: (error: )?", "", lines[-1]) if lines else "no message"

@@ -1,0 +1,187 @@
+"""Whose turn it is to submit a launch, and what has been submitted: launches/NNNN/turns/0001/.
+
+A turn is taken by renaming a folder, with the claim and all arrays known by then in it, to the next number: the
+rename is the only lock, and the last turn says everything. It is over when its last file says so, or when its
+submitter is dead; who takes the next one first finds what the dead one handed over and could not write down.
+A submitter that was only thought dead sees the next turn before its next sbatch, and stops. What it may have handed
+over in that very moment does no harm: a run's attempt is claimed once, and its other job ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.errors import ClusterError, StateError
+from orchestrator.layout import LaunchPaths, TurnPaths
+from orchestrator.system.files import draft_of, make_private, replace_text, take_by_rename
+from orchestrator.system.processes import ProcessId
+
+_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One submitted array: Slurm's id of it, and the tasks of the plan that it holds; of a pack only the first."""
+
+    id: str
+    offset: int
+    indices: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(id=str(value["job"]), offset=int(value["offset"]), indices=tuple(value["indices"]))
+
+    def to_json(self) -> dict[str, object]:
+        return {"job": self.id, "offset": self.offset, "indices": self.indices}
+
+    def name(self, index: int) -> str:
+        """Return what Slurm calls a task."""
+        return f"{self.id}_{index - self.offset}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a turn ended: with nothing left, or why something is. What was `refused` is never submitted."""
+
+    reason: str = ""
+    refused: bool = False
+    time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A turn as it was when it was read: who took it, all arrays known, and its end if it is over.
+
+    `job`: Slurm's name of the job at whose end it was taken; empty where a person's command took it.
+    """
+
+    number: int
+    submitter: ProcessId
+    job: str
+    jobs: tuple[Job, ...]
+    end: End | None
+
+    @property
+    def who(self) -> str:
+        return f"job {self.job}" if self.job else f"process {self.submitter.pid} on {self.submitter.host}"
+
+
+class TurnLostError(ClusterError):
+    """Another submitter took us for dead, and goes on in our place."""
+
+
+def lost() -> TurnLostError:
+    """Return the error of a submitter that has lost its turn."""
+    return TurnLostError("another process submits this launch", why="it took this one for dead", fix="orch status")
+
+
+def last(launch: LaunchPaths) -> Turn | None:
+    """Return the last turn, which knows what all before it did; None where none was taken."""
+    for _ in range(_TRIES):
+        paths = launch.turns()
+        if not paths:
+            return None
+        with suppress(FileNotFoundError):  # deleted since the listing: there are later ones
+            return _read(paths[-1])
+    raise StateError(f"{launch.turn(1).path.parent} cannot be read", why="it changes all the time", fix="try again")
+
+
+def _read(paths: TurnPaths) -> Turn:
+    # Its end first: what is read afterwards is then all that it came to.
+    try:
+        told = json.loads(paths.end.read_bytes())
+        end = End(**{key: told[key] for key in told.keys() & {each.name for each in fields(End)}})
+    except FileNotFoundError:
+        end = None
+    claim = json.loads(paths.claim.read_bytes())
+    return Turn(
+        number=paths.number,
+        submitter=ProcessId.from_json(claim["process"]),
+        job=str(claim["job"]),
+        end=end,
+        jobs=tuple(Job.from_json(entry) for entry in json.loads(paths.jobs.read_bytes())),
+    )
+
+
+def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str) -> OwnTurn | None:
+    """Take the turn after number `after`; None if somebody else has it. `jobs` are all arrays known by now."""
+    paths = launch.turn(after + 1)
+    claim = json.dumps({"process": ProcessId.current().to_json(), "job": job, "token": uuid.uuid4().hex})
+    with draft_of(paths.path) as draft:
+        make_private(draft)
+        TurnPaths(draft).claim.write_text(claim)
+        _write_jobs(TurnPaths(draft), jobs)
+        if not take_by_rename(draft, paths.path, mine=lambda: _is(paths.claim, claim)):
+            return None
+    for earlier in launch.turns():
+        if earlier.number < after:
+            shutil.rmtree(earlier.path, ignore_errors=True)
+    make_private(launch.waits.parent)
+    launch.waits.touch(mode=0o600)
+    return OwnTurn(launch, paths, jobs)
+
+
+class OwnTurn:
+    """The turn that this process has taken."""
+
+    def __init__(self, launch: LaunchPaths, paths: TurnPaths, jobs: Sequence[Job]) -> None:
+        self._launch, self._paths, self._jobs, self._before = launch, paths, list(jobs), len(jobs)
+
+    @property
+    def number(self) -> int:
+        return self._paths.number
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All arrays known by now."""
+        return tuple(self._jobs)
+
+    @property
+    def tasks(self) -> tuple[int, ...]:
+        """The tasks that were submitted in this turn."""
+        return tuple(index for job in self._jobs[self._before :] for index in job.indices)
+
+    def renew(self) -> None:
+        """Give a sign of life. Raises TurnLostError if somebody else goes on in our place."""
+        if self._lost():
+            raise lost()
+        os.utime(self._launch.path)
+
+    def add(self, job: Job) -> None:
+        """Write down an array that Slurm has taken."""
+        self._jobs.append(job)
+        with suppress(FileNotFoundError):  # we were taken for dead: who goes on finds the array in Slurm
+            _write_jobs(self._paths, self._jobs)
+
+    def finish(self, *, reason: str = "", refused: bool = False) -> None:
+        """Say that it is over, with nothing left or for which reason."""
+        if self._lost():
+            return
+        if refused or not reason:
+            self._launch.waits.unlink(missing_ok=True)
+        end = End(reason=reason, refused=refused, time=time.time())
+        with suppress(FileNotFoundError):
+            replace_text(self._paths.end, json.dumps(asdict(end)))
+
+    def _lost(self) -> bool:
+        return self._launch.turns()[-1:] != [self._paths]
+
+
+def _write_jobs(paths: TurnPaths, jobs: Sequence[Job]) -> None:
+    replace_text(paths.jobs, json.dumps([job.to_json() for job in jobs]))
+
+
+def _is(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False

@@ -1,0 +1,120 @@
+"""The runs that version 0.1.0 left, unpacked for the code of today. See tests/support/make_contract_fixture.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import struct
+import subprocess
+import sysconfig
+import tarfile
+import venv
+from pathlib import Path
+from typing import Any
+
+from processes import ROOT
+
+ARCHIVE = Path(__file__).parents[1] / "assets" / "runs-0.1.0.tar.xz"
+THERE = "/tmp/orch-fixture"
+"""Where the runs were made. Their Python was env/bin/python in that folder, their project project/."""
+
+
+class OldRuns:
+    """The project and its runs in a folder of a test's own, and what is typed there.
+
+    Texts and pickles are told where they lie now; all else, checkpoints too, is byte for byte what the old code wrote.
+    The Python that they name is one that imports this checkout. Without `slurm` no Slurm answers.
+    """
+
+    def __init__(self, folder: Path, *, slurm: bool = False) -> None:
+        self.folder, self.project, self.runs = folder, folder / "project", folder / "project" / "runs"
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(folder, filter="tar")
+        for path in self.project.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                _move(path, str(folder))
+        self.python = _environment(folder / "env")
+        (folder / "tmp").mkdir()
+        own = {"XDG_CACHE_HOME": "cache", "XDG_STATE_HOME": "state", "TMPDIR": "tmp"}
+        own = {key: str(folder / name) for key, name in own.items()}
+        self.env = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
+        self.env.pop("PYTHONPATH", None)
+        self.env.pop("ORCH_RUNS", None)
+        if not slurm:
+            self.env["PATH"] = f"{_mute_slurm(folder / 'mute')}{os.pathsep}{self.env['PATH']}"
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `python WORDS` in the project."""
+        argv = [str(self.python), *words]
+        return subprocess.run(
+            argv, cwd=self.project, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+
+    def orch(self, *words: str, status: int = 0) -> str:
+        """Return what `orch WORDS` printed; it must end with this status."""
+        done = self.run("-m", "orchestrator", *words)
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def states(self, name: str) -> dict[str, str]:
+        """Return the states of an experiment's runs, by their ids, as `orch status` tells them."""
+        return {run["run"]: run["state"] for run in json.loads(self.orch("status", name, "--json"))["runs"]}
+
+    def attempt(self, name: str, run: str, number: int) -> Path:
+        return self.runs / name / "runs" / run / f"a{number:03d}"
+
+    def events(self, name: str, run: str, number: int) -> list[dict[str, Any]]:
+        """Return the events of an attempt; none before its start."""
+        path = self.attempt(name, run, number) / "events.jsonl"
+        return lines(path) if path.exists() else []
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file with one a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _environment(folder: Path) -> Path:
+    """Make a virtual environment over the one that the tests run in, and return its Python.
+
+    It imports this checkout, wherever the other one's editable install may lie.
+    """
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "outer.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
+    return folder / "bin" / "python"
+
+
+def _mute_slurm(folder: Path) -> Path:
+    """Make commands that fail at once: what a Slurm of this machine says is of no concern here."""
+    folder.mkdir()
+    for name in ("sacct", "sbatch", "scancel", "scontrol", "sinfo", "squeue"):
+        (folder / name).write_text("#!/bin/sh\necho 'there is no Slurm' >&2\nexit 1\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def _move(path: Path, here: str) -> None:
+    content = path.read_bytes()
+    if THERE.encode() not in content or path.suffix in {".ckpt", ".pt"}:
+        return
+    moved = _moved(content, here) if path.suffix == ".pkl" else content.replace(THERE.encode(), here.encode())
+    path.write_bytes(moved)
+
+
+def _moved(content: bytes, here: str) -> bytes:
+    """Return a pickle whose strings name the new folder; its other instructions stay as they are.
+
+    But for frames, which say how long a stretch of it is, and may be left out.
+    """
+    found = list(pickletools.genops(content))
+    ends = [begin for _, _, begin in found[1:]] + [len(content)]
+    written = b""
+    for (operation, value, begin), end in zip(found, ends, strict=True):
+        if isinstance(value, str) and THERE in value:
+            text = value.replace(THERE, here).encode()
+            written += pickletools.code2op["X"].code.encode() + struct.pack("<I", len(text)) + text
+        elif operation.name != "FRAME":
+            written += content[begin:end]
+    return written
