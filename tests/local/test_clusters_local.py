@@ -29,27 +29,43 @@ from orchestrator.testing.launches import WORKER, Bench, scripted
 pytestmark = pytest.mark.usefixtures("tidy")
 
 
+class Foreground(Inline):
+    """The inline cluster, run beside the test, which looks on. As at a terminal, one command ends before the next."""
+
+    def __init__(self) -> None:
+        super().__init__(grace_seconds=1.0)
+        self._stop = threading.Event()
+        self._command: threading.Thread | None = None
+
+    def submit(self, launch: LaunchPaths) -> None:
+        self._wait()
+        super().submit(launch)
+
+    def start(self) -> None:
+        self._command = threading.Thread(target=self.run, kwargs={"until": self._stop.is_set})
+        self._command.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._command is not None:
+            self._command.join()
+
+
 class TestInline(OrderedClusterContract):
     kind = "inline"
     slots = 1
 
     @pytest.fixture
-    def cluster(self) -> Inline:
-        return Inline(grace_seconds=1.0)
+    def cluster(self) -> Foreground:
+        return Foreground()
 
     @contextmanager
-    def at_work(self, cluster: Inline) -> Iterator[Callable[[], None]]:
-        """Run it beside the test, which looks on; at the end of the test it is stopped."""
-        stop, threads = threading.Event(), []
-
-        def work() -> None:
-            threads.append(threading.Thread(target=cluster.run, kwargs={"until": stop.is_set}))
-            threads[-1].start()
-
-        yield work
-        stop.set()
-        for thread in threads:
-            thread.join()
+    def at_work(self, cluster: Foreground) -> Iterator[Callable[[], None]]:
+        yield cluster.start
+        cluster.stop()
 
 
 class TestWorkstation(OrderedClusterContract):
