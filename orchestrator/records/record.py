@@ -133,6 +133,7 @@ class Attempt:
     best value with its step and checkpoint; `usage` the most memory it has taken. `first_progress` is
     the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
     `settled`: its own process has said that it is done, or has failed, so that nothing said later counts.
+    `ended_itself`: its own process has said how it ended; one that an observer took for dead may still write.
     `together`: all of its ranks were alive when they stopped, so that one that dies later is not the cause.
     `trial`, of an adaptive sweep: its `point`, its sampler's and pruner's `attrs` and `study`, its `reports`, pairs of
     the number of a validation, from 1, and the objective's value there (None: no number), and after which of them it
@@ -156,6 +157,7 @@ class Attempt:
     progressed: float | None = None
     heard: float | None = None
     settled: bool = False
+    ended_itself: bool = False
     together: bool = False
     trial: Mapping[str, Any] = field(default_factory=dict)
 
@@ -182,6 +184,7 @@ def fold(
             _take(seen, event)
             seen["heard"] = event.time
     seen["settled"] = seen.get("state") in {RunState.DONE, RunState.FAILED}
+    seen["ended_itself"] = "state" in seen
     for event in ranks:
         if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED and not seen.get("together"):
             _take(seen, event)
@@ -304,10 +307,11 @@ class Record:
     def settled(self) -> bool:
         """Whether nothing can change it but a later launch.
 
-        A done or failed run is not resumed. Of an earlier attempt that is silent, an observer may yet record the end.
+        A done or failed run is not resumed. Of an earlier attempt that has not said how it ended, an observer may yet
+        record the end; and one that an observer took for dead may come back, and say more.
         """
-        silent = any(not attempt.final for attempt in self.attempts)
-        return self.begun and not silent and self.last is not None and self.last.settled
+        ended = all(attempt.ended_itself for attempt in self.attempts)
+        return self.begun and ended and self.last is not None and self.last.settled
 
     @property
     def failure(self) -> Failure | None:

@@ -353,6 +353,19 @@ def test_what_is_told_late_of_an_earlier_attempt_is_heard(tmp_path):
     assert read(paths, kept(file))[run.id].attempts[0].reason == "killed"
 
 
+def test_an_earlier_attempt_that_only_seemed_dead_is_heard(tmp_path):
+    """An observer took it for dead, and the run was done elsewhere; then its node comes back, and it ends, too."""
+    paths, file, run = RunsRoot(tmp_path / "runs").experiment("e"), tmp_path / "cache" / "e", RUNS[0]
+    publish(paths, [run], {})
+    go_on(paths, run, 1)
+    write_observed(paths.run(run.id), 1, "interrupted", reason="its node does not answer")
+    publish(paths, [run], read(paths))
+    go_on(paths, run, 2, "done")
+    assert read(paths, kept(file))[run.id].attempts[0].state is RunState.INTERRUPTED
+    EventWriter(paths.run(run.id).attempt(1).events).write("done")
+    assert read(paths, kept(file))[run.id].attempts[0].state is RunState.DONE
+
+
 def test_an_experiment_that_is_launched_anew_is_not_the_old_one(experiment, tmp_path):
     """Its runs have the same ids, and a file system may give their folders the same inodes."""
     file = tmp_path / "cache" / "e"
