@@ -38,7 +38,8 @@ TRAINER_DEFAULTS: Mapping[str, object] = {
 }
 
 # How a run is shown or where it runs, not what it computes.
-TRAINER_NOT_IDENTITY = frozenset({"enable_progress_bar", "enable_model_summary"})
+TRAINER_FLAGS = frozenset({"enable_progress_bar", "enable_model_summary"})
+TRAINER_NOT_IDENTITY = TRAINER_FLAGS | {"logger"}
 
 
 def canonical(document: Mapping[str, object]) -> str:

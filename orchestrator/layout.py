@@ -106,6 +106,10 @@ class AttemptPaths(_Folder):
         """Checkpoints of the user's own callbacks; in runs of version 0.1 the engine's, too."""
         return self.path / "checkpoints"
 
+    def logger(self, name: str) -> Path:
+        """Where a logger of the user's own writes, unless it is told otherwise."""
+        return self.path / "loggers" / name
+
     @property
     def example(self) -> Path:
         """A few samples of the first validation batch; only if the best run is to be registered."""

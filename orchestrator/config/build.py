@@ -13,6 +13,9 @@ from typing import Any
 from orchestrator.config.lightning_names import unite
 from orchestrator.errors import ConfigError
 
+SAVE_DIR = "save_dir"
+"""The argument of a logger that a run gives where the configuration does not: a folder of the attempt's."""
+
 
 class Section(dict[str, object]):
     """A section of a config whose keys are attributes, too: `cfg.optim.lr` is `cfg["optim"]["lr"]`.

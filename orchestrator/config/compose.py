@@ -29,7 +29,7 @@ from orchestrator.spec import PROJECT, VIEW
 
 _ROOT = "config"
 _NOT_DELETED = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
-_FREE = ("cluster.extra={", "trainer.callbacks={", "vars={", "sweep.")
+_FREE = ("cluster.extra={", "trainer.callbacks={", "trainer.logger={", "vars={", "sweep.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,10 @@ _OTHERS = ("nothing reads it", "remove it")
 
 GROUPS: Mapping[str, tuple[str, str]] = {
     "callbacks": ("callbacks are the trainer's", "trainer: {callbacks: {stop: {_target_: ..., monitor: val/loss}}}"),
-    "logger": ("metrics go to MLflow, which `tracking` describes", "tracking: {kind: embedded}, server or none"),
+    "logger": (
+        "metrics go to MLflow, which `tracking` describes; other loggers are the trainer's",
+        "tracking: {kind: embedded}, or trainer: {logger: {csv: {_target_: pytorch_lightning.loggers.CSVLogger}}}",
+    ),
     "paths": (
         "runs lie under runs/, and data is staged",
         "--runs DIR for the runs; ${view:} is the data's folder, ${project:} the code's",

@@ -23,7 +23,7 @@ from orchestrator.config.fields import (
     whole,
 )
 from orchestrator.errors import ConfigError
-from orchestrator.identity import TRAINER_NOT_IDENTITY
+from orchestrator.identity import TRAINER_FLAGS
 from orchestrator.layout import EXPERIMENT_NAME
 from orchestrator.spec import EVALUATIONS, STARTS, TASKS, LaunchOptions, Objective, Pack, Resources, SnapshotOptions
 
@@ -50,7 +50,7 @@ TOP_LEVEL = (
 )
 _ENGINE_OWNS = {
     "devices": "resources.gpus_per_node", "num_nodes": "resources.nodes", "accelerator": "resources.gpus_per_node",
-    "strategy": "resources", "logger": "tracking", "default_root_dir": "the run's folder", "plugins": "the engine",
+    "strategy": "resources", "default_root_dir": "the run's folder", "plugins": "the engine",
     "enable_checkpointing": "the engine",
 }  # fmt: skip
 _MOST_URGENT = 10**6
@@ -342,12 +342,24 @@ def trainer(value: Mapping[str, object]) -> dict[str, object]:
                 fix=f"remove trainer.{key}",
             )
     component("trainer", value, optional=False)
-    for name, callback in check_mapping("trainer.callbacks", value.get("callbacks") or {}).items():
-        if callback is not None:
-            component(f"trainer.callbacks.{name}", check_mapping(f"trainer.callbacks.{name}", callback), optional=False)
-    for key in TRAINER_NOT_IDENTITY & set(value):
+    if isinstance(value.get("logger"), bool):
+        raise ConfigError(
+            f"trainer.logger is {value['logger']}",
+            why="a run always has its own logger, and `tracking` says where that sends what it is given",
+            fix="tracking=none, or loggers of yours beside it: trainer.logger={csv: {_target_: ...}}",
+        )
+    for section in ("callbacks", "logger"):
+        _components(f"trainer.{section}", value.get(section) or {})
+    for key in TRAINER_FLAGS & set(value):
         truth("false", optional=False).check(f"trainer.{key}", value[key])
     return dict(value)
+
+
+def _components(section: str, value: object) -> None:
+    """Check a mapping of names to what is to be built; null takes one out."""
+    for name, node in check_mapping(section, value).items():
+        if node is not None:
+            component(f"{section}.{name}", check_mapping(f"{section}.{name}", node), optional=False)
 
 
 def component(section: str, value: Mapping[str, object], *, optional: bool) -> None:

@@ -564,7 +564,6 @@ def test_what_is_wrong_is_refused_with_what_would_be_right(project, args, told):
         "num_nodes",
         "accelerator",
         "strategy",
-        "logger",
         "default_root_dir",
         "plugins",
         "enable_checkpointing",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import pytorch_lightning as pl
@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from orchestrator.errors import OrchError
+from orchestrator.errors import ConfigError, OrchError
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
 from orchestrator.records.checkpoints import latest, latest_of, saved_by
 from orchestrator.spec import Objective, Resources
-from orchestrator.tracking import SpoolWriter
+from orchestrator.tracking import Metrics, SpoolWriter, read
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.tracking.registry import registrar
 from orchestrator.worker.context import Place
@@ -534,3 +534,50 @@ def test_weights_that_do_not_fit_are_refused(lab):
     for model in (Net, Adapter):
         with pytest.raises(OrchError, match=r"do not fit|no weight of the model"):
             Lab(lab.folder.with_name(model.__name__)).fit(model, task="test", weights=lab.folder / "other.ckpt")
+
+
+# --- what else is built for a fit -----------------------------------------------------------------------------
+
+
+class OwnLogger(pl.loggers.Logger):
+    """A logger that takes no folder, and counts what it is given."""
+
+    name, version = "own", "0"
+    given: ClassVar[list[str]] = []
+
+    def log_metrics(self, metrics: Any, step: Any = None) -> None:
+        self.given.extend(metrics)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def test_loggers_of_the_users_own_stand_beside_the_runs(lab, tmp_path):
+    csv = {"_target_": "pytorch_lightning.loggers.CSVLogger"}
+    elsewhere = {**csv, "save_dir": str(tmp_path / "elsewhere"), "name": "n", "version": "v"}
+    own = {"_target_": f"{__name__}.OwnLogger"}
+    mine = {"_target_": "pytorch_lightning.callbacks.ModelCheckpoint", "filename": "mine"}
+    loggers = {"csv": csv, "elsewhere": elsewhere, "own": own, "off": None}
+    OwnLogger.given.clear()
+    lab.fit(Net, metric="val/score", net={"scores": PEAK}, max_epochs=2, logger=loggers, callbacks={"mine": mine})
+    attempt = lab.attempts[-1]
+    (table,) = attempt.logger("csv").rglob("metrics.csv")
+    assert "val/score" in table.read_text().splitlines()[0]
+    assert "val/score" in (tmp_path / "elsewhere" / "n" / "v" / "metrics.csv").read_text()
+    assert "val/score" in OwnLogger.given
+    assert {name for record, _ in read(attempt.metrics) if isinstance(record, Metrics) for name in record.values} >= {
+        "val/score",
+        "best/val/score",
+    }
+    assert [path.name for path in attempt.path.glob("loggers/*")] == ["csv"]
+    assert [path.name for path in attempt.checkpoints.iterdir()] == ["mine.ckpt"]
+
+
+def bare() -> nn.Module:
+    return nn.Linear(2, 2)
+
+
+def test_a_function_that_returns_no_lightning_module_is_named(lab):
+    with pytest.raises(ConfigError, match=r"\.bare returned torch\.nn\.modules\.linear\.Linear") as refused:
+        lab.fit(f"{__name__}.bare")
+    assert "LightningModule" in refused.value.fix

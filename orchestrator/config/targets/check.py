@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.config.build import SAVE_DIR
 from orchestrator.config.targets.annotation import Accepts
 from orchestrator.config.targets.answer import Answers, is_installed
 from orchestrator.config.targets.callbacks import check_together
@@ -283,7 +284,7 @@ def check_experiment(composed: ComposedExperiment, targets: Targets) -> None:
             if node:
                 targets.check(node, where=f"sweep.optuna.{name}")
     for point in composed.points:
-        for section, apart in (("model", ()), ("data", ("version",)), ("trainer", ("callbacks",))):
+        for section, apart in (("model", ()), ("data", ("version",)), ("trainer", ("callbacks", "logger"))):
             node = {key: value for key, value in point.config[section].items() if key not in apart}
             if node.get("_target_"):
                 targets.check(node, where=section)
@@ -294,6 +295,22 @@ def check_experiment(composed: ComposedExperiment, targets: Targets) -> None:
             targets.check(callback, where=f"trainer.callbacks.{name}")
             _check_whole(callback, f"trainer.callbacks.{name}")
         check_together({name: (node, targets.lineage(node["_target_"])) for name, node in callbacks.items()})
+        for name, logger in (point.config["trainer"].get("logger") or {}).items():
+            if logger:
+                _check_logger(logger, f"trainer.logger.{name}", targets)
+
+
+def _check_logger(node: Mapping[str, Any], where: str, targets: Targets) -> None:
+    given = {SAVE_DIR} - set(node) if targets.takes(node["_target_"], SAVE_DIR) else ()
+    targets.check(node, where=where, given=given)
+    _check_whole(node, where)
+    is_mlflow = any(cls.node.name == "MLFlowLogger" for cls in targets.lineage(node["_target_"]))
+    if is_mlflow and not node.get("tracking_uri"):
+        raise ConfigError(
+            f"{where} is an MLFlowLogger without a tracking_uri",
+            why="a run's own logger feeds MLflow already, and this one would log everything to it again",
+            fix=f"~{where}, or name another server in {where}.tracking_uri",
+        )
 
 
 def _check_whole(node: Mapping[str, object], where: str) -> None:

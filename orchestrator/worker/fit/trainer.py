@@ -18,8 +18,10 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers.logger import Logger
 
-from orchestrator.config.build import build
+from orchestrator.config.build import SAVE_DIR, build, locate
+from orchestrator.errors import ConfigError
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
 from orchestrator.spec import EVALUATIONS, Objective, Resources
@@ -66,7 +68,7 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     quieten()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     datamodule = build(config["data"]) if config["data"].get("_target_") else None
-    model = build(config["model"])
+    model = _model(config["model"])
     inherit = None if training.resume_from or not training.state_from else partial(_inherit, training)
     progress = Progress(events, training.objective, inherit)
     prune = Prune(training.report) if training.report and training.objective else None
@@ -96,6 +98,18 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
         trainer.test(model, datamodule=datamodule, ckpt_path=_text(best), verbose=False, **_trusted(trainer.test))
         metrics |= numbers(trainer.callback_metrics)
     return {"metrics": metrics, "best": progress.best}
+
+
+def _model(node: Mapping[str, Any]) -> pl.LightningModule:
+    """Build the model. What a function returns is known only now."""
+    model = build(node)
+    if not isinstance(model, pl.LightningModule):
+        raise ConfigError(
+            f"model: {node['_target_']} returned {type(model).__module__}.{type(model).__qualname__}",
+            why="it is not a LightningModule, and says nothing of losses and optimizers",
+            fix="name a LightningModule, or a function that returns one, in model._target_",
+        )
+    return model
 
 
 def quieten() -> None:
@@ -145,20 +159,36 @@ def _inherit(training: Training, checkpoint: str) -> str:
 
 
 def _trainer(training: Training, logger: SpoolLogger, first: Callback, callbacks: Sequence[Callback]) -> pl.Trainer:
-    node = {key: value for key, value in training.config["trainer"].items() if value is not None and key != "callbacks"}
-    built = build(training.config["trainer"].get("callbacks") or {})
+    config = training.config["trainer"]
+    node = {key: value for key, value in config.items() if value is not None and key not in {"callbacks", "logger"}}
+    built = build(config.get("callbacks") or {})
     users = [callback for callback in built.values() if callback is not None]
     if any(isinstance(callback, ProgressBar) for callback in users):
         node["enable_progress_bar"] = True  # the flag's default is false, and Lightning refuses the two together
     trainer: pl.Trainer = build(
         node,
         callbacks=[first, *users, *callbacks],
-        logger=logger,
+        logger=[logger, *_users_loggers(training)],
         plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
         default_root_dir=str(training.folder),
         **_devices(training.resources),
     )
     return trainer
+
+
+def _users_loggers(training: Training) -> list[Logger]:
+    """Build the user's own loggers; one that takes a `save_dir`, and has none, writes into the attempt's folder."""
+    loggers = training.config["trainer"].get("logger") or {}
+    return [_users_logger(node, AttemptPaths(training.folder).logger(name)) for name, node in loggers.items() if node]
+
+
+def _users_logger(node: Mapping[str, Any], folder: Path) -> Logger:
+    takes = inspect.signature(locate(node["_target_"])).parameters
+    given = {SAVE_DIR: str(folder)} if SAVE_DIR in takes and SAVE_DIR not in node else {}
+    if given:
+        folder.mkdir(parents=True, exist_ok=True)
+    logger: Logger = build(node, **given)
+    return logger
 
 
 def _devices(resources: Resources) -> dict[str, object]:
