@@ -24,6 +24,13 @@ _TEARDOWN_SECONDS = 120
 _UNREACHED = "srun: error: Unable to (confirm allocation|create step).*(contact|timed out|refused|Zero Bytes)"
 """What srun says, as grep -E reads it, when slurmctld did not answer and so nothing was started."""
 _MEMORY = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
+BLOCKED = "orch_blocked"
+"""The shell variable with the program that starts a task's with TERM and USR2 blocked: nothing in it needs a quote."""
+_BLOCKED_BY = (
+    "env --block-signal=TERM,USR2",  # coreutils 8.31
+    "perl -MPOSIX -esigprocmask(SIG_BLOCK,POSIX::SigSet->new(SIGTERM,SIGUSR2));exec(@ARGV)",
+    "",
+)
 FOLDER = "submitit"
 """In a launch's folder, see LaunchPaths."""
 
@@ -199,6 +206,8 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
     The trap leaves a file with the exit status of a job that failed by itself, however early. Then, where something
     waits for room, it hands that over: the run has said its last word by then, and nothing here changes the status.
     A job that begins while slurmctld is being restarted waits for it: srun alone gives up after nine seconds.
+    A signal that comes while Python starts stays pending until the worker has its handlers, as the variable BLOCKED
+    provides for: one that finds no handler ends the job, and Slurm does not requeue it.
     """
     task = '"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"'
     here = shlex.quote(str(folder))
@@ -220,6 +229,7 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
         "trap orch_end EXIT",
         *options.setup,
         *_patient_srun(f"{here}/{task}.out"),
+        f"for {BLOCKED} in {' '.join(map(shlex.quote, _BLOCKED_BY))}; do ${BLOCKED} true 2>/dev/null && break; done",
         *(f"export {key}={shlex.quote(value)}" for key, value in own.items()),
         "export SLURM_EXPORT_ENV=ALL",  # with --export=NONE srun would pass on none of the above
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import chdir, redirect_stderr
@@ -64,7 +66,7 @@ def executor(parameters: Mapping[str, Any], folder: Path) -> Any:
             written = super()._make_submission_file_text(command, uid)
             return script.without_none(written, parameters["additional_parameters"])
 
-    made = Executor(folder=folder)
+    made = Executor(folder=folder, python=f"${script.BLOCKED} {shlex.quote(sys.executable)}")
     made.update_parameters(**parameters)
     return made
 

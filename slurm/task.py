@@ -1,7 +1,7 @@
 """What the pickle in a submitit folder calls on a node: it becomes our worker, and submitit is gone.
 
 submitit's handlers would requeue behind our back (FACTS 11), and its exit codes hide failures (FACTS 12).
-Between its handlers and ours, signals are ignored; then `execve` replaces the process.
+Between its handlers and ours, signals stay pending; `execve`, which replaces the process, keeps them so.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ class StartWorker:
     offset: int
 
     def __call__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
-            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))
         index = self.offset + int(os.environ["SLURM_ARRAY_TASK_ID"])
         argv = [sys.executable, *self.worker, self.launch, str(index)]
         os.execve(sys.executable, argv, dict(os.environ))  # noqa: S606 - an argv list, no shell

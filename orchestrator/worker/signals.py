@@ -30,6 +30,7 @@ class StopSignal:
         for number in _STOPPING:
             signal.signal(number, self._remember)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # comes with SIGTERM at a preemption, and says nothing more
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # what came while Python started is heard now
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name

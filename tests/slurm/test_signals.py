@@ -340,3 +340,35 @@ def accounted(job):
         "sacct", "--noheader", "--parsable2", "--duplicates", "--allocations", f"--jobs={job}", "--format=State"
     )
     return [line.split()[0] for line in told.splitlines()]
+
+
+SLOW_START = """
+import os, pathlib, signal, time
+asked = {signal.SIGTERM, signal.SIGUSR2}
+if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" and "SLURM_PROCID" in os.environ:
+    pathlib.Path(__file__).with_name("python.starts").touch()
+    while not signal.sigpending() & asked:
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.campaign("slurm", sample=True)
+def test_a_signal_that_comes_while_python_starts_is_heard(slurm, tmp_path):
+    """On a cold network filesystem that takes many seconds; here Python waits for the signal in its first line."""
+    cluster = SlurmCluster(SlurmOptions(partition="preemptible"))
+    bench = Bench(paths=ExperimentPaths(tmp_path / "it's a folder" / "x"), kind="slurm", cluster=cluster)
+    first = scripted({"steps": 1})
+    bench.launch([first])  # it leaves frozen code
+    wait_for_end(bench)
+    (tree,) = (bench.paths.path / "code").glob("*/tree")
+    for seed, stop in enumerate([urgent_job, lambda job: output("scancel", "--signal=USR2", job)], start=1):
+        (tree / "sitecustomize.py").write_text(SLOW_START)
+        run = scripted({"steps": 1}, seed=seed)
+        bench.launch([run])
+        wait_for((tree / "python.starts").exists, "Python to start")
+        stop(*[bench.records()[run.id].job] * (stop is not urgent_job))
+        wait_for_end(bench)
+        record = bench.records()[run.id]
+        assert (record.state, len(record.attempts)) == (RunState.DONE, 2)
+        assert record.attempts[0].reason in {"preempted, stopped by SIGTERM", "time limit"}
+        (tree / "python.starts").unlink()

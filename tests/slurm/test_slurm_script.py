@@ -68,6 +68,9 @@ grep -E "srun: error: Unable to (confirm allocation|create step).*(contact|timed
     sleep $pause; pause=$((pause < 30 ? pause * 2 : 60))
   done
 }
+for orch_blocked in 'env --block-signal=TERM,USR2' \
+'perl -MPOSIX -esigprocmask(SIG_BLOCK,POSIX::SigSet->new(SIGTERM,SIGUSR2));exec(@ARGV)' ''; do \
+$orch_blocked true 2>/dev/null && break; done
 export PYTHONPATH='/home/you/it'"'"'s runs/digits/code/abc/tree'
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
@@ -80,7 +83,7 @@ ln -sf start.0.pkl '/home/you/it'"'"'s runs/digits/launches/0007/submitit'/"$SLU
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/home/you/it'"'"'s runs/digits/launches/0007/submitit/%j_%t_log.out' \
---output submitit/%A_%a_%t.out PYTHON -u -m submitit.core._submit '/home/you/it'"'"'s runs/digits/launches/0007/submitit'
+--output submitit/%A_%a_%t.out $orch_blocked PYTHON -u -m submitit.core._submit '/home/you/it'"'"'s runs/digits/launches/0007/submitit'
 """  # noqa: E501 - as it is; the second --output counts
 
 WIDE_HEAD = """\
@@ -398,6 +401,23 @@ def test_a_shell_makes_of_the_setup_lines_what_was_meant(name, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["5_0.exit", "5_0_submitted.pkl"]
     assert (folder / "5_0.exit").read_text() == "7\n"
     assert [path.name for path in tmp_path.iterdir() if path.name != "srun"] == ["submit"]
+
+
+@pytest.mark.parametrize("lacking", [[], ["env"], ["env", "perl"]])
+def test_a_program_starts_with_the_signals_blocked_by_what_a_node_has(lacking, tmp_path):
+    """An older `env` has no such option, and a node may have no Perl; then the program starts as it is."""
+    for name in lacking:
+        (tmp_path / name).write_text("#!/bin/sh\nexit 125\n")
+        (tmp_path / name).chmod(0o755)
+    lines = script.setup(script.Array(shape=SHAPE, offset=0, indices=(0,)), SlurmOptions(), tmp_path)
+    (line,) = [line for line in lines if line.startswith(f"for {script.BLOCKED} in")]
+    program = "import signal; print(*sorted(one.name for one in signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    started = f'set -eu; {line}\n${script.BLOCKED} {shlex.quote(sys.executable)} -c "$1"'
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", "-c", started, "-", program], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ("\n" if "perl" in lacking else "SIGTERM SIGUSR2\n")
 
 
 CLOSED = "srun: error: Unable to confirm allocation for job 5: Unable to contact slurm controller (connect failure)"
