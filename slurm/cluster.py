@@ -138,10 +138,13 @@ class SlurmCluster:
             seen = dict(queue.tasks(queue.Whose.of(launch), wanted)) if wanted else {}
             if not names.keys() >= asked:  # Slurm may have taken what its lost answer did not tell us of
                 seen |= queue.queue(queue.Whose.of(launch))
+            seen = {name: each for name, each in seen.items() if handover.is_ours(each, launch)}
             names = _names([*jobs, *handover.strays(launch, seen.values(), known=[job.id for job in jobs])])
             rest = handover.outlook(launch, turn)
         except ClusterError as error:
-            told = Observation(state=JobState.UNKNOWN, reason=f"Slurm does not answer: {error.why or error.what}")
+            where = f"on cluster {cluster}: " if (cluster := queue.cluster_of(launch)) else ""
+            reason = f"{where}Slurm does not answer: {error.why or error.what}"
+            told = Observation(state=JobState.UNKNOWN, reason=reason)
             return dict.fromkeys(tasks, told)
         jobs_told = {first: _best(launch, names[first], seen) if first in names else rest(first) for first in asked}
         found = {index: jobs_told[packs.first(index)] for index in tasks}
@@ -149,19 +152,17 @@ class SlurmCluster:
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Stop these tasks; a pack's own supervisor stops its runs one by one, so its job is ended for all of them."""
-        jobs = jobs_of(launch)
         chosen = set(packed.cancelled(launch, tasks))
-        seen = queue.queue(queue.Whose.of(launch)).values()
-        for job in [*handover.strays(launch, seen, known=[job.id for job in jobs]), *jobs]:
+        for job in queued_jobs(launch):
             indices = sorted(index - job.offset for index in job.indices if index in chosen)
             if indices:
                 _scancel(f"{job.id}_[{script.ranges(indices)}]", queue.cluster_of(launch))
 
     def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        control.hold(jobs_of(launch), read_packs(launch).whole(tasks), queue.cluster_of(launch))
+        control.hold(queued_jobs(launch), read_packs(launch).whole(tasks), queue.cluster_of(launch))
 
     def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        control.release(jobs_of(launch), read_packs(launch).firsts(tasks), queue.cluster_of(launch))
+        control.release(queued_jobs(launch), read_packs(launch).firsts(tasks), queue.cluster_of(launch))
         self.go_on_at(launch, at_once=True)
 
     def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
@@ -179,7 +180,7 @@ class SlurmCluster:
                 why="what a launch has not submitted yet is changed as a whole",
                 fix=f"choose them all: launch={launch.number} state=waiting",
             )
-        control.change(jobs_of(launch), tasks, change, queue.cluster_of(launch))
+        control.change(queued_jobs(launch), tasks, change, queue.cluster_of(launch))
         if not waiting.isdisjoint(tasks):
             control.keep(launch, change)
 
@@ -188,6 +189,15 @@ def jobs_of(launch: LaunchPaths) -> list[Job]:
     """Return the arrays that were submitted for a launch, and written down."""
     turn = turns.last(launch)
     return list(turn.jobs) if turn else []
+
+
+def queued_jobs(launch: LaunchPaths) -> list[Job]:
+    """Return the arrays of a launch as Slurm has them now: written down or not, and never another's of that number."""
+    seen, jobs = queue.queue(queue.Whose.of(launch)).values(), jobs_of(launch)
+    others = {each.job.partition("_")[0] for each in seen if not handover.is_ours(each, launch)}
+    alive = [each for each in seen if each.observation.state is not JobState.ENDED]
+    untracked = handover.strays(launch, alive, known=[job.id for job in jobs])
+    return [*untracked, *(job for job in jobs if job.id not in others)]
 
 
 def _names(jobs: Iterable[Job]) -> dict[int, list[str]]:

@@ -61,7 +61,8 @@ class End:
 class Turn:
     """A turn as it was when it was read: who took it, all arrays known, and its end if it is over.
 
-    `job`: Slurm's name of the job at whose end it was taken; empty where a person's command took it.
+    `job`: Slurm's name of the job at whose end it was taken; empty where a person's command took it. `cluster`: the
+    name of the Slurm that the launch is submitted to; empty where that is not known.
     """
 
     number: int
@@ -69,6 +70,7 @@ class Turn:
     job: str
     jobs: tuple[Job, ...]
     end: End | None
+    cluster: str = ""
 
     @property
     def who(self) -> str:
@@ -108,14 +110,16 @@ def _read(paths: TurnPaths) -> Turn:
         submitter=ProcessId.from_json(claim["process"]),
         job=str(claim["job"]),
         end=end,
+        cluster=str(claim.get("cluster", "")),
         jobs=tuple(Job.from_json(entry) for entry in json.loads(paths.jobs.read_bytes())),
     )
 
 
-def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str) -> OwnTurn | None:
+def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str, cluster: str = "") -> OwnTurn | None:
     """Take the turn after number `after`; None if somebody else has it. `jobs` are all arrays known by now."""
     paths = launch.turn(after + 1)
-    claim = json.dumps({"process": ProcessId.current().to_json(), "job": job, "token": uuid.uuid4().hex})
+    mine = {"process": ProcessId.current().to_json(), "job": job, "cluster": cluster, "token": uuid.uuid4().hex}
+    claim = json.dumps(mine)
     with draft_of(paths.path) as draft:
         make_private(draft)
         TurnPaths(draft).claim.write_text(claim)

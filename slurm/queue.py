@@ -14,12 +14,13 @@ from typing import Self
 from orchestrator.errors import ClusterError
 from orchestrator.layout import LaunchPaths, cache_dir
 from orchestrator.records.launches import read_launch
-from orchestrator.slurm import commands
+from orchestrator.slurm import commands, leases
 from orchestrator.slurm.states import SACCT, SQUEUE, TIMES, Seen, parse
 from orchestrator.system.cache import Answers
 from orchestrator.system.processes import ProgramError
 
 _FRESH_SECONDS = 1.0
+_NAME_SECONDS = 600.0
 _WITH_PROCESSES = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 _NO_ACCOUNTING = re.compile(
     r"accounting[ _]storage (is disabled|plugin)|supported accounting_storage|command not found", re.IGNORECASE
@@ -40,8 +41,30 @@ class Whose:
 
 
 def cluster_of(launch: LaunchPaths) -> str:
-    """Return the cluster of several that a launch went to; empty where none was chosen."""
-    return str(read_launch(launch).header.cluster.get("clusters") or "")
+    """Return the cluster to ask about a launch: the one it was sent to, or that took it; empty: this machine's own."""
+    if chosen := read_launch(launch).header.cluster.get("clusters"):
+        return str(chosen)
+    last = leases.last(launch)
+    return last.cluster if last and last.cluster and own_cluster() not in {"", last.cluster} else ""
+
+
+def own_cluster() -> str:
+    """Return the name of the Slurm that this machine's commands talk to; empty where it does not answer.
+
+    A home may be shared by clusters: each counts its jobs from 1, and knows nothing of the others'.
+    """
+    if name := os.environ.get("SLURM_CLUSTER_NAME"):
+        return name
+    question = ("cluster", os.uname().nodename, os.environ.get("SLURM_CONF", ""))
+    if known := _answers().read(*question, seconds=_NAME_SECONDS):
+        return str(known)
+    try:
+        found = re.search(r"^ClusterName\s*=\s*(\S+)", commands.run(["scontrol", "show", "config"]), re.MULTILINE)
+    except ProgramError:
+        return ""
+    if found:
+        _answers().write(found[1], *question)
+    return found[1] if found else ""
 
 
 def tasks(whose: Whose, wanted: Collection[str]) -> Mapping[str, Seen]:
@@ -81,7 +104,7 @@ def _answers() -> Answers:
 
 
 def _question(whose: Whose) -> tuple[str | int, ...]:
-    return ("queue", whose.user, whose.cluster, os.environ.get("SLURM_CONF", ""))
+    return (SQUEUE[-1], whose.user, whose.cluster, os.environ.get("SLURM_CONF", ""))
 
 
 def _by_name(text: str) -> dict[str, Seen]:

@@ -31,6 +31,8 @@ _BLOCKED_BY = (
     "perl -MPOSIX -esigprocmask(SIG_BLOCK,POSIX::SigSet->new(SIGTERM,SIGUSR2));exec(@ARGV)",
     "",
 )
+MARK = "orch:"
+"""How the comment of a job of ours begins."""
 FOLDER = "submitit"
 """In a launch's folder, see LaunchPaths."""
 
@@ -101,12 +103,12 @@ def ranges(numbers: Sequence[int]) -> str:
 
 def comment(token: str, offset: int) -> str:
     """Return what names an array's launch in Slurm itself: who lost sbatch's answer finds it by that."""
-    return f"orch:{token}:{offset}"
+    return f"{MARK}{token}:{offset}"
 
 
 def offset_in(text: str, token: str) -> int | None:
     """Return the offset in a job's comment; None if it is no job of that launch."""
-    found = re.match(rf"orch:{re.escape(token)}:([0-9]+)(?: |$)", text)
+    found = re.match(rf"{MARK}{re.escape(token)}:([0-9]+)(?: |$)", text)
     return int(found[1]) if found else None
 
 

@@ -49,7 +49,7 @@ _PRINTED: Mapping[str, re.Pattern[str]] = {
     ),
 }
 _TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
-SQUEUE = ("squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%k")
+SQUEUE = ("squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%j|%k")
 """`--all`: also of hidden partitions, whose jobs an ordinary user is not shown else, not even the own ones."""
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End")
 TIMES = {"SLURM_TIME_FORMAT": "%s"}
@@ -60,24 +60,26 @@ TIMES = {"SLURM_TIME_FORMAT": "%s"}
 class Seen:
     """One task as Slurm tells of it: `<array job>_<index>`, or `<job>` where there is no array.
 
-    `of_itself`: it has ended, and not by Slurm's hand. `comment`: squeue's, as it was submitted.
+    `of_itself`: it has ended, and not by Slurm's hand. `name` and `comment`: as it was submitted; squeue's only.
     """
 
     job: str
     observation: Observation
     of_itself: bool = False
+    name: str = ""
     comment: str = ""
 
 
 def parse(text: str) -> Iterator[Seen]:
     """Yield the tasks in the output of SQUEUE or SACCT; lines that tell of none are skipped."""
     for line in text.split("\n"):  # a comment may hold what `splitlines` takes for a line's end
-        job, *rest = line.split("|", 5)
+        job, *rest = line.split("|", 6)
         if len(rest) >= 3 and re.fullmatch(r"[0-9]+(_[0-9]+)?", job, re.ASCII):
-            word, reason, node, end, comment = [*rest, "", ""][:5]
+            word, reason, node, end, name, comment = [*rest, "", "", ""][:6]
             yield Seen(
                 job=job,
                 observation=observation(job, word, reason, node, end),
+                name=name,
                 comment=comment,
                 of_itself=_name(word) in OF_ITSELF,
             )

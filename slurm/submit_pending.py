@@ -67,7 +67,7 @@ def start(launch: LaunchPaths, limits: Callable[[], Limits], *, after: Sequence[
 
     Raises ClusterError where Slurm refuses an array for good; those before it are submitted, the others given up.
     """
-    turn = turns.take(launch, after=0, jobs=(), job=own_job())
+    turn = turns.take(launch, after=0, jobs=(), job=own_job(), cluster=queue.own_cluster())
     if turn is None:
         raise turns.lost()
     shapes = _left(launch, known=())
@@ -108,7 +108,13 @@ def go_on(
     wanted, kept = _admitted(launch, _left(launch, known=jobs), safeguards(launch))
     if kept and not wanted and last and last.end:
         return Tried(outcome=Outcome.KEPT, turn=last.number)
-    turn = turns.take(launch, after=last.number if last else 0, jobs=jobs, job=ending or own_job())
+    turn = turns.take(
+        launch,
+        after=last.number if last else 0,
+        jobs=jobs,
+        job=ending or own_job(),
+        cluster=last.cluster if last else queue.own_cluster(),
+    )
     if turn is None:
         return Tried(outcome=Outcome.BUSY)
     try:
@@ -145,8 +151,12 @@ def parameters(
     after: Sequence[str] = (),
 ) -> dict[str, object]:
     """Return submitit's parameters for an array of a launch, to start after these jobs. `token` is the launch's own."""
-    name, told = f"{experiment}.{launch.number:04d}", script.comment(token, array.offset)
+    name, told = _name(launch, experiment), script.comment(token, array.offset)
     return script.parameters(array, options, name=name, comment=told, folder=launch.submitit, after=after)
+
+
+def _name(launch: LaunchPaths, experiment: str) -> str:
+    return f"{experiment}.{launch.number:04d}"
 
 
 def _submit(
@@ -287,6 +297,17 @@ def _outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
 def cut_off(launch: LaunchPaths, turn: Turn | None) -> bool:
     """Return whether Slurm may have more of the launch than the last turn tells."""
     return turn.end is None if turn else not launch.complete.exists()
+
+
+def is_ours(seen: Seen, launch: LaunchPaths) -> bool:
+    """Tell whether a task that Slurm names is one of a launch; numbers of jobs are used again when a state is lost.
+
+    A site may replace comments, and not names; sacct, which gives neither, is believed.
+    """
+    header = read_launch(launch).header
+    if script.offset_in(seen.comment, header.token) is not None or not seen.name:
+        return True
+    return not seen.comment.startswith(script.MARK) and seen.name == _name(launch, header.experiment)
 
 
 def strays(launch: LaunchPaths, seen: Iterable[Seen], *, known: Collection[str]) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from cluster_contract import ClusterContract, states, wait_for_end
 from processes import ROOT, tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import accounting_first, bench_of, on_both, output, plain_first
 
+from orchestrator.cluster import Change, JobState
+from orchestrator.errors import ClusterError
 from orchestrator.launch.plan import Action, to_do
 from orchestrator.layout import ExperimentPaths
 from orchestrator.records.attempts import read_job_output
@@ -205,3 +208,75 @@ def test_ten_watchers_ask_slurm_about_once_a_second(bench, gate, tmp_path, monke
         bench.records()
     calls = len((tmp_path / "squeue.calls").read_text())
     assert 1 <= calls <= 2 + (time.monotonic() - began)
+
+
+# --- a job is more than its number -------------------------------------------------------------------------
+
+
+def rewrite(path, **changes):
+    """Change what a turn says."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """An array of the same user's that has nothing to do with us."""
+    job = output("sbatch", "--parsable", "--array=0-3", "--begin=now+1hour", "--wrap=true").strip()
+    yield job
+    output("scancel", job)
+
+
+@plain_first
+def test_an_array_with_a_number_of_ours_is_not_taken_for_ours(tmp_path, gate, stranger):
+    """As after Slurm has lost its state, and counts its jobs anew."""
+    bench, run = bench_of(tmp_path), scripted(gate.script())
+    launch = bench.launch([run]).paths
+    wait_for(bench.played, "the run to begin")
+    bench.cancel(run)
+    wait_for_end(bench)
+    turn = launch.turns()[-1]
+    turn.jobs.write_text(json.dumps([{**entry, "job": stranger} for entry in json.loads(turn.jobs.read_text())]))
+    (seen,) = bench.cluster.observe(launch, [0]).values()
+    assert (seen.state, seen.reason) == (JobState.ENDED, "Slurm no longer knows its job")
+    said = ("squeue", "--noheader", "--array", f"--jobs={stranger}", "--format=%i %T %l %r")
+    before = output(*said)
+    assert before.count("PENDING") == 4
+    bench.cluster.cancel(launch, [0])
+    bench.cluster.hold(launch, [0])
+    bench.cluster.change(launch, [0], Change(hours=3.0))
+    assert output(*said) == before
+
+
+@plain_first
+def test_a_site_may_replace_comments(tmp_path, gate):
+    bench, run = bench_of(tmp_path), scripted(gate.script())
+    bench.launch([run])
+    wait_for(bench.played, "the run to begin")
+    job = bench.records()[run.id].job
+    output("scontrol", "update", f"JobId={job}", "Comment=project 7")
+    wait_for(lambda: "project 7" in output("squeue", "--noheader", "--format=%k"), "Slurm to have it")
+    assert bench.records()[run.id].state is RunState.RUNNING
+    bench.cancel(run)
+    wait_for_end(bench)
+    assert bench.records()[run.id].state is RunState.CANCELLED
+
+
+@on_both
+def test_jobs_of_another_cluster_are_unknown_here_and_nothing_is_done_to_them(tmp_path, gate):
+    """Two clusters with one home: here nothing is known of the other's jobs, and their numbers are other jobs'."""
+    bench, run = bench_of(tmp_path), scripted(gate.script())
+    launch = bench.launch([run]).paths
+    wait_for(bench.played, "the run to begin")
+    here = json.loads(launch.turns()[-1].claim.read_text())["cluster"]
+    assert f"ClusterName             = {here}" in output("scontrol", "show", "config")
+    rewrite(launch.turns()[-1].claim, cluster="elsewhere")
+    record = bench.records()[run.id]
+    assert record.state is RunState.UNKNOWN
+    assert record.reason.startswith("on cluster elsewhere: Slurm does not answer")
+    assert not to_do(bench.launch([run]).steps)
+    with pytest.raises(ClusterError, match="squeue failed"):
+        bench.cancel(run)
+    assert len(bench.played()) == 1
+    rewrite(launch.turns()[-1].claim, cluster=here)
+    gate.open()
+    wait_for_end(bench)

@@ -102,12 +102,15 @@ def test_why_slurm_killed_a_step_is_known_by_what_it_printed(line, told):
 
 def test_squeues_lines():
     text = (
-        "41_0|RUNNING|None|n[1-2]|9|orch:t:0 mine\n41_1|PENDING|Priority||N/A|orch:t:0\n9|COMPLETED|None|n1|5|(null)\n"
+        "41_0|RUNNING|None|n[1-2]|9|a.0001|orch:t:0 mine\n41_1|PENDING|Priority||N/A|a.0001|orch:t:0\n"
+        "9|COMPLETED|None|n1|5|wrap|(null)\n"
     )
-    assert [(seen.job, seen.observation.state, seen.observation.node, seen.comment) for seen in parse(text)] == [
-        ("41_0", RUNNING, "n[1-2]", "orch:t:0 mine"),
-        ("41_1", PENDING, "", "orch:t:0"),
-        ("9", ENDED, "n1", "(null)"),
+    assert [
+        (seen.job, seen.observation.state, seen.observation.node, seen.name, seen.comment) for seen in parse(text)
+    ] == [
+        ("41_0", RUNNING, "n[1-2]", "a.0001", "orch:t:0 mine"),
+        ("41_1", PENDING, "", "a.0001", "orch:t:0"),
+        ("9", ENDED, "n1", "wrap", "(null)"),
     ]
 
 
@@ -121,12 +124,12 @@ def test_saccts_lines_have_no_comment():
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1d"])
 def test_a_comment_may_hold_what_python_takes_for_a_lines_end(mark):
-    (seen,) = parse(f"7_1|RUNNING|None|n1|Unknown|mine{mark}8_1|RUNNING|None|n1|yours\n")
+    (seen,) = parse(f"7_1|RUNNING|None|n1|Unknown|a|mine{mark}8_1|RUNNING|None|n1|yours\n")
     assert (seen.job, seen.comment) == ("7_1", f"mine{mark}8_1|RUNNING|None|n1|yours")
 
 
 def test_a_comment_may_hold_bars():
-    (seen,) = parse("41_0|RUNNING|None|n1|N/A|orch:t:0 a|b||c")
+    (seen,) = parse("41_0|RUNNING|None|n1|N/A|a|orch:t:0 a|b||c")
     assert seen.comment == "orch:t:0 a|b||c"
 
 
