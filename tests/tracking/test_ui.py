@@ -228,7 +228,7 @@ def as_other(act):
             os.setresgid(OTHER, OTHER, OTHER)
             os.setresuid(OTHER, OTHER, OTHER)
             os.write(writing, json.dumps(act()).encode())
-        os._exit(0)
+        os._exit(0)  # without an answer, as after an error, the parent's `loads` fails
     os.close(writing)
     with os.fdopen(reading, "rb") as answer:
         found = answer.read()
@@ -262,9 +262,10 @@ ATTACKS = [
 
 @NEEDS_ROOT
 def test_another_user_gets_nothing_without_the_token_and_leaves_nothing(shared, runs):
-    before = sorted(runs.rglob("*"))
+    before, port = sorted(runs.rglob("*")), shared.port
+    assert asked(port, "/")[0] == 401  # and all is imported that the other user may not read
     tries = [*ATTACKS, ("GET", "/?token=guessed", None), ("GET", f"/{'0' * 64}/", None)]
-    found = as_other(lambda: [asked(shared.port, path, method, sent)[0] for method, path, sent in tries])
+    found = as_other(lambda: [asked(port, path, method, sent)[0] for method, path, sent in tries])
     assert found == [401] * len(tries)
     upgrade = {
         "Connection": "Upgrade",
@@ -272,7 +273,7 @@ def test_another_user_gets_nothing_without_the_token_and_leaves_nothing(shared, 
         "Sec-WebSocket-Key": "a" * 24,
         "Sec-WebSocket-Version": "13",
     }
-    assert as_other(lambda: asked(shared.port, "/", headers=upgrade)[0]) == 401
+    assert as_other(lambda: asked(port, "/", headers=upgrade)[0]) == 401
     assert sorted(runs.rglob("*")) == before
 
 
@@ -290,13 +291,14 @@ def test_another_user_sees_no_secret_in_arguments_and_environments(shared):
     processes = [shared.process.pid, *(process.pid for process in shared.servers())]
     assert len(processes) >= 2
     shown = b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for pid in processes for name in ("cmdline", "environ"))
+    token = shared.token
     assert b"ui_server" in shown
-    assert shared.token.encode() not in shown
+    assert token.encode() not in shown
 
     def read():
         found = []
         for pid in processes:
-            found.append(shared.token in Path(f"/proc/{pid}/cmdline").read_text())
+            found.append(token in Path(f"/proc/{pid}/cmdline").read_text())
             for name in ("environ", "fd/0", "mem"):
                 with suppress(PermissionError):
                     Path(f"/proc/{pid}/{name}").read_bytes()
