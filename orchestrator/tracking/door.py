@@ -282,10 +282,9 @@ class Door:
             return
         request = Request.of(scope)
         judged = judge(request, self._keys)
-        if isinstance(judged, Passed):
-            judged = await self._serve(judged, request, scope, receive, send)
-        if judged is not None:
-            await _answer(judged, request, send)
+        answer = judged if isinstance(judged, Answer) else await self._serve(judged, request, scope, receive, send)
+        if answer is not None:
+            await _answer(answer, request, send)
 
     async def _serve(
         self, passed: Passed, request: Request, scope: Message, receive: Receive, send: Send
