@@ -366,7 +366,7 @@ def test_it_answers_through_a_forwarded_port_by_both_names(shared):
     assert shared.ask("/health", Host="evil.example:9999", Authorization=f"Bearer {shared.token}")[0] == 403
 
 
-def test_a_cookie_is_not_sent_to_another_port_and_its_page_reads_nothing(shared, browser):
+def test_the_cookie_is_not_sent_to_another_port(shared, browser):
     """What another user's server on this machine gets from the browser of who looks at both."""
     base = log_in(browser, shared.address)
     browser.wait_for_text("sweep")
@@ -384,6 +384,16 @@ def test_a_cookie_is_not_sent_to_another_port_and_its_page_reads_nothing(shared,
     assert shared.token not in asked_for
     assert urlsplit(base).path not in asked_for
     assert "orch_ui" not in asked_for
+
+
+def test_a_page_elsewhere_that_holds_the_url_leads_in(shared, browser, tmp_path):
+    """As the file of `--open` is one, and a link in a mail; a browser keeps strict cookies from their redirects."""
+    page = tmp_path / "page.html"
+    page.write_text(f'<meta http-equiv="refresh" content="0;url={shared.address}">')
+    browser.driver.delete_all_cookies()
+    browser.open(page.as_uri())
+    browser.wait("location.pathname.length > 60")
+    browser.wait_for_text("sweep")
 
 
 @contextmanager
