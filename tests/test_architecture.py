@@ -60,6 +60,7 @@ MAY_IMPORT = {
         "orchestrator/tracking/mlflow_plugin.py",
         "orchestrator/tracking/registry/registrar.py",
         "orchestrator/tracking/embedded.py",
+        "orchestrator/tracking/ui_server.py",
     ),
     "optuna": ("orchestrator/search/study.py",),
     "omegaconf": ("orchestrator/config/",),
@@ -68,9 +69,11 @@ MAY_IMPORT = {
     "pytorch_lightning": TRAINING,
     "rich": (),
     "sklearn": (),
+    "starlette": ("orchestrator/tracking/ui_server.py",),
     "submitit": ("slurm/",),
     "torch": TRAINING,
     "torchmetrics": TRAINING,
+    "uvicorn": ("orchestrator/tracking/ui_server.py",),
 }
 HEAVY = (
     "botocore",

@@ -1,22 +1,36 @@
-"""`orch ui`: the MLflow UI over the embedded store, on loopback, kept up to date while it runs."""
+"""`orch ui`: the MLflow UI over the embedded store, on loopback, kept up to date while it runs.
+
+The server is ours by construction: it serves a socket that listens before it is started, and that this process keeps
+open for as long as it has given anybody the address.
+"""
 
 from __future__ import annotations
 
+import html
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
+import webbrowser
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO
 
-from orchestrator.errors import OrchError, RequestError, TrackingError
+from orchestrator.errors import OrchError, TrackingError
+from orchestrator.layout import state_dir
 from orchestrator.project import Project
+from orchestrator.system.files import check_private, make_private
+from orchestrator.system.ports import HOST, listen, taken, usual_port
 from orchestrator.tracking import stores
+from orchestrator.tracking.door import new_secret
 
 _PERIOD_SECONDS = 5.0
 _START_SECONDS = 180.0
@@ -26,7 +40,7 @@ _ONLY_ASKED = 0
 """The signal that is none: it fails where nobody would get it."""
 
 
-def serve(project: Project, names: Sequence[str], *, port: int) -> int:
+def serve(project: Project, names: Sequence[str], *, port: int | None, browse: bool) -> int:
     """Sync, serve until told to stop, and leave no process. Says how to reach it from another machine.
 
     Ctrl-C, SIGTERM and a terminal that is closed stop it, whatever a library does at that moment: the work is done in a
@@ -36,11 +50,14 @@ def serve(project: Project, names: Sequence[str], *, port: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is below `nohup`
             signal.signal(number, lambda received, _: told.append(received))
-    service = _Service(project, names, _free_port(port))
-    service.start()
-    while not told and service.is_alive():
-        time.sleep(_LOOK_SECONDS)
-    service.stop()
+    with listen(port) as listening:
+        if port is None and listening.getsockname()[1] != (usual := usual_port(os.getuid())):
+            _say(f"not on port {usual}, as usual: {taken(usual)}")
+        service = _Service(project, names, listening, browse=browse)
+        service.start()
+        while not told and service.is_alive():
+            time.sleep(_LOOK_SECONDS)
+        service.stop()
     if service.is_alive():  # in a library that does not come back: nothing is lost, but waiting for it
         sys.stdout.flush()
         os._exit(0)
@@ -52,11 +69,12 @@ def serve(project: Project, names: Sequence[str], *, port: int) -> int:
 class _Service(threading.Thread):
     """Syncs, starts the server, and goes on syncing until it is told to stop or fails."""
 
-    def __init__(self, project: Project, names: Sequence[str], port: int) -> None:
+    def __init__(self, project: Project, names: Sequence[str], listening: socket.socket, *, browse: bool) -> None:
         super().__init__(daemon=True)
         self.error: Exception | None = None
-        self._project, self._names, self._port = project, names, port
+        self._project, self._names, self._listening, self._browse = project, names, listening, browse
         self._server: subprocess.Popen[bytes] | None = None
+        self._page: Path | None = None
         self._starting, self._stopped = threading.Lock(), threading.Event()
 
     def stop(self) -> None:
@@ -66,6 +84,8 @@ class _Service(threading.Thread):
         if self._server is not None:
             _stop(self._server)
         self.join(_GONE_SECONDS)
+        if self._page is not None:
+            self._page.unlink(missing_ok=True)
 
     def run(self) -> None:
         try:
@@ -79,14 +99,14 @@ class _Service(threading.Thread):
             if uri := stores.server_of(self._project, name):
                 _say(f"{name} is on {uri}")
         _say("starting the MLflow UI ...")
-        with self._starting:
-            if self._stopped.is_set():
-                return
-            server = self._server = _start(self._project, self._port)
-        _wait_until_up(server, self._port)
-        print(f"http://127.0.0.1:{self._port}", flush=True)
-        here = f"ssh -L {self._port}:127.0.0.1:{self._port} {socket.gethostname()}"
-        _say(f"from another machine: {here}", "Ctrl-C stops it")
+        secret = new_secret()
+        with tempfile.TemporaryFile() as log:
+            with self._starting:
+                if self._stopped.is_set():
+                    return
+                server = self._server = _start(self._project, self._listening, secret, log)
+            _wait_until_up(server, self._port, secret, log)
+        self._announce(f"http://{HOST}:{self._port}/?token={secret}")
         while server.poll() is None:
             if self._stopped.wait(_PERIOD_SECONDS):
                 return
@@ -95,51 +115,52 @@ class _Service(threading.Thread):
             "the MLflow server has ended", why=f"exit status {server.poll()}", fix="orch ui starts it again"
         )
 
+    @property
+    def _port(self) -> int:
+        return int(self._listening.getsockname()[1])
 
-def _start(project: Project, port: int) -> subprocess.Popen[bytes]:
-    uri = f"sqlite:///{project.tracking_store / 'mlflow.db'}"
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "orchestrator.cli.die_with_parent",  # so that it ends with us, if we are killed, too
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--backend-store-uri",
-            uri,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-        ],
-        # Without its job executor the server needs 0.5 GB and not 2.4; one worker answers fastest (FACTS 23).
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+    def _announce(self, url: str) -> None:
+        print(url, flush=True)
+        _say(f"from another machine: ssh -L {self._port}:{HOST}:{self._port} {socket.gethostname()}", "Ctrl-C stops it")
+        if self._browse:
+            self._page = _open(url)
+
+
+def _start(project: Project, listening: socket.socket, secret: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the server on our socket. It gets the secret by its standard input, which is open for as long as we run."""
+    program = "orchestrator.tracking.ui_server"
+    descriptor = listening.fileno()
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-m", program, str(project.tracking_store.absolute()), str(descriptor)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=log,
         start_new_session=True,
-        cwd=project.runs.path,
+        cwd="/",
+        pass_fds=[descriptor],
     )
+    if server.stdin is not None:
+        with suppress(OSError):  # it has ended already, and is asked why
+            server.stdin.write(f"{secret}\n".encode())
+            server.stdin.flush()
+    return server
 
 
-def _wait_until_up(server: subprocess.Popen[bytes], port: int) -> None:
+def _wait_until_up(server: subprocess.Popen[bytes], port: int, secret: str, log: IO[bytes]) -> None:
+    """Wait for an answer on our own socket: nobody else can have its port, and no proxy is asked."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-        else:
-            return
-    raise TrackingError(
-        "the MLflow server did not start",
-        why=f"exit status {server.poll()}",
-        fix="try another --port; `python -m mlflow server` shows its own messages",
-    )
+        with closing(HTTPConnection(HOST, port, timeout=5)) as connection, suppress(OSError, HTTPException):
+            connection.request("GET", "/health", headers={"Authorization": f"Bearer {secret}"})
+            if connection.getresponse().status == HTTPStatus.OK:
+                return
+    raise TrackingError("the MLflow server did not start", why=_why(server, log), fix="orch ui starts it again")
+
+
+def _why(server: subprocess.Popen[bytes], log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return "; ".join([f"exit status {server.poll()}", *lines[-1:]])
 
 
 def _sync(project: Project, names: Sequence[str]) -> None:
@@ -164,13 +185,19 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
             number = signal.SIGKILL if time.monotonic() > deadline else _ONLY_ASKED
 
 
-def _free_port(port: int) -> int:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise RequestError(f"port {port} cannot be used", why=str(error), fix="leave out --port") from error
-        return int(probe.getsockname()[1])
+def _open(url: str) -> Path | None:
+    """Open a URL in the user's browser, by a file: as an argument, every user of the machine could read its token.
+
+    Returns the file, which is to be removed once the server has ended.
+    """
+    make_private(folder := state_dir() / "ui")
+    check_private(folder)
+    page = folder / f"{secrets.token_hex(8)}.html"
+    page.touch(mode=0o600, exist_ok=False)
+    page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(url)}">\n')
+    if not webbrowser.open(page.as_uri()):
+        _say("no browser could be started here: open the URL above")
+    return page
 
 
 def _say(*lines: str) -> None:

@@ -13,7 +13,8 @@ from orchestrator.tracking import stores
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="only bring MLflow up to date")
-    parser.add_argument("--port", type=int, default=0, help="the port (default: a free one)")
+    parser.add_argument("--port", type=int, help="the port (default: 20000 + your user id, or the next free one)")
+    parser.add_argument("--open", action="store_true", help="open it in your browser")
 
 
 def handle(arguments: Namespace) -> int:
@@ -26,7 +27,7 @@ def handle(arguments: Namespace) -> int:
     servers = {name: uri for name in names if (uri := stores.server_of(project, name))}
     local = [name for name in names if name not in servers]
     if local and not arguments.once:
-        return serve(project, names, port=arguments.port)
+        return serve(project, names, port=arguments.port, browse=arguments.open)
     status = 0
     for name in names:
         status = max(status, sync(project, name))

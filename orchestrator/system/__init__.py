@@ -4,6 +4,7 @@ processes.py  programs run to their end, asked a question, or recognised later
 files.py      private folders, whole files, names taken by rename
 cache.py      answers kept in the user's cache folder
 threads.py    threads over the items of a list
+ports.py      a port of ours on loopback, and whose process has one
 mounts.py     which kind of filesystem a folder lies on
 units.py      bytes, durations and times as people read them
 """

@@ -19,6 +19,8 @@ mlflow_run.py    one run in MLflow
 mlflow_model.py  a model's version in MLflow
 uploader.py      a program: carries what one run logs to a server, beside it
 sidecar.py       a program: keeps experiments in sync while their runs are running
+ui_server.py     a program: MLflow's UI over the embedded store
+door.py          what it lets through, and whom
 registry/        the model registry
 
 The spool is the truth, a store is a view that can be rebuilt from it. Importing this package loads
