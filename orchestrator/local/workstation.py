@@ -31,7 +31,7 @@ from orchestrator.local.inline import Inline, no_change
 from orchestrator.local.tasks import observe
 from orchestrator.records.launches import read_launch
 from orchestrator.spec import Resources
-from orchestrator.system.files import make_private, replace_text, try_lock
+from orchestrator.system.files import PRIVATE, make_private, replace_text, try_lock
 from orchestrator.system.processes import start_detached
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Queue:
     def add(self, launch: LaunchPaths, terms: Terms) -> None:
         make_private(self._entries)
         entry = {"launch": str(launch.path), "time": time.time(), **asdict(terms)}
-        replace_text(self._entry(launch), json.dumps(entry))
+        replace_text(self._entry(launch), json.dumps(entry), mode=PRIVATE)
 
     def holds(self, launch: LaunchPaths) -> bool:
         return self._entry(launch).exists()
@@ -134,7 +134,7 @@ class Queue:
         if head is not None:
             task = head.task
             written = {"launch": str(task.launch.path), "index": task.index, "run": task.run_id, "reason": head.reason}
-        replace_text(self._head, json.dumps(written))
+        replace_text(self._head, json.dumps(written), mode=PRIVATE)
 
     def waits(self, launch: LaunchPaths) -> Callable[[int], str]:
         """Return what says for what a task of a launch waits, as the supervisor last wrote it."""

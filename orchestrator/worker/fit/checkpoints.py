@@ -25,7 +25,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from orchestrator.layout import BEST, AttemptPaths
 from orchestrator.records.checkpoints import write_latest
-from orchestrator.system.files import make_private, replacing
+from orchestrator.system.files import make_folder, make_private, replacing
 from orchestrator.worker.fit.progress import Progress, Prune, Saved
 
 INHERITED = "inherited-best.ckpt"
@@ -158,6 +158,7 @@ def _changes_at_end(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
 def _link(path: Path, name: Path) -> None:
     """Give a checkpoint another name, for people; where the filesystem has no links it goes without."""
     with suppress(OSError), replacing(name) as temporary:
+        temporary.unlink()
         temporary.hardlink_to(path)
 
 
@@ -172,7 +173,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: Mapping[str, object], path: Any, storage_options: object = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with replacing(target, sync=True) as temporary, temporary.open("wb") as file:
             torch.save({key: self._kept(key, value) for key, value in checkpoint.items()}, file)
 

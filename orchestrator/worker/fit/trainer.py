@@ -23,6 +23,7 @@ from orchestrator.config.build import build
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
 from orchestrator.spec import EVALUATIONS, Objective, Resources
+from orchestrator.system.files import make_folder
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.context import Place
 from orchestrator.worker.fit.checkpoints import INHERITED, AtomicCheckpointIO, KeepCheckpoints
@@ -135,7 +136,7 @@ def _inherit(training: Training, checkpoint: str) -> str:
     target = attempt.state / INHERITED
     source = training.state_from.parents[2] / checkpoint if training.state_from else target
     if training.place.rank == 0 and source.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         target.unlink(missing_ok=True)
         try:
             target.hardlink_to(source)
