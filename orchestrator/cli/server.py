@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 
+from orchestrator.config.credentials import masked_url
 from orchestrator.errors import OrchError, RequestError, TrackingError
 from orchestrator.project import Project
 from orchestrator.tracking import stores
@@ -77,7 +78,7 @@ class _Service(threading.Thread):
         _sync(self._project, self._names)
         for name in self._names:
             if uri := stores.server_of(self._project, name):
-                _say(f"{name} is on {uri}")
+                _say(f"{name} is on {masked_url(uri)}")
         _say("starting the MLflow UI ...")
         with self._starting:
             if self._stopped.is_set():

@@ -154,7 +154,7 @@ def test_the_environment_comes_before_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("ONE", "from the environment")
     found = Secrets.of({"a": ["${secret:ONE}", {"b": "x ${secret:ONE} y"}], "c": 1})
     assert found.placed({"a": ["<${secret:ONE}>"], "c": 1}) == {"a": ["<from the environment>"], "c": 1}
-    assert found.conceal("it is from the environment.") == "it is ***."
+    assert found.redact("it is from the environment.") == "it is ***."
     with pytest.raises(OrchError, match="there is no secret TWO here"):
         Secrets.of("${secret:TWO}")
 
@@ -162,7 +162,7 @@ def test_the_environment_comes_before_the_file(monkeypatch, tmp_path):
 def test_a_short_value_is_put_in_place_and_not_hidden_everywhere():
     short = Secrets({"PIN": "1"})
     assert short.placed("${secret:PIN}") == "1"
-    assert short.conceal("step 1 of 10") == "step 1 of 10"
+    assert short.redact("step 1 of 10") == "step 1 of 10"
 
 
 @pytest.mark.parametrize(

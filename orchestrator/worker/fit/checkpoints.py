@@ -11,8 +11,10 @@ here a checkpoint is written beside its target, synced and renamed.
 from __future__ import annotations
 
 import copy
+import logging
+import pickle
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,14 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
+from orchestrator.config.credentials import MASK
+from orchestrator.config.secrets import Redact, unchanged
 from orchestrator.layout import BEST, AttemptPaths
 from orchestrator.records.checkpoints import write_latest
 from orchestrator.system.files import make_folder, make_private, replacing
 from orchestrator.worker.fit.progress import Progress, Prune, Saved
+
+_log = logging.getLogger(__name__)
 
 INHERITED = "inherited-best.ckpt"
 """The best of the run that this one goes on from: its own first best would overwrite it."""
@@ -168,8 +174,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning keeps the arguments of a model in them: what may not be written is redacted there.
     """
 
-    def __init__(self, conceal: Callable[[str], str] = str) -> None:
-        self._conceal = conceal
+    def __init__(self, redact: Redact = unchanged) -> None:
+        self._redact = redact
 
     def save_checkpoint(self, checkpoint: Mapping[str, object], path: Any, storage_options: object = None) -> None:
         target = Path(path)
@@ -178,8 +184,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save({key: self._kept(key, value) for key, value in checkpoint.items()}, file)
 
     def _kept(self, key: str, value: object) -> object:
-        if key not in _ARGUMENTS or not isinstance(value, MutableMapping):
+        if key not in _ARGUMENTS or not isinstance(value, MutableMapping) or self._redact is unchanged:
             return value
-        kept = copy.copy(value)  # of its own type: Lightning's is not a plain dict
-        kept.update({name: self._conceal(one) for name, one in value.items() if isinstance(one, str)})
+        kept = copy.copy(value)  # of its own type: Lightning's is not a plain dict; and the run goes on with the first
+        kept.update({name: self._argument(name, one) for name, one in value.items()})
         return kept
+
+    def _argument(self, name: str, value: object) -> object:
+        """Return an argument without what may not be written; of an object that keeps it inside, only the mask."""
+        kept = self._redact(value)
+        if torch.is_tensor(kept):
+            return kept
+        try:
+            held = pickle.dumps(kept)
+        except Exception:  # noqa: BLE001 - the user's object; torch cannot save it either, and says so
+            return kept
+        if self._redact(held) == held:
+            return kept
+        _log.warning("hyperparameter %s holds a secret in a %s: it is saved as %s", name, type(value).__name__, MASK)
+        return MASK

@@ -20,6 +20,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, ProgressBar
 
 from orchestrator.config.build import build
+from orchestrator.config.secrets import Redact, unchanged
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
 from orchestrator.spec import EVALUATIONS, Objective, Resources
@@ -43,7 +44,7 @@ class Training:
     `resume_from` is a checkpoint of the run's own. Where there is none it starts with the weights, or the whole state,
     of another run or a file: `weights_from`, `state_from`.
     `report` is told, on rank 0, each validation's number and the objective's value there, and says whether to stop.
-    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
+    `example`: where a few samples of the model's input are to be kept; None: nowhere. `redact` takes out of a tree
     what may not be written.
     """
 
@@ -57,7 +58,7 @@ class Training:
     weights_from: Path | None = None
     state_from: Path | None = None
     example: Path | None = None
-    conceal: Callable[[str], str] = str
+    redact: Redact = unchanged
     report: Callable[[int, float], bool] | None = None
 
 
@@ -155,7 +156,7 @@ def _trainer(training: Training, logger: SpoolLogger, first: Callback, callbacks
         node,
         callbacks=[first, *users, *callbacks],
         logger=logger,
-        plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
+        plugins=[AtomicCheckpointIO(training.redact), _environment(training)],
         default_root_dir=str(training.folder),
         **_devices(training.resources),
     )
