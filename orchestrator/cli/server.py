@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 
+from orchestrator.cli.text import say
 from orchestrator.config.credentials import masked_url
 from orchestrator.errors import OrchError, RequestError, TrackingError
 from orchestrator.project import Project
@@ -176,4 +177,4 @@ def _free_port(port: int) -> int:
 
 def _say(*lines: str) -> None:
     for line in lines:
-        print(line, file=sys.stderr, flush=True)
+        say(line)

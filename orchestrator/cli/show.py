@@ -54,7 +54,7 @@ def handle(arguments: Namespace) -> int:
     else:
         print_lines(yaml_lines(_for_people(json.loads(json.dumps(document)), duration(record))))
         if record.failure:
-            print(f"\n{record.failure.traceback}")
+            print_lines(["", record.failure.traceback])
     return 0
 
 

@@ -9,7 +9,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, quote_plus
@@ -18,14 +18,6 @@ from orchestrator.config.credentials import MASK, REFERENCE, referred
 from orchestrator.errors import OrchError
 
 _SHORTEST = 4  # characters: what is shorter stands in half of all texts, and is no secret
-
-Redact = Callable[[Any], Any]
-"""Returns a text, or a tree of them, without what may not be written, as `Secrets.redact` does."""
-
-
-def unchanged(node: Any) -> Any:
-    """Return a tree as it is: where there are no secrets."""
-    return node
 
 
 class Secrets:

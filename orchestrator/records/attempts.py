@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.secrets import Redact, unchanged
+from orchestrator.config.credentials import Redact, unchanged
 from orchestrator.layout import ATTEMPT_NAME, AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
 from orchestrator.records.record import Attempt, Claim, Event, RunState, fold, parse_event
 from orchestrator.system.files import NOT_JSON, damaged, draft_of, make_private, names_in, take_by_rename, write_text

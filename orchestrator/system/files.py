@@ -59,6 +59,39 @@ def make_private(folder: Path) -> None:
         ) from error
 
 
+def user_of(uid: int) -> str:
+    """Return who has a user id, for people: `ada (uid 1000)`."""
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def doubt(folder: Path, owner: int) -> str:
+    """Return why a folder in a place that others may write is not to be used; nothing where it is `owner`'s alone."""
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        return f"it is a symbolic link of {user_of(status.st_uid)}, and could lead anywhere"
+    if not stat.S_ISDIR(status.st_mode):
+        return f"it is not a folder, and belongs to {user_of(status.st_uid)}"
+    if status.st_uid != owner:
+        return f"it belongs to {user_of(status.st_uid)}"
+    if status.st_mode & _WRITABLE_BY_OTHERS:
+        return f"others may write into it (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""
+
+
+def make_own(folder: Path) -> None:
+    """Make a folder of the user's state as `make_private` does. Raises StateError for one that is not their own."""
+    make_private(folder)
+    if why := doubt(folder, os.getuid()):
+        raise StateError(
+            f"{folder} cannot be used", why=why, fix="move it away, or set XDG_STATE_HOME to a folder of your own"
+        )
+
+
 @contextmanager
 def reporting_write_errors(folder: Path) -> Iterator[None]:
     """Raise StateError where a file of ours cannot be written in a folder: a full disk, a quota, a lost mount."""
@@ -77,7 +110,7 @@ def check_private(folder: Path) -> None:
     status = folder.stat()
     if status.st_uid not in {os.getuid(), 0}:
         raise StateError(
-            f"{folder} belongs to another user (uid {status.st_uid})",
+            f"{folder} belongs to another user: {user_of(status.st_uid)}",
             why="its owner could change what your jobs run",
             fix="choose another folder for runs with --runs or $ORCH_RUNS",
         )

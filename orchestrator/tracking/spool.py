@@ -29,8 +29,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.config.credentials import masked, masked_url
-from orchestrator.config.secrets import Redact, unchanged
+from orchestrator.config.credentials import Redact, masked, masked_url, unchanged
 from orchestrator.errors import StateError
 from orchestrator.system.files import sync_folder
 

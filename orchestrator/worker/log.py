@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from orchestrator.config.secrets import Redact
+from orchestrator.config.credentials import Redact
 
 
 def to_stderr() -> None:

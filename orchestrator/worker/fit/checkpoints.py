@@ -25,8 +25,7 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
-from orchestrator.config.credentials import MASK
-from orchestrator.config.secrets import Redact, unchanged
+from orchestrator.config.credentials import MASK, Redact, unchanged
 from orchestrator.layout import BEST, AttemptPaths
 from orchestrator.records.checkpoints import write_latest
 from orchestrator.system.files import make_folder, make_private, replacing

@@ -20,7 +20,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import Callback, ProgressBar
 
 from orchestrator.config.build import build
-from orchestrator.config.secrets import Redact, unchanged
+from orchestrator.config.credentials import Redact, unchanged
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
 from orchestrator.spec import EVALUATIONS, Objective, Resources
