@@ -141,6 +141,7 @@ def replacing(path: Path, *, sync: bool = False, suffix: str = "", mode: int = R
     try:
         _create_like(path, temporary, mode)
         yield temporary
+        _check_written(temporary)
         if sync:
             _sync(temporary)
         temporary.replace(path)
@@ -159,6 +160,14 @@ def _create_like(path: Path, temporary: Path, mode: int) -> None:
         earlier = path.lstat().st_mode
         if stat.S_ISREG(earlier):
             temporary.chmod(earlier & _KEPT | stat.S_IWUSR)
+    os.utime(temporary, ns=(0, 0))
+
+
+def _check_written(temporary: Path) -> None:
+    """Raise FileNotFoundError where nothing was written, not even that a file is empty."""
+    status = temporary.stat()
+    if not status.st_size and not status.st_mtime_ns:
+        raise FileNotFoundError(errno.ENOENT, "nothing was written", str(temporary))
 
 
 def replace_text(path: Path, text: str, *, sync: bool = False, mode: int = READABLE) -> None:
@@ -170,6 +179,8 @@ def replace_bytes(path: Path, content: bytes, *, sync: bool = False, mode: int =
     """Write a file as `replace_text` does. Raises OSError where that is impossible, and then leaves nothing."""
     with replacing(path, sync=sync, mode=mode) as temporary:
         temporary.write_bytes(content)
+        if not content:
+            os.utime(temporary)
 
 
 def close_to_others(folder: Path) -> None:

@@ -31,7 +31,7 @@ def main(job: dict[str, Any]) -> None:
     from mlflow.models import Model
 
     secrets = Secrets.of(job["model"])
-    model = _loaded(job["model"], job["checkpoint"], secrets)
+    model = _loaded(job["model"], job["checkpoint"])
     _redact_arguments(model, secrets)
     inputs, signature = _example(model, job["example"])
     mlflow.pytorch.save_model(
@@ -69,10 +69,10 @@ def _refuse_secrets(folder: Path, secrets: Secrets) -> None:
         )
 
 
-def _loaded(config: Any, checkpoint: str, secrets: Secrets) -> object:
+def _loaded(config: Any, checkpoint: str) -> object:
     import torch
 
-    model = build(secrets.placed(config))
+    model = build(Secrets.of(config).placed(config))
     saved = torch.load(checkpoint, map_location="cpu", weights_only=False)  # our own run has written it
     if set(model.state_dict()) != set(saved["state_dict"]):
         _set_up(model)
