@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
+import pickle
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, quote_plus
 
-from orchestrator.config.credentials import MASK, REFERENCE, referred
+from orchestrator.config.credentials import MASK, REFERENCE, Redact, referred
 from orchestrator.errors import OrchError
+
+_log = logging.getLogger(__name__)
 
 _SHORTEST = 4  # characters: what is shorter stands in half of all texts, and is no secret
 
@@ -70,6 +74,19 @@ class Secrets:
 
     def __bool__(self) -> bool:
         return bool(self._hidden)
+
+
+def redact_argument(redact: Redact, name: str, value: object) -> object:
+    """Return a hyperparameter without what may not be written; of an object that keeps it inside, only the mask."""
+    kept = redact(value)
+    try:
+        held = pickle.dumps(kept)
+    except Exception:  # noqa: BLE001 - the user's object; torch cannot save it either, and says so
+        return kept
+    if redact(held) == held:
+        return kept
+    _log.warning("hyperparameter %s holds a secret in a %s: it is saved as %s", name, type(value).__name__, MASK)
+    return MASK
 
 
 def forms(value: str) -> frozenset[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.build import build
-from orchestrator.config.secrets import Secrets
+from orchestrator.config.secrets import Secrets, redact_argument
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def _redact_arguments(model: object, secrets: Secrets) -> None:
         return
     for part in model.modules():  # type: ignore[attr-defined]  # it is a torch module
         for name in _KEPT_ARGUMENTS:
-            if kept := vars(part).get(name):
-                setattr(part, name, secrets.redact(kept))
+            for key, value in (kept := vars(part).get(name) or {}).items():
+                kept[key] = redact_argument(secrets.redact, key, value)
 
 
 def _refuse_secrets(folder: Path, secrets: Secrets) -> None:

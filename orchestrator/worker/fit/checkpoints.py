@@ -11,8 +11,6 @@ here a checkpoint is written beside its target, synced and renamed.
 from __future__ import annotations
 
 import copy
-import logging
-import pickle
 from collections import Counter
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -25,13 +23,12 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
-from orchestrator.config.credentials import MASK, Redact, unchanged
+from orchestrator.config.credentials import Redact, unchanged
+from orchestrator.config.secrets import redact_argument
 from orchestrator.layout import BEST, AttemptPaths
 from orchestrator.records.checkpoints import write_latest
 from orchestrator.system.files import make_folder, make_private, replacing
 from orchestrator.worker.fit.progress import Progress, Prune, Saved
-
-_log = logging.getLogger(__name__)
 
 INHERITED = "inherited-best.ckpt"
 """The best of the run that this one goes on from: its own first best would overwrite it."""
@@ -186,19 +183,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if key not in _ARGUMENTS or not isinstance(value, MutableMapping) or self._redact is unchanged:
             return value
         kept = copy.copy(value)  # of its own type: Lightning's is not a plain dict; and the run goes on with the first
-        kept.update({name: self._argument(name, one) for name, one in value.items()})
+        kept.update({name: redact_argument(self._redact, name, one) for name, one in value.items()})
         return kept
-
-    def _argument(self, name: str, value: object) -> object:
-        """Return an argument without what may not be written; of an object that keeps it inside, only the mask."""
-        kept = self._redact(value)
-        if torch.is_tensor(kept):
-            return kept
-        try:
-            held = pickle.dumps(kept)
-        except Exception:  # noqa: BLE001 - the user's object; torch cannot save it either, and says so
-            return kept
-        if self._redact(held) == held:
-            return kept
-        _log.warning("hyperparameter %s holds a secret in a %s: it is saved as %s", name, type(value).__name__, MASK)
-        return MASK
