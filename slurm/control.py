@@ -16,7 +16,7 @@ from orchestrator.records.launches import read_launch
 from orchestrator.slurm import commands, script
 from orchestrator.slurm.leases import Job
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.system.files import make_private, read_json
+from orchestrator.system.files import make_private, read_json, write_text
 from orchestrator.system.processes import ProgramError
 
 _TRIES = 100
@@ -55,8 +55,7 @@ def keep(launch: LaunchPaths, change: Change) -> None:
     for _ in range(_TRIES):
         path = launch.change(len(launch.changes()) + 1)
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
+            write_text(path, text)
         except FileExistsError:
             continue
         return

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from orchestrator.errors import ClusterError, StateError
 from orchestrator.layout import LaunchPaths, TurnPaths
-from orchestrator.system.files import draft_of, make_private, replace_text, take_by_rename
+from orchestrator.system.files import draft_of, make_private, replace_text, take_by_rename, write_text
 from orchestrator.system.processes import ProcessId
 
 _TRIES = 10
@@ -122,7 +122,7 @@ def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str, clus
     claim = json.dumps(mine)
     with draft_of(paths.path) as draft:
         make_private(draft)
-        TurnPaths(draft).claim.write_text(claim)
+        write_text(TurnPaths(draft).claim, claim)
         _write_jobs(TurnPaths(draft), jobs)
         if not take_by_rename(draft, paths.path, mine=lambda: _is(paths.claim, claim)):
             return None

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.errors import ClusterError
 from orchestrator.slurm import commands, script
 from orchestrator.slurm.task import StartWorker
-from orchestrator.system.files import replacing
+from orchestrator.system.files import close_to_others, replacing
 
 _POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z]\w+")  # the limit's own name, where Slurm tells it
 _SUBMIT_LIMIT = re.compile(r"job submit limit", re.IGNORECASE)  # Slurm says so of limits on a job's size, too
@@ -102,7 +102,7 @@ def submit(
         try:
             # What sbatch says on standard error is in the error, too.
             with commands.in_environment(cluster), chdir(folder.parent), redirect_stderr(io.StringIO()):
-                return str(executor(parameters, folder).submit(start).job_id)
+                job = str(executor(parameters, folder).submit(start).job_id)
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             if (found := find()) is not None:
                 return found
@@ -110,6 +110,9 @@ def submit(
             if pause is None or (told and not commands.BUSY.search(told)):
                 raise _refused(told) from error
             time.sleep(pause)
+        else:
+            close_to_others(folder)  # submitit leaves it to the umask who may write them
+            return job
     raise ClusterError("Slurm refused the jobs", fix="launch again later")
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from orchestrator import __version__
-from orchestrator.cli.text import paint
+from orchestrator.cli.text import Formatter, harmless, paint, say
 from orchestrator.errors import OrchError, StateError, nearest
 
 VERBS: Mapping[str, str] = {
@@ -52,7 +52,7 @@ _EPILOG = """examples:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\nfix: {self.prog} --help\n")
+        self.exit(2, harmless(f"error: {message}\nfix: {self.prog} --help\n"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(sys.argv[1:] if argv is None else list(argv))
         level = logging.INFO if arguments.verbose else logging.WARNING
-        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Formatter())
+        logging.basicConfig(level=level, handlers=[handler])
         status: int = arguments.handle(arguments)
         sys.stdout.flush()
     except OrchError as error:
@@ -123,6 +125,6 @@ def _add_arguments(parser: _Parser, verb: str) -> None:
 
 def _explain(error: OrchError) -> None:
     why = f": {error.why}" if error.why else ""
-    print(paint(f"error: {error.what}{why}", "red", sys.stderr), file=sys.stderr)
+    say(paint(f"error: {error.what}{why}", "red", sys.stderr))
     if error.fix:
-        print(f"fix: {error.fix}", file=sys.stderr)
+        say(f"fix: {error.fix}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.cli.arguments import add_hidden, add_json, add_selection, project_of
 from orchestrator.cli.selection import select, shown
-from orchestrator.cli.text import ROWS, print_json, print_lines, say, table
+from orchestrator.cli.text import ROWS, harmless, print_json, print_lines, say, table
 from orchestrator.errors import RequestError, nearest
 from orchestrator.records.experiment import ExperimentState
 from orchestrator.records.record import Record
@@ -57,7 +58,9 @@ def handle(arguments: Namespace) -> int:
     elif arguments.csv:
         import csv
 
-        csv.writer(sys.stdout).writerows(columns.as_csv(made))
+        written = io.StringIO(newline="")
+        csv.writer(written).writerows(columns.as_csv(made))
+        sys.stdout.write(harmless(written.getvalue()) if sys.stdout.isatty() else written.getvalue())
     else:
         header, rows = columns.table(made, most=None if arguments.all else ROWS)
         print_lines(table(header, [[_cell(value) for value in row] for row in rows]))
@@ -83,7 +86,7 @@ def _write_page(state: ExperimentState, made: Comparison, path: Path) -> int:
         raise RequestError(
             f"cannot write {path}", why=error.strerror or str(error), fix="--html with another file"
         ) from error
-    print(path)
+    print_lines([str(path)])
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator import api
 from orchestrator.cli.arguments import add_json, project_of
-from orchestrator.cli.text import print_json, say, table
+from orchestrator.cli.text import print_json, print_lines, say, table
 from orchestrator.data import Manifest, Progress, Staging, Store, Version, fetcher_of, scratch_dir
 from orchestrator.data.store.holder import Holder
 from orchestrator.data.store.space import disk_of
@@ -50,11 +50,11 @@ def _resolve(arguments: Namespace) -> int:
     elif manifest is None:
         say("no data version is chosen: orch data resolve data=NAME")
     else:
-        print(f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes")
+        print_lines([f"{manifest.digest}  {manifest.files} files, {manifest.bytes} bytes"])
         for line in _origin(manifest):
-            print(line)
+            print_lines([line])
         rows = [[entry.hash, str(entry.size), entry.path] for entry in manifest.entries]
-        print("\n".join(table(["HASH", "BYTES", "PATH"], rows)))
+        print_lines(["\n".join(table(["HASH", "BYTES", "PATH"], rows))])
     return 0
 
 
@@ -82,7 +82,7 @@ def _stage(arguments: Namespace) -> int:
     if arguments.json:
         print_json({"digest": manifest.digest, "view": str(staged.view), "hit": staged.hit})
     else:
-        print(staged.view)
+        print_lines([str(staged.view)])
         say(f"{manifest.digest[:_DIGEST]}: {how} in {staged.seconds:.1f} s")
     return 0
 
@@ -94,7 +94,7 @@ def _status(arguments: Namespace) -> int:
     if arguments.json:
         print_json({"scratch": str(store.root), "free_bytes": free, "versions": found})
         return 0
-    print(f"{store.root}: {len(found)} versions, {size(free)} of the disk are free")
+    print_lines([f"{store.root}: {len(found)} versions, {size(free)} of the disk are free"])
     rows = [
         [
             each["digest"][:_DIGEST],
@@ -108,7 +108,7 @@ def _status(arguments: Namespace) -> int:
         for each in found
     ]
     if rows:
-        print("\n".join(table(["VERSION", "STATE", "FILES", "SIZE", "USED", "HELD BY", "ORIGIN"], rows)))
+        print_lines(["\n".join(table(["VERSION", "STATE", "FILES", "SIZE", "USED", "HELD BY", "ORIGIN"], rows))])
     return 0
 
 
@@ -121,7 +121,7 @@ def _gc(arguments: Namespace) -> int:
         print_json({"removed": [version.digest for version in gone]})
         return 0
     for version in gone:
-        print(f"{version.digest[:_DIGEST]}  removed")
+        print_lines([f"{version.digest[:_DIGEST]}  removed"])
     say(f"{len(gone)} versions removed, {size(freed)} freed; {len(store.versions())} are left")
     return 0
 
@@ -137,9 +137,9 @@ def _verify(arguments: Namespace) -> int:
         print_json(problems)
     else:
         for digest, found in problems.items():
-            print(f"{digest[:_DIGEST]}  {'damaged' if found else 'ok'}")
+            print_lines([f"{digest[:_DIGEST]}  {'damaged' if found else 'ok'}"])
             for problem in found:
-                print(f"    {problem}")
+                print_lines([f"    {problem}"])
         if any(problems.values()):
             say("the next run that needs a damaged version copies it anew")
     return 1 if any(problems.values()) else 0

@@ -106,7 +106,7 @@ def _confirming(experiment: Experiment, *, yes: bool) -> Callable[[Sequence[Step
     def confirm(steps: Sequence[Step]) -> None:
         nonlocal asked
         runs = len(to_do(steps))
-        print(f"{experiment.name}: {count(len(steps))}, {runs:,} to submit", file=sys.stderr)
+        say(f"{experiment.name}: {count(len(steps))}, {runs:,} to submit")
         if runs > experiment.ask_above and not asked:
             _ask(runs, experiment.ask_above)
             asked = True  # others may launch meanwhile, and it is planned again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from argparse import ArgumentParser, Namespace
 
@@ -10,7 +9,7 @@ from orchestrator.cli.arguments import add_selection, project_of
 from orchestrator.cli.ending import say_how_it_ended
 from orchestrator.cli.selection import one, select
 from orchestrator.cli.tail import Tail
-from orchestrator.cli.text import say
+from orchestrator.cli.text import print_lines, print_log, say
 from orchestrator.config.credentials import described
 from orchestrator.errors import RequestError
 from orchestrator.project import Project
@@ -39,9 +38,9 @@ def handle(arguments: Namespace) -> int:
         number = arguments.attempt or (record.attempts[-1].number if record.attempts else record.planned.attempt)
         path = state.experiment.run(record.id).attempt(number).log
         if len(begun) > 1:
-            print(f"==> {record.id[:8]} {described(record.point)} (attempt {number}) <==")
+            print_lines([f"==> {record.id[:8]} {described(record.point)} (attempt {number}) <=="])
         text = path.read_text(errors="replace") if path.exists() else ""
-        sys.stdout.write(text or f"{_printed(state, record) or _without_log(record, number)}\n")
+        print_log(text or f"{_printed(state, record) or _without_log(record, number)}\n")
     return 0
 
 

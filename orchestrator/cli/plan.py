@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator import api
 from orchestrator.cli.arguments import add_json, add_overrides, project_of
 from orchestrator.cli.text import ROWS, print_json, print_lines, say, table
-from orchestrator.config.credentials import described, masked
+from orchestrator.config.credentials import described, masked, masked_script
 from orchestrator.launch.plan import Action, Step
 from orchestrator.report.summary import count
 from orchestrator.spec import Pack, Resources
@@ -143,7 +143,7 @@ def script_lines(planned: Plan, scripts: Sequence[tuple[Sequence[Step], str]]) -
         some = ", ".join(step.run.id[:8] for step in steps[:8])
         more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
         where = f"launch {planned.launch.number:04d}, script {number} of {len(scripts)}"
-        lines += [f"# {where}: {count(len(steps))}, {some}{more}; {TOKEN} is made up at launch", text]
+        lines += [f"# {where}: {count(len(steps))}, {some}{more}; {TOKEN} is made up at launch", masked_script(text)]
     return lines
 
 
@@ -151,7 +151,7 @@ def plan_json(
     prepared: Prepared, planned: Plan, scripts: Sequence[tuple[Sequence[Step], str]] | None
 ) -> dict[str, object]:
     """Return a plan as JSON; `scripts` are in it where they were asked for."""
-    printed = [{"runs": [step.run.id for step in steps], "text": text} for steps, text in scripts or ()]
+    printed = [{"runs": [step.run.id for step in steps], "text": masked_script(text)} for steps, text in scripts or ()]
     return {
         "experiment": prepared.experiment.name,
         "code": prepared.facts.code_id,

@@ -24,6 +24,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO
 
+from orchestrator.cli.text import say
+from orchestrator.config.credentials import masked_url
 from orchestrator.errors import OrchError, TrackingError
 from orchestrator.layout import state_dir
 from orchestrator.project import Project
@@ -97,7 +99,7 @@ class _Service(threading.Thread):
         _sync(self._project, self._names)
         for name in self._names:
             if uri := stores.server_of(self._project, name):
-                _say(f"{name} is on {uri}")
+                _say(f"{name} is on {masked_url(uri)}")
         _say("starting the MLflow UI ...")
         secret = new_secret()
         with tempfile.TemporaryFile() as log:
@@ -202,4 +204,4 @@ def _open(url: str) -> Path | None:
 
 def _say(*lines: str) -> None:
     for line in lines:
-        print(line, file=sys.stderr, flush=True)
+        say(line)

@@ -30,29 +30,31 @@ def handle(arguments: Namespace) -> int:
     launch = state.launch(record.planned.launch)
     planned = read_planned_run(launch.paths, record.planned.index)
     config = read_run_config(launch.paths, planned, record.given)
-    document = {
-        "experiment": name,
-        **record_json(record),
-        "folder": str(state.experiment.run(record.id).path),
-        "config": masked(config),
-        "resources": planned.resources.to_json(),
-        "data": {"digest": planned.data, **launch.header.data.get(planned.data or "", {})},
-        "frozen": list(launch.header.code),
-        "cluster": launch.header.cluster,
-        "launched": {
-            "by": launch.header.user,
-            "time": launch.header.time,
-            "why": launch.header.message,
-            "command": f"orch launch {' '.join(map(masked_override, launch.header.overrides))}",
-        },
-        "attempts": [_attempt_json(attempt) for attempt in record.attempts],
-    }
+    document = masked(
+        {
+            "experiment": name,
+            **record_json(record),
+            "folder": str(state.experiment.run(record.id).path),
+            "config": config,
+            "resources": planned.resources.to_json(),
+            "data": {"digest": planned.data, **launch.header.data.get(planned.data or "", {})},
+            "frozen": list(launch.header.code),
+            "cluster": launch.header.cluster,
+            "launched": {
+                "by": launch.header.user,
+                "time": launch.header.time,
+                "why": launch.header.message,
+                "command": f"orch launch {' '.join(map(masked_override, launch.header.overrides))}",
+            },
+            "attempts": [_attempt_json(attempt) for attempt in record.attempts],
+        }
+    )
     if arguments.json:
         print_json(document)
     else:
         print_lines(yaml_lines(_for_people(json.loads(json.dumps(document)), duration(record))))
         if record.failure:
-            print(f"\n{record.failure.traceback}")
+            print_lines(["", record.failure.traceback])
     return 0
 
 

@@ -6,6 +6,8 @@ import codecs
 import sys
 from pathlib import Path
 
+from orchestrator.cli.text import print_log
+
 
 class Tail:
     """Copies what is new in a file to standard output; with a label, each line behind it, once it is whole."""
@@ -23,6 +25,6 @@ class Tail:
                 new = new[: new.rfind(b"\n") + 1]
             self._offset += len(new)
             lines = self._decode(new, ended).splitlines(keepends=True)
-            sys.stdout.write("".join(f"{self._label}{line}" for line in lines))
+            print_log("".join(f"{self._label}{line}" for line in lines))
             sys.stdout.flush()
         return False

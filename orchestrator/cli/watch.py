@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from orchestrator.cli.status_table import status_lines
-from orchestrator.cli.text import paint
+from orchestrator.cli.text import harmless, paint
 from orchestrator.config.credentials import described
 from orchestrator.project import Project
 from orchestrator.records.experiment import ExperimentState
@@ -65,7 +65,7 @@ class Watch:
     def _redraw(self, lines: list[str]) -> None:
         width = shutil.get_terminal_size((120, 24)).columns
         up = f"\x1b[{self._drawn}F" if self._drawn else ""
-        body = "".join(f"\x1b[2K{line[: width - 1]}\n" for line in lines)
+        body = "".join(f"\x1b[2K{harmless(line)[: width - 1]}\n" for line in lines)
         self._stream.write(f"{up}\x1b[0J{body}")
         self._stream.flush()
         self._drawn = len(lines)
@@ -74,7 +74,7 @@ class Watch:
         ended = sum(not record.state.active for record in records)
         for record in records:
             if record.state is not self._told.get(record.id) and record.state is not RunState.QUEUED:
-                self._stream.write(f"[{ended}/{len(records)}] {self._line(state, record)}\n")
+                self._stream.write(harmless(f"[{ended}/{len(records)}] {self._line(state, record)}\n"))
             self._told[record.id] = record.state
         self._stream.flush()
 

@@ -5,15 +5,21 @@ A file is `$XDG_CONFIG_HOME/orchestrator/secrets/NAME` (`~/.config/...`), for it
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import os
+import pickle
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote, quote_plus
 
-from orchestrator.config.credentials import MASK, REFERENCE, referred
+from orchestrator.config.credentials import MASK, REFERENCE, Redact, referred
 from orchestrator.errors import OrchError
+
+_log = logging.getLogger(__name__)
 
 _SHORTEST = 4  # characters: what is shorter stands in half of all texts, and is no secret
 
@@ -23,9 +29,8 @@ class Secrets:
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = values
-        texts = {value for value in values.values() if len(value) >= _SHORTEST}
-        # In JSON a value may look different; the longest first, since one may hold another.
-        self._hidden = sorted(texts | {json.dumps(text)[1:-1] for text in texts}, key=len, reverse=True)
+        found = {form for value in values.values() for form in forms(value)}
+        self._hidden = sorted(found, key=len, reverse=True)  # one may hold another
 
     @classmethod
     def of(cls, config: object) -> Self:
@@ -42,22 +47,75 @@ class Secrets:
             return REFERENCE.sub(lambda found: self._values[found[1]], node)
         return node
 
-    def conceal(self, text: str) -> str:
-        """Return a text without the values."""
+    def redact(self, node: Any) -> Any:
+        """Return a text, or a tree of them, without the values: a copy, and of its own types as far as they allow.
+
+        Numbers stay, and so do keys unless they hold a value: what reads a record looks for them.
+        """
+        if isinstance(node, str):
+            return self._redact_text(node)
+        if isinstance(node, bytes):
+            return self._redact_text(node.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+        if isinstance(node, Mapping):
+            return _like(node, {self.redact(key): self.redact(value) for key, value in node.items()})
+        if isinstance(node, list | tuple | set | frozenset):
+            parts = [self.redact(part) for part in node]
+            return type(node)(*parts) if hasattr(node, "_fields") else _like(node, parts)
+        return node
+
+    def found_in(self, content: bytes) -> bool:
+        """Return whether a file's content holds a value, in any of its forms."""
+        return any(form.encode(errors="surrogateescape") in content for form in self._hidden)
+
+    def _redact_text(self, text: str) -> str:
         for value in self._hidden:
             text = text.replace(value, MASK)
         return text
 
-    def concealed(self, node: Any) -> object:
-        """Return a tree without the values."""
-        if isinstance(node, Mapping):
-            return {key: self.concealed(value) for key, value in node.items()}
-        if isinstance(node, list | tuple):
-            return type(node)(map(self.concealed, node))
-        return self.conceal(node) if isinstance(node, str) else node
-
     def __bool__(self) -> bool:
         return bool(self._hidden)
+
+
+def redact_argument(redact: Redact, name: str, value: object) -> object:
+    """Return a hyperparameter without what may not be written; of an object that keeps it inside, only the mask."""
+    kept = redact(value)
+    try:
+        held = pickle.dumps(kept)
+    except Exception:  # noqa: BLE001 - the user's object; torch cannot save it either, and says so
+        return kept
+    if redact(held) == held:
+        return kept
+    _log.warning("hyperparameter %s holds a secret in a %s: it is saved as %s", name, type(value).__name__, MASK)
+    return MASK
+
+
+def forms(value: str) -> frozenset[str]:
+    """Return what a value looks like where it is quoted, escaped or encoded, and each of its lines.
+
+    Nothing that is too short: it stands in half of all texts.
+    """
+    plain = {part for part in (value, *value.splitlines()) if len(part.strip()) >= _SHORTEST}
+    quoted = {form for part in plain for form in _quoted(part)}
+    found = {*plain, *quoted, *(json.dumps(form)[1:-1] for form in quoted)}
+    return frozenset(form for form in found if len(form.strip()) >= _SHORTEST)
+
+
+def _quoted(part: str) -> Iterator[str]:
+    import html  # here: records are read without it
+
+    raw = part.encode(errors="surrogateescape")
+    yield from (repr(part)[1:-1], ascii(part)[1:-1], repr(raw)[2:-1], part.replace("\\", "\\\\").replace("'", "\\'"))
+    yield from (json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1], html.escape(part))
+    yield from (quote(raw, safe=""), quote(raw), quote_plus(raw))
+    yield from (base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode())
+
+
+def _like(node: Any, parts: Collection[Any]) -> Any:
+    """Return parts in a container of a node's type; where it cannot be made of them, in a plain one."""
+    try:
+        return type(node)(parts)
+    except Exception:  # noqa: BLE001 - anybody's container
+        return parts
 
 
 def _look_up(name: str) -> str:

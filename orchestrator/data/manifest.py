@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from orchestrator.data.checksum import PATTERN
 from orchestrator.errors import DataError, StateError
-from orchestrator.system.files import replace_text
+from orchestrator.system.files import make_folder, replace_text
 
 VERSION = 2
 _NAME_BYTES, _DEPTH = 255, 256
@@ -117,7 +117,7 @@ class Manifest:
         return manifest
 
     def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         replace_text(path, json.dumps(self.to_json()))
 
     @classmethod

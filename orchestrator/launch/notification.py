@@ -17,7 +17,7 @@ from orchestrator.launch.canary import options
 from orchestrator.layout import LaunchPaths
 from orchestrator.records.attempts import read_marks
 from orchestrator.records.planned import read_plan
-from orchestrator.system.files import make_private, names_in
+from orchestrator.system.files import make_private, names_in, write_bytes
 from orchestrator.system.processes import ProgramError, run
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def notify(launch: LaunchPaths, event: Event, *, run_id: str = "", reason: str =
     text = f"{said}\n\n{counts}\norch status {name}\n"
     try:
         output = run(command, stdin=text.encode(), env=variables, cwd=launch.path, timeout_s=_TIMEOUT_SECONDS)
-        (launch.notified(event) / "output").write_bytes(output)
+        write_bytes(launch.notified(event) / "output", output)
     except (ProgramError, OSError, ValueError, subprocess.SubprocessError) as error:
         _log.warning("launch.notify: %s", error)
     return True

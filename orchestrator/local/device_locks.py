@@ -9,11 +9,13 @@ Linux only; elsewhere nothing is held, and two users may get the same device.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
 from collections.abc import Collection, Iterable
 
 from orchestrator.local.schedule import Device
+from orchestrator.local.socket_owners import owner
 
 _LINUX = sys.platform == "linux"
 
@@ -48,11 +50,26 @@ class DeviceLocks:
         return freed
 
 
+def describe_holder(address: str) -> str:
+    """Return who holds a device, for people."""
+    return f"held by {owner(_name(address)) or 'another run'}"
+
+
+def held_by_others(devices: Iterable[Device]) -> dict[str, str]:
+    """Return of the devices that other users hold, by id, who that is. Nothing is taken for it."""
+    owners = {device.id: owner(_name(device.address)) for device in devices}
+    return {name: str(found) for name, found in owners.items() if found and found.uid not in {None, os.getuid()}}
+
+
+def _name(address: str) -> str:
+    return f"orchestrator/gpu/{address}"
+
+
 def _bind(name: str) -> socket.socket | None:
     """Return the bound name of a device; None if it is bound already."""
     held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        held.bind(f"\0orchestrator/gpu/{name}")
+        held.bind(f"\0{_name(name)}")
     except OSError as error:
         held.close()
         if error.errno != errno.EADDRINUSE:

@@ -72,6 +72,17 @@ def notes(given: Terms) -> tuple[str, ...]:
     return (f"cluster.avoid_busy_gpus: other people's processes cannot be seen ({why}): {needed}",)
 
 
+def held(shapes: Collection[Resources], given: Terms) -> tuple[str, ...]:
+    """Return which GPUs other users hold, so that nobody waits for them without knowing."""
+    from orchestrator.local.device_locks import held_by_others
+
+    found = held_by_others(given.devices) if any(shape.gpus_per_node for shape in shapes) else {}
+    way_out = "ask them, or choose other ones with cluster.devices"
+    return tuple(
+        f"GPU {name} is held by {who}: runs wait for it while that lasts; {way_out}" for name, who in found.items()
+    )
+
+
 def check_slots(shapes: Collection[Resources], given: Terms) -> None:
     """Refuse runs that are wider than all CPUs, or need more than all memory."""
     for shape in shapes:

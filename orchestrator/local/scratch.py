@@ -29,7 +29,14 @@ def check(data: Mapping[str, int], configured: str | None) -> tuple[str, ...]:
         return ()
     found = scratch(configured)
     check_data(data, found, fix="name a folder on a larger disk with cluster.scratch, or choose a smaller version")
+    from orchestrator.data.store.scratch import taken
+
     free = found.free_bytes
+    squatted = taken(configured, os.environ) if found.bytes else ""
+    return (*filter(None, [squatted]), *_does_not_fit(data, found, free))
+
+
+def _does_not_fit(data: Mapping[str, int], found: Scratch, free: int | None) -> tuple[str, ...]:
     return tuple(
         f"data version {name} has {size(needed)}, and {found.where} has {size(free)} free: unless it is there already,"
         " its runs will fail"

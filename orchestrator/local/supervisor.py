@@ -22,7 +22,7 @@ from typing import IO
 
 from orchestrator.launch import canary, failure_limit, notification
 from orchestrator.layout import LaunchPaths
-from orchestrator.local.device_locks import DeviceLocks
+from orchestrator.local.device_locks import DeviceLocks, describe_holder
 from orchestrator.local.launcher import Children, Found, Handle, Starter, start_of
 from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, describe_wait
 from orchestrator.local.tasks import Task, tasks_of
@@ -33,6 +33,7 @@ from orchestrator.records.record import Attempt, Claim, RunState
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
+_HOLDER_SECONDS = 10.0  # so often it is found out who holds a device
 _LOOK_SECONDS = 1.0  # at what a launch waits for
 
 
@@ -99,6 +100,7 @@ class Supervisor:
         self._headers: dict[LaunchPaths, LaunchHeader] = {}
         self._safeguards: dict[LaunchPaths, canary.Safeguards] = {}
         self._stopping = False
+        self._holders: dict[str, tuple[float, str]] = {}
 
     def add(self, launch: LaunchPaths, terms: Terms) -> None:
         """Take over all tasks of a launch that have not ended; those already running are found."""
@@ -218,7 +220,15 @@ class Supervisor:
         fresh = [device for device in devices if device.address not in ours]
         if wanted.terms.avoid_busy and (used := self._users(fresh)):
             return {address: f"used by {by}" for address, by in used.items()}
-        return dict.fromkeys(self._locks.take(devices) if self._locks else (), "held by somebody else's run")
+        return {address: self._holder(address) for address in (self._locks.take(devices) if self._locks else ())}
+
+    def _holder(self, address: str) -> str:
+        """Return who holds a device, as it was found out lately."""
+        found, described = self._holders.get(address, (-math.inf, ""))
+        if self._clock() - found >= _HOLDER_SECONDS:
+            described = describe_holder(address)
+            self._holders[address] = self._clock(), described
+        return described
 
     def _start(self, waiting: _Waiting, devices: tuple[Device, ...]) -> None:
         task, header = waiting.task, self._headers[waiting.task.launch]

@@ -31,7 +31,7 @@ from orchestrator.local.inline import Inline, no_change
 from orchestrator.local.tasks import observe
 from orchestrator.records.launches import read_launch
 from orchestrator.spec import Resources
-from orchestrator.system.files import make_private, replace_text, try_lock
+from orchestrator.system.files import PRIVATE, make_own, replace_text, try_lock
 from orchestrator.system.processes import start_detached
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Workstation:
         machine.check(shapes, self._terms, cluster="workstation")
         machine.check_slots(shapes, self._terms)
         logout = session.note()
-        return (*machine.notes(self._terms), *([logout] if logout else []), *space.check(data, self._scratch))
+        held = machine.held(shapes, self._terms)
+        return (*machine.notes(self._terms), *held, *([logout] if logout else []), *space.check(data, self._scratch))
 
     @cached_property
     def _terms(self) -> Terms:
@@ -108,9 +109,10 @@ class Queue:
         self._folder = folder
 
     def add(self, launch: LaunchPaths, terms: Terms) -> None:
-        make_private(self._entries)
+        make_own(self._folder)
+        make_own(self._entries)
         entry = {"launch": str(launch.path), "time": time.time(), **asdict(terms)}
-        replace_text(self._entry(launch), json.dumps(entry))
+        replace_text(self._entry(launch), json.dumps(entry), mode=PRIVATE)
 
     def holds(self, launch: LaunchPaths) -> bool:
         return self._entry(launch).exists()
@@ -134,7 +136,7 @@ class Queue:
         if head is not None:
             task = head.task
             written = {"launch": str(task.launch.path), "index": task.index, "run": task.run_id, "reason": head.reason}
-        replace_text(self._head, json.dumps(written))
+        replace_text(self._head, json.dumps(written), mode=PRIVATE)
 
     def waits(self, launch: LaunchPaths) -> Callable[[int], str]:
         """Return what says for what a task of a launch waits, as the supervisor last wrote it."""
@@ -152,8 +154,8 @@ class Queue:
     @contextmanager
     def lock(self) -> Iterator[bool]:
         """Hold the supervisor's lock; yields False if another process holds it."""
-        make_private(self._folder)
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_own(self._folder)
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             yield try_lock(descriptor)
         finally:

@@ -7,17 +7,20 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.credentials import Redact, unchanged
 from orchestrator.layout import ATTEMPT_NAME, AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
 from orchestrator.records.record import Attempt, Claim, Event, RunState, fold, parse_event
 from orchestrator.system.files import NOT_JSON, damaged, draft_of, make_private, names_in, take_by_rename, write_text
 
 _OUTPUT_BYTES = 65_536
+_TEXTS = ("signature", "message", "traceback", "reason")
+"""What an event holds for people; what programs read, such as a checkpoint's path, must stay as it is."""
 _OBSERVED = re.compile(r"a(\d{3,})\.[0-9a-f]+\.jsonl")
 _MARK = re.compile(r"([0-9a-f]+)\.a(\d{3,})\.([a-z]+)")
 _ENDINGS = (RunState.RUNNING, RunState.INTERRUPTED, RunState.CANCELLED, RunState.FAILED, RunState.DONE)
@@ -47,11 +50,11 @@ def read_claim(attempt: AttemptPaths) -> Claim | None:
 class EventWriter:
     """Appends the events of one attempt. One process writes; each line is one write to an O_APPEND file.
 
-    `conceal` takes out of a line, which is JSON, what may not be written.
+    `redact` takes out of the texts of an event what may not be written; not out of what is read by programs.
     """
 
-    def __init__(self, path: Path, *, conceal: Callable[[str], str] = str) -> None:
-        self._path, self._sequence, self._torn, self.conceal = path, 0, False, conceal
+    def __init__(self, path: Path, *, redact: Redact = unchanged) -> None:
+        self._path, self._sequence, self._torn, self.redact = path, 0, False, redact
         self._lock = threading.Lock()
 
     def write(self, kind: str, **data: object) -> Event:
@@ -60,7 +63,9 @@ class EventWriter:
 
     def _write(self, kind: str, data: dict[str, object]) -> Event:
         event = Event(sequence=self._sequence, kind=kind, time=time.time(), data=data)
-        line = self.conceal(json.dumps(event.to_json(), default=str)) + "\n"
+        texts = {key: self.redact(data[key]) for key in _TEXTS if key in data}
+        line = json.dumps({**event.to_json(), **texts}, default=lambda value: self.redact(str(value)))
+        line += "\n"
         left = ("\n" + line if self._torn else line).encode()  # what a full disk cut off must not swallow this one
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:

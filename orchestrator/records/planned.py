@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.layout import LaunchPaths
 from orchestrator.spec import Point, Resources, RunId
-from orchestrator.system.files import NOT_JSON, as_object, damaged, write_text
+from orchestrator.system.files import NOT_JSON, as_object, damaged, write_bytes, write_text
 
 _OFFSET_WIDTH = 16
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -177,7 +177,7 @@ def write_plan(paths: LaunchPaths, runs: Iterable[PlannedRun]) -> None:
         text.append(row)
         offsets.append(f"{offset:0{_OFFSET_WIDTH}d}\n")
         offset += len(row)
-    paths.plan.write_bytes(b"".join(text))
+    write_bytes(paths.plan, b"".join(text))
     write_text(paths.offsets, "".join(offsets))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.config.credentials import MASK, is_credential
+from orchestrator.config.credentials import masked
 from orchestrator.records.experiment import ExperimentState
 from orchestrator.records.launches import Launch, read_run_config
 from orchestrator.records.planned import PlannedRun, read_planned_run
@@ -39,15 +39,14 @@ def _planned(launch: Launch, record: Record) -> PlannedRun:
 
 def _config(launch_a: Launch, a: Record, launch_b: Launch, b: Record) -> Iterator[str]:
     planned_a, planned_b = _planned(launch_a, a), _planned(launch_b, b)
-    one = dict(
-        leaves({**read_run_config(launch_a.paths, planned_a, a.given), "resources": planned_a.resources.to_json()})
-    )
-    two = dict(
-        leaves({**read_run_config(launch_b.paths, planned_b, b.given), "resources": planned_b.resources.to_json()})
-    )
+    config_a = {**read_run_config(launch_a.paths, planned_a, a.given), "resources": planned_a.resources.to_json()}
+    config_b = {**read_run_config(launch_b.paths, planned_b, b.given), "resources": planned_b.resources.to_json()}
+    one, two = dict(leaves(config_a)), dict(leaves(config_b))
+    shown = [dict(leaves(masked(config))) for config in (config_a, config_b)]
     for key in dict.fromkeys([*one, *two]):
         if one.get(key) != two.get(key) or (key in one) != (key in two):
-            yield f"{key}: {one.get(key, '(not there)')} -> {two.get(key, '(not there)')}"
+            old, new = (found.get(key, "(not there)") for found in shown)
+            yield f"{key}: {old} -> {new}"
 
 
 def leaves(tree: object, at: str = "") -> Iterator[tuple[str, object]]:
@@ -56,7 +55,7 @@ def leaves(tree: object, at: str = "") -> Iterator[tuple[str, object]]:
         for key, value in tree.items():
             yield from leaves(value, f"{at}.{key}" if at else str(key))
     else:
-        yield at, MASK if is_credential(at, tree) else tree
+        yield at, tree
 
 
 def _data(launch_a: Launch, a: Record, launch_b: Launch, b: Record) -> Iterator[str]:

@@ -28,7 +28,7 @@ from orchestrator.snapshot.frozen import Pending, Snapshot
 from orchestrator.snapshot.repository import find_repository
 from orchestrator.snapshot.selection import MB, Selection
 from orchestrator.spec import SnapshotOptions
-from orchestrator.system.files import draft_of, take_by_rename
+from orchestrator.system.files import draft_of, make_folder, take_by_rename, write_bytes, write_text
 from orchestrator.system.threads import in_shares
 from orchestrator.system.units import size
 
@@ -67,7 +67,7 @@ def write(pending: Pending, destination: CodePaths) -> Snapshot:
         return pending.snapshot
     try:
         parent = destination.path.parent.absolute()  # git runs in another folder
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         with draft_of(parent / destination.path.name) as draft:
             _draft(pending, CodePaths(draft))
             _publish(draft, destination)
@@ -81,7 +81,7 @@ def write(pending: Pending, destination: CodePaths) -> Snapshot:
 
 
 def _draft(pending: Pending, draft: CodePaths) -> None:
-    draft.path.mkdir()
+    make_folder(draft.path, exist_ok=False)
     pending.fill(draft.tree)
     _protect(draft.tree)
     diff = pending.diff()
@@ -92,8 +92,8 @@ def _draft(pending: Pending, draft: CodePaths) -> None:
         _log.warning("uncommitted diff %s", about["diff"])
     elif diff:
         about["diff"] = draft.diff.name
-        draft.diff.write_bytes(diff)
-    draft.header.write_text(json.dumps(about, indent=1) + "\n")
+        write_bytes(draft.diff, diff)
+    write_text(draft.header, json.dumps(about, indent=1) + "\n")
 
 
 def _publish(draft: Path, destination: CodePaths) -> None:
@@ -108,6 +108,8 @@ def _publish(draft: Path, destination: CodePaths) -> None:
 
 def _protect(tree: Path) -> None:
     # One Path per file would cost as much as the chmod.
+    for folder, _, _ in os.walk(tree):
+        os.chmod(folder, stat.S_IMODE(os.lstat(folder).st_mode) & 0o755)  # noqa: PTH101 - as above; the umask may be 0
     files = [os.path.join(folder, name) for folder, _, names in os.walk(tree) for name in names]  # noqa: PTH118 - of many files
     in_shares(_make_read_only, files, least=_FILES_PER_THREAD)
 

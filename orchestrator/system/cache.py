@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StateError
-from orchestrator.system.files import NOT_JSON, make_private, replace_bytes
+from orchestrator.system.files import NOT_JSON, PRIVATE, make_private, replace_bytes
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Answers:
         content = json.dumps({"question": question, "answer": answer}).encode()
         try:
             make_private(self.folder)
-            replace_bytes(self._path(question), content)
+            replace_bytes(self._path(question), content, mode=PRIVATE)
         except (OSError, StateError) as error:
             _warn(self.folder, str(error))
 

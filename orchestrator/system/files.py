@@ -23,6 +23,27 @@ NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 NOT_JSON = (ValueError, RecursionError)
 """What reading a damaged JSON text raises."""
 
+READABLE, PRIVATE = 0o644, 0o600
+"""The modes of our files, of which the umask may take more: whatever it is, nobody else ever writes to them."""
+
+_FOLDER = 0o755
+_KEPT = 0o755  # of a file that is replaced
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def make_folder(folder: Path, *, exist_ok: bool = True) -> None:
+    """Make a folder, and those above it, that nobody else may write, whatever the umask."""
+    try:
+        folder.mkdir(_FOLDER, exist_ok=exist_ok)
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        folder.mkdir(_FOLDER, exist_ok=exist_ok)
+
+
+def create(path: Path, mode: int = READABLE) -> None:
+    """Make an empty file that was not there, not even as a link."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+
 
 def make_private(folder: Path) -> None:
     """Make a folder, and those above it, for this user alone. Raises StateError where that is impossible."""
@@ -36,6 +57,39 @@ def make_private(folder: Path) -> None:
             why=error.strerror or str(error),
             fix="choose another folder for runs with --runs or $ORCH_RUNS",
         ) from error
+
+
+def user_of(uid: int) -> str:
+    """Return who has a user id, for people: `ada (uid 1000)`."""
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def doubt(folder: Path, owner: int) -> str:
+    """Return why a folder in a place that others may write is not to be used; nothing where it is `owner`'s alone."""
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        return f"it is a symbolic link of {user_of(status.st_uid)}, and could lead anywhere"
+    if not stat.S_ISDIR(status.st_mode):
+        return f"it is not a folder, and belongs to {user_of(status.st_uid)}"
+    if status.st_uid != owner:
+        return f"it belongs to {user_of(status.st_uid)}"
+    if status.st_mode & _WRITABLE_BY_OTHERS:
+        return f"others may write into it (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""
+
+
+def make_own(folder: Path) -> None:
+    """Make a folder of the user's state as `make_private` does. Raises StateError for one that is not their own."""
+    make_private(folder)
+    if why := doubt(folder, os.getuid()):
+        raise StateError(
+            f"{folder} cannot be used", why=why, fix="move it away, or set XDG_STATE_HOME to a folder of your own"
+        )
 
 
 @contextmanager
@@ -56,11 +110,11 @@ def check_private(folder: Path) -> None:
     status = folder.stat()
     if status.st_uid not in {os.getuid(), 0}:
         raise StateError(
-            f"{folder} belongs to another user (uid {status.st_uid})",
+            f"{folder} belongs to another user: {user_of(status.st_uid)}",
             why="its owner could change what your jobs run",
             fix="choose another folder for runs with --runs or $ORCH_RUNS",
         )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & _WRITABLE_BY_OTHERS:
         raise StateError(
             f"others may write {folder} (mode {stat.S_IMODE(status.st_mode):04o})",
             why="they could change what your jobs run",
@@ -76,15 +130,18 @@ def temporary_beside(path: Path, *, suffix: str = "") -> Path:
 
 
 @contextmanager
-def replacing(path: Path, *, sync: bool = False, suffix: str = "") -> Iterator[Path]:
-    """Yield a name beside `path`; the file that is written there becomes `path` at the end, or leaves nothing.
+def replacing(path: Path, *, sync: bool = False, suffix: str = "", mode: int = READABLE) -> Iterator[Path]:
+    """Yield an empty file beside `path`; what is written to it becomes `path` at the end, or leaves nothing.
 
     A reader of `path` sees the earlier file or the new one, whole. `sync`: the file and its name are forced to the
-    disk. `suffix`: what the name ends with, for a writer that reads it.
+    disk. `suffix`: what the name ends with, for a writer that reads it. `mode` is that of a new file; an earlier one's
+    is kept, but for what lets others write.
     """
     temporary = temporary_beside(path, suffix=suffix)
     try:
+        _create_like(path, temporary, mode)
         yield temporary
+        _check_written(temporary)
         if sync:
             _sync(temporary)
         temporary.replace(path)
@@ -96,15 +153,43 @@ def replacing(path: Path, *, sync: bool = False, suffix: str = "") -> Iterator[P
         sync_folder(path.parent)
 
 
-def replace_text(path: Path, text: str, *, sync: bool = False) -> None:
+def _create_like(path: Path, temporary: Path, mode: int) -> None:
+    """Make an empty file with the mode of an earlier one, if there is any."""
+    create(temporary, mode)
+    with suppress(FileNotFoundError):
+        earlier = path.lstat().st_mode
+        if stat.S_ISREG(earlier):
+            temporary.chmod(earlier & _KEPT | stat.S_IWUSR)
+    os.utime(temporary, ns=(0, 0))
+
+
+def _check_written(temporary: Path) -> None:
+    """Raise FileNotFoundError where nothing was written, not even that a file is empty."""
+    status = temporary.stat()
+    if not status.st_size and not status.st_mtime_ns:
+        raise FileNotFoundError(errno.ENOENT, "nothing was written", str(temporary))
+
+
+def replace_text(path: Path, text: str, *, sync: bool = False, mode: int = READABLE) -> None:
     """Write a file so that a reader sees it whole or not at all."""
-    replace_bytes(path, text.encode(), sync=sync)
+    replace_bytes(path, text.encode(), sync=sync, mode=mode)
 
 
-def replace_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
+def replace_bytes(path: Path, content: bytes, *, sync: bool = False, mode: int = READABLE) -> None:
     """Write a file as `replace_text` does. Raises OSError where that is impossible, and then leaves nothing."""
-    with replacing(path, sync=sync) as temporary:
+    with replacing(path, sync=sync, mode=mode) as temporary:
         temporary.write_bytes(content)
+        if not content:
+            os.utime(temporary)
+
+
+def close_to_others(folder: Path) -> None:
+    """Let nobody else write the files of a folder: another's code has made them, by the umask."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISREG(mode) and mode & _WRITABLE_BY_OTHERS:
+                Path(entry.path).chmod(stat.S_IMODE(mode) & ~_WRITABLE_BY_OTHERS)
 
 
 def sync_folder(folder: Path) -> None:
@@ -161,8 +246,15 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str, *, mode: int = READABLE) -> None:
+    """Write a new file. Raises FileExistsError where there is one."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = READABLE) -> None:
+    """Write a new file as `write_text` does."""
+    create(path, mode)
+    path.write_bytes(content)
 
 
 def read_json(path: Path) -> dict[str, object]:

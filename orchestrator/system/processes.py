@@ -103,7 +103,8 @@ def start_detached(argv: Sequence[str], *, cwd: Path, log: Path) -> None:
 
     Raises OSError if it cannot be started.
     """
-    with log.open("ab") as output:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "ab") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=cwd
         )

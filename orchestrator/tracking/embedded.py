@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import time
@@ -10,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from orchestrator.errors import TrackingError
-from orchestrator.system.files import replacing, try_lock
+from orchestrator.system.files import PRIVATE, replacing, try_lock
 
 
 def make_database(path: Path, files: Path) -> None:
@@ -26,8 +27,7 @@ def make_database(path: Path, files: Path) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with replacing(path) as partial:
-        partial.touch(mode=0o600)
+    with replacing(path, mode=PRIVATE) as partial:
         store = SqlAlchemyStore(f"sqlite:///{partial}", files.as_uri())  # type: ignore[no-untyped-call]  # mlflow ships it untyped
         store.engine.dispose()
         shutil.rmtree(files, ignore_errors=True)
@@ -36,7 +36,8 @@ def make_database(path: Path, files: Path) -> None:
 @contextmanager
 def locked(folder: Path, wait_seconds: float) -> Iterator[None]:
     """Be the only writer of an embedded store. `flock` will do: the store is on a local disk by design."""
-    with (folder / "lock").open("a") as file:
+    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    with os.fdopen(descriptor, "a") as file:
         deadline = time.monotonic() + wait_seconds
         while not try_lock(file.fileno()):
             if time.monotonic() > deadline:

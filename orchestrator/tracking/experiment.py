@@ -23,7 +23,7 @@ import yaml
 
 from orchestrator.errors import RequestError
 from orchestrator.layout import AttemptPaths, RunPaths
-from orchestrator.system.files import replacing
+from orchestrator.system.files import make_folder, replacing
 from orchestrator.tracking.pictures import Image, histogram, picture
 from orchestrator.tracking.spool import SpoolWriter, is_inside, jsonable
 
@@ -379,7 +379,7 @@ class RunExperiment:
         if not self.is_kept:
             return
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             with replacing(target, suffix=target.suffix) as partial:  # savefig reads the suffix
                 write(partial)
         except OSError as error:

@@ -22,7 +22,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from orchestrator.system.files import replacing
+from orchestrator.system.files import make_folder, replacing
 from orchestrator.tracking.fields import (
     PARAM_CHARACTERS,
     TAG_CHARACTERS,
@@ -145,7 +145,7 @@ class Writer:
         if self.linked and file.suffix in _LINKED:
             top = local_file_uri_to_path(run.info.artifact_uri)  # type: ignore[no-untyped-call]  # same
             place = Path(top) / folder
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(place)
             _link(file, place / file.name)
         else:
             self.client.log_artifact(run.info.run_id, str(file), folder or None)
@@ -230,6 +230,7 @@ def _whole(kind: str, key: str) -> str:
 def _link(file: Path, target: Path) -> None:
     """Publish a file under another name by a hard link, or by a copy where the filesystem has none."""
     with replacing(target) as partial:
+        partial.unlink()
         try:
             os.link(file, partial)
         except FileNotFoundError:

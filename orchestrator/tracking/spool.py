@@ -23,13 +23,13 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.config.credentials import masked
+from orchestrator.config.credentials import Redact, masked, masked_url, unchanged
 from orchestrator.errors import StateError
 from orchestrator.system.files import sync_folder
 
@@ -84,10 +84,10 @@ class SpoolWriter:
     the failure is logged once, and `close` raises if something stayed unwritten.
     """
 
-    def __init__(self, path: Path, *, conceal: Callable[[str], str] = str) -> None:
-        """`conceal` takes out of a line, which is JSON, what may not be written; metrics are numbers."""
+    def __init__(self, path: Path, *, redact: Redact = unchanged) -> None:
+        """`redact` takes out of parameters and tags what may not be written."""
         self.path = path
-        self._conceal = conceal
+        self._redact = redact
         self.lost = 0
         """How many records were given up: logged after `close`, or more than could be kept."""
         self._unwritten: deque[bytes] = deque()
@@ -116,10 +116,11 @@ class SpoolWriter:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Append hyperparameters: any nested tree; what JSON cannot hold is kept as text."""
-        self._append({"v": VERSION, "kind": "params", "values": masked(jsonable(values))})
+        self._append({"v": VERSION, "kind": "params", "values": self._redact(masked(jsonable(values)))})
 
     def tags(self, values: Mapping[str, object]) -> None:
-        self._append({"v": VERSION, "kind": "tags", "values": {str(k): str(v) for k, v in values.items()}})
+        texts = {str(key): masked_url(str(value)) for key, value in values.items()}
+        self._append({"v": VERSION, "kind": "tags", "values": self._redact(texts)})
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Append that the file at `path`, which is already whole, belongs into `folder` of the run."""
@@ -180,7 +181,7 @@ class SpoolWriter:
             return None
 
     def _append(self, record: Mapping[str, object]) -> None:
-        self._put(self._conceal(self._encode(record)).encode("ascii") + b"\n")
+        self._put(self._encode(record).encode("ascii") + b"\n")
 
     def _put(self, line: bytes) -> None:
         with self._lock:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.credentials import masked, masked_override
+from orchestrator.config.credentials import masked, masked_override, masked_script
 from orchestrator.layout import BEST, AttemptPaths, ExperimentPaths, RunPaths
 from orchestrator.records.checkpoints import latest
 from orchestrator.records.experiment import ExperimentState
@@ -67,7 +67,7 @@ def experiment_of(launches: Sequence[Launch]) -> TrackedExperiment:
     if last.objective:
         tags["orch.objective"] = f"{last.objective.mode} {last.objective.metric}"
     if last.sweep:
-        tags["orch.sweep"] = json.dumps(last.sweep, default=str)
+        tags["orch.sweep"] = json.dumps(masked(last.sweep), default=str)
     return TrackedExperiment(name=str(last.tracking.get("experiment") or ours), project=launches[0].token, tags=tags)
 
 
@@ -149,6 +149,7 @@ def _dataset(digest: str | None, origin: Mapping[str, Any]) -> Dataset | None:
     """Return a data version as MLflow shows it: what a person asked for by name, and all that it resolved to."""
     if not digest:
         return None
+    origin = masked(origin)
     name = str(origin.get("path") or origin.get("url") or "data")
     sizes = {key: origin[key] for key in ("files", "bytes") if key in origin}
     told = {key: value for key, value in origin.items() if key not in {"repair", "remotes", *sizes}}
@@ -199,8 +200,18 @@ def _launched(launch: Launch, record: Record) -> list[Artifact]:
         found.append(Artifact(path=Path("environment.txt"), folder="launch", content=text))
     job = record.last.claim.job.partition("_")[0] if record.last and record.last.claim else ""
     if job:
-        found.append(Artifact(path=launch.paths.script(job), folder="launch"))
+        found += _script(launch.paths.script(job))
     return found
+
+
+def _script(path: Path) -> list[Artifact]:
+    """Return the script of a job, without the credentials that its setup lines may hold."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return []
+    shown = masked_script(text)
+    return [Artifact(path=path, folder="launch", content=None if shown == text else shown)]
 
 
 def _checkpoints(run: RunPaths, record: Record, policy: str) -> list[Path]:

@@ -29,8 +29,8 @@ from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
 from orchestrator.system.files import replace_text
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.fluent import fluent
+from orchestrator.worker import log, requeue, trial
 from orchestrator.worker import on_run_end as aftermath
-from orchestrator.worker import requeue, trial
 from orchestrator.worker import staging as data
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.fit import libraries
@@ -75,7 +75,9 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
         with measured(assignment), data.staged(assignment, events, stop) as view:
             config = _place(assignment, view, trial.given(assignment, events))
             secrets = Secrets.of(config)
-            events.conceal = secrets.conceal
+            if secrets:
+                events.redact = secrets.redact
+                log.redact(secrets.redact)
             if stop.received:
                 raise InterruptedByInfrastructureError(stop.received)
             result = work(assignment, secrets.placed(config), events, stop)
@@ -85,7 +87,7 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
     except BaseException as error:
         if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
             # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
-            sys.stderr.write(events.conceal("".join(traceback.format_exception(error))))
+            sys.stderr.write(events.redact("".join(traceback.format_exception(error))))
             stopped = InterruptedByInfrastructureError(stop.received)
             _say_interrupted(assignment, events, usage, stopped)
             raise stopped from error
@@ -134,12 +136,12 @@ def _train(assignment: Assignment, config: dict[str, Any], events: EventWriter, 
         weights_from=weights,
         state_from=state,
         place=assignment.place,
-        conceal=events.conceal,
+        redact=events.redact,
         report=trial.reporter(assignment, events),
         example=assignment.attempt.example if assignment.header.tracking.get("register") else None,
     )
     path = assignment.attempt.metrics if assignment.leads else Path(os.devnull)
-    with SpoolWriter(path, conceal=events.conceal) as spool:
+    with SpoolWriter(path, redact=events.redact) as spool:
         logger = SpoolLogger(spool, assignment.attempt)
         with fluent(logger.kept):
             return trainer.train(work, logger=logger, events=events, stop=stop)
@@ -211,13 +213,13 @@ def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
 
 def _fail(assignment: Assignment, events: EventWriter, usage: Usage, error: BaseException) -> None:
     text = "".join(traceback.format_exception(error))
-    sys.stderr.write(events.conceal(text))
+    sys.stderr.write(events.redact(text))
     mark_state(assignment.experiment, assignment.planned.run, assignment.planned.attempt, RunState.FAILED.value)
     if any(assignment.attempt.failed_ranks()):  # and so this rank lost its connection: that is no cause
         events.write("interrupted", reason="another rank has failed", usage=usage.to_json())
         return
     if not assignment.leads:
-        events = EventWriter(assignment.attempt.rank_events(assignment.place.rank), conceal=events.conceal)
+        events = EventWriter(assignment.attempt.rank_events(assignment.place.rank), redact=events.redact)
     found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
     aftermath.failed(assignment, found["signature"])

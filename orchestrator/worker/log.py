@@ -7,10 +7,27 @@ import os
 import sys
 from pathlib import Path
 
+from orchestrator.config.credentials import Redact
+
 
 def to_stderr() -> None:
     """Log to standard error. It comes before Lightning is imported, which else logs in a way of its own."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def redact(texts: Redact) -> None:
+    """Take out of what is logged from now on what may not be written; the tracebacks in it, too."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Redacting(handler.formatter or logging.Formatter(), texts))
+
+
+class _Redacting(logging.Formatter):
+    def __init__(self, inner: logging.Formatter, texts: Redact) -> None:
+        super().__init__()
+        self._inner, self._texts = inner, texts
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(self._texts(self._inner.format(record)))
 
 
 def to_file(path: Path) -> None:

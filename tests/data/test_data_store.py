@@ -22,6 +22,7 @@ from orchestrator.data.store import objects
 from orchestrator.data.store.copy_claims import CopyClaims
 from orchestrator.data.store.holder import Holder
 from orchestrator.data.store.objects import WRITTEN_NS, Objects
+from orchestrator.data.store.scratch import taken
 from orchestrator.errors import DataError
 from orchestrator.system.processes import boot_id
 
@@ -799,20 +800,35 @@ def test_a_configured_scratch_that_is_no_folder_is_refused(configured):
     ("make", "why"),
     [
         (lambda p: p.symlink_to(p.parent), "symbolic link"),
-        (lambda p: p.symlink_to("nothing"), "File exists"),
-        (lambda p: p.write_text(""), "File exists"),
+        (lambda p: p.symlink_to("nothing"), "symbolic link"),
+        (lambda p: p.write_text(""), "not a folder"),
         (lambda p: (p.mkdir(), p.chmod(0o770)), "others may write"),
         (lambda p: (p.mkdir(), p.chmod(0o1777)), "others may write"),
     ],
 )
-def test_a_scratch_folder_that_cannot_be_trusted_is_refused(bases, make, why):
+def test_instead_of_a_scratch_folder_that_cannot_be_trusted_another_is_used_by_all_runs(bases, caplog, make, why):
     folder = bases["site"] / f"orchestrator-{os.getuid()}"
     make(folder)
-    with pytest.raises(DataError, match=why) as refusal:
-        scratch_dir(str(bases["site"]), {})
-    assert str(folder) in str(refusal.value)
+    found = scratch_dir(str(bases["site"]), {})
+    assert found.name.startswith(f"{folder.name}-")
+    assert (stat.S_IMODE(found.stat().st_mode), found.stat().st_uid) == (0o700, os.getuid())
+    assert scratch_dir(str(bases["site"]), {}) == found
+    assert why in caplog.text
+    assert why in taken(str(bases["site"]), {})
 
 
-def test_a_scratch_folder_of_somebody_else_is_refused(bases):
-    with pytest.raises(DataError, match=f"belongs to the user with uid {os.getuid()}"):
-        scratch_dir(str(bases["site"]), {}, uid=os.getuid() + 1)
+def test_scratch_trusts_nobody_elses_folder_of_another_name_either(bases):
+    base = bases["site"]
+    (base / f"orchestrator-{os.getuid()}").symlink_to("nothing")
+    (base / f"orchestrator-{os.getuid()}-aaaaaaaa").symlink_to(bases["tmp"])
+    (base / f"orchestrator-{os.getuid()}-bbbbbbbb").mkdir()
+    (base / f"orchestrator-{os.getuid()}-bbbbbbbb").chmod(0o777)
+    found = scratch_dir(str(base), {})
+    assert not found.name.endswith(("aaaaaaaa", "bbbbbbbb"))
+    assert list(bases["tmp"].iterdir()) == []
+
+
+def test_nothing_is_said_of_scratch_that_is_ours_or_not_there_yet(bases):
+    assert taken(str(bases["site"]), {}) == ""
+    scratch_dir(str(bases["site"]), {})
+    assert taken(str(bases["site"]), {}) == ""

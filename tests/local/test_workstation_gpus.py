@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_a_gpu_that_another_user_holds_is_waited_for_and_let_go_of_by_the_kernel
         bench.launch([one, wide])
         playing(bench, one)
         assert devices_of(bench, one) == [gpus[1]]
-        wait_for(lambda: "held by somebody else" in bench.records()[wide.id].reason, "the reason")
+        wait_for(lambda: "is held by" in bench.records()[wide.id].reason, "the reason")
         gate.open()
         wait_for(lambda: states(bench, [one]) == [RunState.DONE], "the first to end")
         assert states(bench, [wide]) == [RunState.QUEUED]
@@ -208,7 +209,8 @@ def test_in_the_foreground_it_is_said_that_a_gpu_is_waited_for(tmp_path, gpus, c
     with somebody_else_holding(gpus[:1]):
         bench.cluster.run(until=lambda: bool(caplog.messages))
     (said,) = caplog.messages
-    assert said == f"the next run waits for 1 GPU (0 free; GPU {gpus[0]} is held by somebody else's run)"
+    held = rf"GPU {re.escape(gpus[0])} is held by \w+ \(uid {65534 if os.getuid() == 0 else os.getuid()}\), process \d+"
+    assert re.fullmatch(rf"the next run waits for 1 GPU \(0 free; {held}\)", said)
 
 
 def test_what_a_run_has_stays_held_when_its_supervisor_dies_and_the_next_one_gives_it_to_nobody(make, gpus, gate):

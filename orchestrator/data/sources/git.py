@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from orchestrator.errors import RequestError
-from orchestrator.system.files import draft_of, take_by_rename
+from orchestrator.system.files import draft_of, make_private, take_by_rename
 from orchestrator.system.processes import ProgramError, run
 
 _GIT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", "GIT_TERMINAL_PROMPT": "0"}
@@ -163,7 +163,7 @@ def _mirror(url: str, rev: str, cache: Path) -> Path:
 
 
 def _clone(url: str, mirror: Path) -> None:
-    mirror.parent.mkdir(parents=True, exist_ok=True)
+    make_private(mirror.parent)
     with draft_of(mirror) as draft:
         _git(mirror.parent, "clone", "--quiet", "--bare", "--", url, str(draft))
         _git(draft, "remote", "remove", "origin")  # a URL may hold a password: it is kept by the caller alone

@@ -20,7 +20,7 @@ from pathlib import Path
 from orchestrator.data.store.holder import Ask, Holder
 from orchestrator.data.store.progress import Progress, Report
 from orchestrator.data.store.versions import names_in, remove_tree
-from orchestrator.system.files import take_by_rename
+from orchestrator.system.files import create, make_folder, replace_text, take_by_rename
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +42,16 @@ class CopyClaims:
 
     def begin(self, holder: Holder) -> Path:
         """Return a new folder for what a process has not finished yet."""
-        self.work(holder).mkdir(parents=True)
+        make_folder(self.work(holder), exist_ok=False)
         return self.work(holder)
 
     def claim(self, digest: str, holder: Holder) -> bool:
         """Claim a version, unless somebody has; `begin` comes before."""
         draft, claim = self.work(holder) / "claim", self._claim(digest)
         try:
-            draft.mkdir()
-            (draft / holder.name).touch()
-            claim.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(draft, exist_ok=False)
+            create(draft / holder.name)
+            make_folder(claim.parent)
             return take_by_rename(draft, claim, mine=(claim / holder.name).exists)
         except OSError:
             remove_tree(draft)
@@ -89,7 +89,7 @@ class CopyClaims:
 
     def write_progress(self, holder: Holder, progress: Progress) -> None:
         try:
-            (self.work(holder) / "progress.json").write_text(json.dumps(asdict(progress)))
+            replace_text(self.work(holder) / "progress.json", json.dumps(asdict(progress)))
         except OSError:
             log.debug("no progress could be written", exc_info=True)  # a full disk: the copying itself will say so
 

@@ -20,6 +20,7 @@ from orchestrator.data.manifest import Entry
 from orchestrator.data.store.objects import Objects, WrongBytesError
 from orchestrator.data.store.progress import Meter
 from orchestrator.errors import DataError
+from orchestrator.system.files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Copy:
 
     def _ask(self, fetcher: Fetcher, absent: Sequence[Entry]) -> None:
         """Have the fetcher bring what no path had."""
-        self._fetched.mkdir()
+        make_folder(self._fetched, exist_ok=False)
         arrivals = fetcher.fetch(absent, self._fetched, self.meter.ended)
         try:
             for arrival in arrivals:

@@ -19,6 +19,7 @@ from pathlib import Path
 from orchestrator.data.checksum import CHUNK, Checksum
 from orchestrator.data.manifest import Entry
 from orchestrator.data.store.progress import Meter
+from orchestrator.system.files import make_folder
 
 READ_ONLY = 0o444
 WRITTEN_NS = 1_000_000_000 * 10**9
@@ -136,7 +137,7 @@ class Objects:
             path.chmod(READ_ONLY)
             os.utime(path, ns=(WRITTEN_NS, WRITTEN_NS))
             target = Path(self.place(entry.hash))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             path.rename(target)
         except FileNotFoundError as error:
             if not self.has(entry.hash):  # else another process has adopted it
@@ -157,11 +158,11 @@ def _taker(name: str) -> str | None:
 
 def _created(path: str) -> int:
     """Create a file to be written, and the folder that it is in."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags, READ_ONLY)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_folder(Path(path).parent)
         return os.open(path, flags, READ_ONLY)
 
 

@@ -35,6 +35,7 @@ from orchestrator.data.store.space import Need, Space
 from orchestrator.data.store.versions import UNREADABLE, Facts, File, Version, remove_tree, versions
 from orchestrator.data.store.view import Link, ViewBuilder
 from orchestrator.errors import DataError
+from orchestrator.system.files import make_folder
 from orchestrator.system.processes import boot_id
 from orchestrator.system.threads import map_in_threads
 
@@ -201,7 +202,7 @@ class Store:
         manifest = task.manifest
         self._space.make(Need(bytes=0, inodes=manifest.folders + _INODES), task.holder)
         version = Version(task.work / f"{manifest.digest}-{task.holder.nonce}")
-        version.view.mkdir(parents=True)
+        make_folder(version.view, exist_ok=False)
         builder = ViewBuilder(view=version.view, objects=self._objects, make_link=self._link)
         copied = self._fill(builder, task)
         builder.close()
@@ -216,7 +217,7 @@ class Store:
         version.lease(task.holder)
         earlier = [each for each in self.versions() if each.digest == manifest.digest or not each.facts()]
         place = self.root / "versions" / version.path.name
-        place.parent.mkdir(exist_ok=True)
+        make_folder(place.parent)
         version.path.rename(place)
         for each in earlier:
             self._space.evict(each)

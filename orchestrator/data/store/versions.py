@@ -28,6 +28,7 @@ from pathlib import Path
 from orchestrator.data.checksum import checksum_of
 from orchestrator.data.store.holder import Ask, Holder
 from orchestrator.data.store.objects import untouched
+from orchestrator.system.files import create, make_folder, write_text
 
 FORMAT = 1
 UNREADABLE = (OSError, ValueError, TypeError)
@@ -119,10 +120,11 @@ class Version:
 
     def write(self, files: Iterable[File], facts: Facts) -> None:
         """Write what a version says of itself, before it appears."""
+        create(self.listing)
         with self.listing.open("w") as lines:
             lines.writelines(f"{json.dumps(file.to_json())}\n" for file in files)
-        self.marker.write_text(json.dumps(facts.to_json()))
-        self.leases.mkdir()
+        write_text(self.marker, json.dumps(facts.to_json()))
+        make_folder(self.leases, exist_ok=False)
 
     # --- leases -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from orchestrator.data.manifest import Entry
 from orchestrator.data.store.objects import READ_ONLY, WRITTEN_NS, Objects, untouched
 from orchestrator.data.store.versions import File
 from orchestrator.errors import DataError
+from orchestrator.system.files import create, make_folder
 
 Link = Callable[[str, str], None]
 """Make a hard link, as os.link does."""
@@ -48,7 +49,7 @@ class ViewBuilder:
     def can_link(self) -> bool:
         """Return whether the filesystem knows hard links at all."""
         probe, other = self.view.with_name("probe"), self.view.with_name("probe-2")
-        probe.touch()
+        create(probe)
         try:
             self.make_link(str(probe), str(other))
         except OSError:
@@ -95,7 +96,7 @@ class ViewBuilder:
                 raise
             if untouched(source) is None:
                 raise FileNotFoundError(source) from error
-            Path(target).touch(exist_ok=False)  # where case does not count, it could be another file's
+            create(Path(target))  # where case does not count, it could be another file's
             shutil.copyfile(source, target)
             os.chmod(target, READ_ONLY)
             os.utime(target, ns=(WRITTEN_NS, WRITTEN_NS))
@@ -103,7 +104,7 @@ class ViewBuilder:
 
     def _make_folder(self, folder: str) -> None:
         if folder not in self._folders:
-            os.makedirs(folder, exist_ok=True)
+            make_folder(Path(folder))
             while folder not in self._folders and len(folder) >= len(str(self.view)):
                 self._folders.add(folder)
                 folder = os.path.dirname(folder)

@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.build import build
-from orchestrator.config.secrets import Secrets
+from orchestrator.config.secrets import Secrets, redact_argument
 
 _log = logging.getLogger(__name__)
+
+_KEPT_ARGUMENTS = ("_hparams", "_hparams_initial")
 
 
 def main(job: dict[str, Any]) -> None:
@@ -27,7 +30,9 @@ def main(job: dict[str, Any]) -> None:
     import mlflow.pytorch
     from mlflow.models import Model
 
+    secrets = Secrets.of(job["model"])
     model = _loaded(job["model"], job["checkpoint"])
+    _redact_arguments(model, secrets)
     inputs, signature = _example(model, job["example"])
     mlflow.pytorch.save_model(
         model,
@@ -39,6 +44,29 @@ def main(job: dict[str, Any]) -> None:
         pip_requirements=[one for one in job["requirements"] if _is_needed(one)],
         serialization_format="pickle",  # any model can be; and it is loaded with the code that it came with
     )
+    _refuse_secrets(Path(job["folder"]), secrets)
+
+
+def _redact_arguments(model: object, secrets: Secrets) -> None:
+    """Take the secrets out of what Lightning keeps of the arguments of a model and of its parts."""
+    if not secrets:
+        return
+    for part in model.modules():  # type: ignore[attr-defined]  # it is a torch module
+        for name in _KEPT_ARGUMENTS:
+            for key, value in (kept := vars(part).get(name) or {}).items():
+                kept[key] = redact_argument(secrets.redact, key, value)
+
+
+def _refuse_secrets(folder: Path, secrets: Secrets) -> None:
+    """Raise where the saved model holds a secret: whoever may read the registry could read it."""
+    held = [path for path in sorted(folder.rglob("*")) if path.is_file() and secrets.found_in(path.read_bytes())]
+    if held:
+        shutil.rmtree(folder, ignore_errors=True)
+        named = ", ".join(str(path.relative_to(folder)) for path in held)
+        raise SystemExit(
+            f"the model holds the value of a secret ({named}): its code may keep a secret in no attribute, and read it"
+            " where it is used"
+        )
 
 
 def _loaded(config: Any, checkpoint: str) -> object:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
+from orchestrator.config.credentials import Redact, unchanged
+from orchestrator.config.secrets import redact_argument
 from orchestrator.layout import BEST, AttemptPaths
 from orchestrator.records.checkpoints import write_latest
-from orchestrator.system.files import make_private, replacing
+from orchestrator.system.files import make_folder, make_private, replacing
 from orchestrator.worker.fit.progress import Progress, Prune, Saved
 
 INHERITED = "inherited-best.ckpt"
@@ -158,6 +160,7 @@ def _changes_at_end(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
 def _link(path: Path, name: Path) -> None:
     """Give a checkpoint another name, for people; where the filesystem has no links it goes without."""
     with suppress(OSError), replacing(name) as temporary:
+        temporary.unlink()
         temporary.hardlink_to(path)
 
 
@@ -167,18 +170,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning keeps the arguments of a model in them: what may not be written is redacted there.
     """
 
-    def __init__(self, conceal: Callable[[str], str] = str) -> None:
-        self._conceal = conceal
+    def __init__(self, redact: Redact = unchanged) -> None:
+        self._redact = redact
 
     def save_checkpoint(self, checkpoint: Mapping[str, object], path: Any, storage_options: object = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with replacing(target, sync=True) as temporary, temporary.open("wb") as file:
             torch.save({key: self._kept(key, value) for key, value in checkpoint.items()}, file)
 
     def _kept(self, key: str, value: object) -> object:
-        if key not in _ARGUMENTS or not isinstance(value, MutableMapping):
+        if key not in _ARGUMENTS or not isinstance(value, MutableMapping) or self._redact is unchanged:
             return value
-        kept = copy.copy(value)  # of its own type: Lightning's is not a plain dict
-        kept.update({name: self._conceal(one) for name, one in value.items() if isinstance(one, str)})
+        kept = copy.copy(value)  # of its own type: Lightning's is not a plain dict; and the run goes on with the first
+        kept.update({name: redact_argument(self._redact, name, one) for name, one in value.items()})
         return kept

@@ -6,6 +6,7 @@ import inspect
 import logging
 import shutil
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +22,12 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 
 from orchestrator.config.build import SAVE_DIR, build, locate
+from orchestrator.config.credentials import Redact, unchanged
 from orchestrator.errors import ConfigError
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
 from orchestrator.spec import EVALUATIONS, Objective, Resources
+from orchestrator.system.files import make_folder
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.context import Place
 from orchestrator.worker.fit.checkpoints import INHERITED, AtomicCheckpointIO, KeepCheckpoints
@@ -44,7 +47,7 @@ class Training:
     `resume_from` is a checkpoint of the run's own. Where there is none it starts with the weights, or the whole state,
     of another run or a file: `weights_from`, `state_from`.
     `report` is told, on rank 0, each validation's number and the objective's value there, and says whether to stop.
-    `example`: where a few samples of the model's input are to be kept; None: nowhere. `conceal` takes out of a text
+    `example`: where a few samples of the model's input are to be kept; None: nowhere. `redact` takes out of a tree
     what may not be written.
     """
 
@@ -58,7 +61,7 @@ class Training:
     weights_from: Path | None = None
     state_from: Path | None = None
     example: Path | None = None
-    conceal: Callable[[str], str] = str
+    redact: Redact = unchanged
     report: Callable[[int, float], bool] | None = None
 
 
@@ -149,7 +152,7 @@ def _inherit(training: Training, checkpoint: str) -> str:
     target = attempt.state / INHERITED
     source = training.state_from.parents[2] / checkpoint if training.state_from else target
     if training.place.rank == 0 and source.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         target.unlink(missing_ok=True)
         try:
             target.hardlink_to(source)
@@ -169,7 +172,7 @@ def _trainer(training: Training, logger: SpoolLogger, first: Callback, callbacks
         node,
         callbacks=[first, *users, *callbacks],
         logger=[logger, *_users_loggers(training)],
-        plugins=[AtomicCheckpointIO(training.conceal), _environment(training)],
+        plugins=[AtomicCheckpointIO(training.redact), _environment(training)],
         default_root_dir=str(training.folder),
         **_devices(training.resources),
     )
@@ -179,15 +182,23 @@ def _trainer(training: Training, logger: SpoolLogger, first: Callback, callbacks
 def _users_loggers(training: Training) -> list[Logger]:
     """Build the user's own loggers; one that takes a `save_dir`, and has none, writes into the attempt's folder."""
     loggers = training.config["trainer"].get("logger") or {}
-    return [_users_logger(node, AttemptPaths(training.folder).logger(name)) for name, node in loggers.items() if node]
+    folder = AttemptPaths(training.folder).logger
+    return [_users_logger(node, folder(name), training.redact) for name, node in loggers.items() if node]
 
 
-def _users_logger(node: Mapping[str, Any], folder: Path) -> Logger:
+def _users_logger(node: Mapping[str, Any], folder: Path, redact: Redact) -> Logger:
+    """Build one; Lightning gives it the hyperparameters, which may hold secrets."""
     takes = inspect.signature(locate(node["_target_"])).parameters
     given = {SAVE_DIR: str(folder)} if SAVE_DIR in takes and SAVE_DIR not in node else {}
     if given:
         folder.mkdir(parents=True, exist_ok=True)
     logger: Logger = build(node, **given)
+    log = logger.log_hyperparams
+
+    def log_redacted(params: Any, *args: Any, **kwargs: Any) -> Any:
+        return log(redact(vars(params) if isinstance(params, Namespace) else params), *args, **kwargs)
+
+    logger.log_hyperparams = log_redacted  # type: ignore[method-assign]  # an instance of whatever class the user names
     return logger
 
 
