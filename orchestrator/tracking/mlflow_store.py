@@ -317,7 +317,7 @@ def _send(writer: Writer, child: Run, parent: Run, run: TrackedRun, seen: Seen) 
     writer.set_tags(child, tags)
     writer.set_data(child, run.data)
     report = Report()
-    for batch in batches(run.spools, committed(child), seen):
+    for batch in batches(run.spools, committed(child), seen, growing=run.growing):
         report += writer.send(child, batch, tags, params)
     finished = writer.set_status(child, STATUS.get(run.state), run.ended_ms)
     report += Report(runs_finished=int(finished))

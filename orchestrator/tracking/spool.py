@@ -1,7 +1,8 @@
 """The spool: a run's own metric log, append-only JSON lines, one file and one writer per attempt.
 
 A line is handed to the operating system before the call returns, so a killed process loses nothing; a
-thread forces it to the disk every two seconds, so a crashed node loses at most that. It is no queue and
+thread forces it to the disk every two seconds, so a crashed node loses at most that. A network filesystem may
+say only then that the disk was full: lines are kept until they have been forced, and written again. It is no queue and
 knows no server: `upload` reads it. The lines, version 1:
 
     {"v":1,"kind":"metrics","step":3,"time_ms":1700000000000,"values":{"loss":0.5,"lr":"nan"}}
@@ -23,7 +24,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 FLUSH_SECONDS = 2.0
 KEPT_RECORDS = 10_000
-"""How many records are kept in memory, to be tried again, while the file cannot be written."""
+"""How many records are kept in memory, to be tried again, while the file cannot be written or forced to the disk."""
+_LONGEST_PAUSE_SECONDS = 60.0
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -84,20 +86,22 @@ class SpoolWriter:
     the failure is logged once, and `close` raises if something stayed unwritten.
     """
 
-    def __init__(self, path: Path, *, redact: Redact = unchanged) -> None:
-        """`redact` takes out of parameters and tags what may not be written."""
-        self.path = path
+    def __init__(self, path: Path, *, redact: Redact = unchanged, force: Callable[[int], None] = os.fsync) -> None:
+        """`redact` takes out of parameters and tags what may not be written; `force` brings a file to the disk."""
+        self.path, self._force = path, force
         self._redact = redact
         self.lost = 0
         """How many records were given up: logged after `close`, or more than could be kept."""
         self._unwritten: deque[bytes] = deque()
+        self._head = b""  # what has been written of the first of them
+        self._unforced: list[bytes] = []
+        self._forgotten = 0  # of those written since they were last forced, how many were too many to keep
         self._names: dict[object, str] = {}
         self._lock = threading.Lock()
         self._encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
         self._fd: int | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._dirty = False
         self._warned = False
 
     def metrics(self, values: Mapping[str, object], step: int, time_ms: int | None = None) -> None:
@@ -127,11 +131,11 @@ class SpoolWriter:
         relative = os.path.relpath(path, self.path.parent)
         self._append({"v": VERSION, "kind": "artifact", "path": relative, "folder": folder})
 
-    def flush(self) -> None:
-        """Force everything to the disk; returns when it is there, or could not be written."""
+    def flush(self) -> bool:
+        """Force everything to the disk; returns whether it is there."""
         with self._lock:
             self._drain()
-        self._sync()
+        return self._sync()
 
     def close(self) -> None:
         """Flush and close. Raises StateError if records stayed unwritten; closing again does nothing."""
@@ -140,7 +144,8 @@ class SpoolWriter:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self.flush()
+        if not self.flush():
+            self.flush()
         with self._lock:
             self.lost += len(self._unwritten)
             self._unwritten.clear()
@@ -189,8 +194,9 @@ class SpoolWriter:
             if self._fd is not None and not self._unwritten:
                 written = self._write(self._fd, line)
                 if written == len(line):  # nearly always, and then the training has waited for no more than that
+                    self._keep(line)
                     return
-                line = line[written:]
+                self._head, line = line[:written], line[written:]
             if self._stop.is_set() and not written:
                 self.lost += 1
                 self._warn("%s is closed: records logged from now on are lost", self.path)
@@ -209,21 +215,29 @@ class SpoolWriter:
                 left = self._unwritten[0]
                 if not (written := self._write(fd, left)):
                     return
-                self._unwritten[0] = left[written:]
-                if not self._unwritten[0]:
+                if written == len(left):
                     self._unwritten.popleft()
+                    self._keep(self._head + left)
+                    self._head = b""
+                else:
+                    self._head, self._unwritten[0] = self._head + left[:written], left[written:]
         except OSError as error:
             self._refused(error)
 
     def _write(self, fd: int, line: bytes) -> int:
         """Write as much of a line as the disk takes; returns how many bytes that are."""
         try:
-            written = os.write(fd, line)
+            return os.write(fd, line)
         except OSError as error:
             self._refused(error)
             return 0
-        self._dirty = True
-        return written
+
+    def _keep(self, line: bytes) -> None:
+        """Remember a line that is written, and not forced to the disk yet; the lock is held."""
+        if len(self._unforced) < KEPT_RECORDS:
+            self._unforced.append(line)
+        else:
+            self._forgotten += 1
 
     def _refused(self, error: OSError) -> None:
         self._warn("cannot write %s (%s): records are kept and tried again", self.path, error)
@@ -241,18 +255,32 @@ class SpoolWriter:
 
     def _sync_regularly(self) -> None:
         sync_folder(self.path.parent)  # the file's name, too, has to survive a crash
-        while not self._stop.wait(FLUSH_SECONDS):
-            self.flush()
+        pause = FLUSH_SECONDS
+        while not self._stop.wait(pause):
+            pause = FLUSH_SECONDS if self.flush() else min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _sync(self) -> None:
-        """Force the file to the disk, without the lock: the training must not wait for a slow disk."""
-        fd, dirty = self._fd, self._dirty
-        self._dirty = False
+    def _sync(self) -> bool:
+        """Force the file to the disk, without the lock: the training must not wait for a slow disk.
+
+        What could not be forced may be gone, though it was written without an error: it is written again.
+        """
+        with self._lock:
+            fd, lines, forgotten = self._fd, self._unforced, self._forgotten
+            self._unforced, self._forgotten = [], 0
         try:
-            if fd is not None and dirty:
-                os.fsync(fd)
+            if fd is not None and lines:
+                self._force(fd)
         except OSError as error:
-            self._warn("cannot force %s to the disk (%s)", self.path, error)
+            self._warn("cannot force %s to the disk (%s): records are kept and written again", self.path, error)
+            self._write_again(lines, forgotten)
+        return not self._unwritten
+
+    def _write_again(self, lines: list[bytes], forgotten: int) -> None:
+        with self._lock:
+            if self._head:
+                self._unwritten[0], self._head = self._head + self._unwritten[0], b""
+            self._unwritten.extendleft([*reversed(lines), b"\n"])  # whatever the file ends with now
+            self.lost += forgotten
 
     def _warn(self, message: str, *args: object) -> None:
         if not self._warned:
@@ -260,12 +288,13 @@ class SpoolWriter:
             log.warning(message, *args)
 
 
-def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+def read(path: Path, offset: int = 0, *, growing: bool = False) -> Iterator[tuple[Record, int]]:
     """Yield each record from `offset` on, with the offset at which the next one starts.
 
-    A last line without its end is not consumed, it may still be growing. What is no record (zeros left by
-    a node crash, a broken line, a kind this version does not know) is skipped. No file is an empty spool.
-    Raises StateError for a line of a newer version.
+    A last line without its end is not consumed, it may still be growing. Where zeros are found in a file that is
+    still `growing`, the pages of a network filesystem have arrived out of order: nothing from there on counts yet.
+    Else what is no record (zeros left by a node crash, a broken line, a kind this version does not know) is skipped.
+    No file is an empty spool. Raises StateError for a line of a newer version.
     """
     try:
         file = path.open("rb")
@@ -274,7 +303,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     with file:
         file.seek(offset)
         for line in file:
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") or (growing and b"\0" in line):
                 return
             offset += len(line)
             record = _parse(line, path)
@@ -284,7 +313,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
 
 def _parse(line: bytes, path: Path) -> Record | None:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.rpartition(b"\0")[2].decode("utf-8"))  # zeros of a crash hold no end of a line
         version = int(value["v"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -32,6 +32,9 @@ SYSTEM = "system/"
 
 LARGEST_STEP = 2**63 - 1
 
+ENDED = frozenset({"done", "failed", "cancelled", "lost"})
+"""States of runs whose last attempt writes no more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
@@ -107,6 +110,11 @@ class TrackedRun:
     spools: tuple[Path, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     data: Dataset | None = None
+
+    @property
+    def growing(self) -> Path | None:
+        """The folder of the attempt that still writes; None where none does."""
+        return self.spools[-1].parent if self.spools and self.state not in ENDED else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,12 +201,15 @@ def source_of(spool: Path) -> str:
     return spool.parent.name if spool.name == "metrics.jsonl" else f"{spool.parent.name}.{spool.stem}"
 
 
-def batches(spools: Sequence[Path], committed: Mapping[str, int], seen: Seen | None = None) -> Iterator[Batch]:
+def batches(
+    spools: Sequence[Path], committed: Mapping[str, int], seen: Seen | None = None, *, growing: Path | None = None
+) -> Iterator[Batch]:
     """Yield what the spools of one history hold beyond the committed offsets (by `source_of`).
 
     Committed lines of all attempts come first, whatever their order: a fenced attempt that still appends
     cannot overrule what was sent. A batch's offsets may be committed once all of it has been stored. `seen` is what
-    an earlier call for the same history has read, all of which was stored: it is not read again.
+    an earlier call for the same history has read, all of which was stored: it is not read again. `growing` is the
+    folder of the attempt that still writes.
     """
     starts = {spool: committed.get(source_of(spool), 0) for spool in spools}
     if not any(_size(spool) > start for spool, start in starts.items()):
@@ -207,7 +218,7 @@ def batches(spools: Sequence[Path], committed: Mapping[str, int], seen: Seen | N
     _read_committed(starts, seen)
     batch = Batch()
     for spool, start in starts.items():
-        for record, end in read(spool, start):
+        for record, end in read(spool, start, growing=spool.parent == growing):
             points, diverged = _new_points(record, seen)
             for part in chunks(points, _bytes, BATCH_POINTS):
                 size = sum(map(_bytes, part))

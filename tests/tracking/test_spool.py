@@ -1,7 +1,9 @@
 """The spool keeps what it was given: whatever kills the process, fills the disk or tears the file."""
 
+import errno
 import json
 import math
+import os
 import resource
 import signal
 import subprocess
@@ -128,7 +130,6 @@ def test_a_last_line_without_only_its_newline_is_not_consumed(spool):
     "broken",
     [
         b"\0" * 4096 + b"\n",
-        b"\0" * 10 + GOOD,
         b"\n",
         b"{}\n",
         b"[]\n",
@@ -208,6 +209,53 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_loses_nothing(spool):
             signal.signal(signal.SIGXFSZ, ignored)
         assert spool.stat().st_size == 1000
     assert [record.step for record in records(spool)] == list(range(100))
+
+
+class LossyDisk:
+    """A file whose pages are gone when it is to be forced to the disk, as NFS tells of a full disk; `fails` times."""
+
+    def __init__(self, fails):
+        self.fails, self.forced = fails, 0
+
+    def __call__(self, fd):
+        if not self.fails:
+            self.forced = os.fstat(fd).st_size
+            return
+        self.fails -= 1
+        os.ftruncate(fd, self.forced)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_what_could_not_be_forced_to_the_disk_is_written_again(spool, fails, caplog):
+    disk = LossyDisk(fails)
+    with SpoolWriter(spool, force=disk) as writer:
+        for step in range(200):
+            writer.metrics({"a": step}, step=step)
+            if step == 99:
+                assert not writer.flush()
+        assert disk.fails == fails - 1
+    assert sorted({record.step for record in records(spool)}) == list(range(200))
+    assert caplog.text.count("cannot force") == 1
+    assert writer.lost == 0
+
+
+def test_what_stays_unforced_is_counted(spool):
+    writer = SpoolWriter(spool, force=LossyDisk(99))
+    for step in range(20):
+        writer.metrics({"a": step}, step=step)
+    with pytest.raises(StateError, match=r"2\d metric records"):
+        writer.close()
+
+
+def test_zeros_in_a_file_that_grows_are_pages_still_to_come(spool):
+    """The pages of a file may arrive out of order at a network filesystem's client."""
+    whole = GOOD * 3
+    spool.write_bytes(GOOD + b"\0" * len(GOOD) + GOOD)
+    assert [end for _, end in read(spool, growing=True)] == [len(GOOD)]
+    assert [end for _, end in read(spool)] == [len(GOOD), 3 * len(GOOD)]
+    spool.write_bytes(whole)
+    assert [end for _, end in read(spool, len(GOOD), growing=True)] == [2 * len(GOOD), 3 * len(GOOD)]
 
 
 def test_the_error_that_ends_the_training_is_not_hidden_by_a_full_disk():
