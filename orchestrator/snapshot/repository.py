@@ -6,13 +6,14 @@ submodule inside the project only one of the user's own configuration, not of th
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import RequestError
+from orchestrator.errors import RequestError, StateError
 from orchestrator.snapshot.tree import Entry, digest
 from orchestrator.system.git import git as run_git
 from orchestrator.system.git import guards
@@ -41,6 +42,12 @@ class Repository:
         try:
             return run_git(self.folder, *words, settings=self.settings, stdin=stdin, env=env or self.env)
         except ProgramError as error:
+            if any(os.strerror(number) in error.stderr for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)):
+                raise StateError(
+                    f"git {words[0]} cannot write what it makes of {self.folder}",
+                    why=error.reason,
+                    fix="free some space in the folder for runs (--runs, $ORCH_RUNS) and in $TMPDIR",
+                ) from error
             raise RequestError(
                 f"git {words[0]} failed in {self.folder}",
                 why=error.stderr.strip(),

@@ -20,26 +20,29 @@ log = logging.getLogger(__name__)
 NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 """What the system says where a folder is not empty: some filesystems the one, some the other."""
 
-NOT_JSON = (ValueError, RecursionError)
-"""What reading a damaged JSON text raises."""
+NOT_JSON = (ValueError, RecursionError, LookupError, TypeError, AttributeError, OverflowError)
+"""What reading a damaged JSON text raises, and taking values out of one of another shape."""
 
 
-def make_private(folder: Path) -> None:
+_CHOOSE = "choose another folder for runs with --runs or $ORCH_RUNS"
+
+
+def make_private(folder: Path, *, choose: str = _CHOOSE) -> None:
     """Make a folder, and those above it, for this user alone. Raises StateError where that is impossible."""
     try:
         if not folder.is_dir():
-            make_private(folder.parent)
+            make_private(folder.parent, choose=choose)
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StateError(
             f"cannot make {folder}",
             why=error.strerror or str(error),
-            fix="choose another folder for runs with --runs or $ORCH_RUNS",
+            fix=choose,
         ) from error
 
 
 @contextmanager
-def reporting_write_errors(folder: Path) -> Iterator[None]:
+def reporting_write_errors(folder: Path, *, choose: str = _CHOOSE) -> Iterator[None]:
     """Raise StateError where a file of ours cannot be written in a folder: a full disk, a quota, a lost mount."""
     try:
         yield
@@ -47,7 +50,7 @@ def reporting_write_errors(folder: Path) -> Iterator[None]:
         raise StateError(
             f"cannot write {folder}",
             why=error.strerror or str(error),
-            fix="free some space there, or choose another folder for runs with --runs or $ORCH_RUNS",
+            fix=f"free some space there, or {choose}",
         ) from error
 
 
@@ -171,6 +174,17 @@ def read_json(path: Path) -> dict[str, object]:
     except (OSError, *NOT_JSON) as error:
         raise damaged(path, str(error)) from error
     return as_object(path, value)
+
+
+@contextmanager
+def parsing(path: Path) -> Iterator[None]:
+    """Raise StateError where a file of ours is not what was written; FileNotFoundError where there is none."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, *NOT_JSON) as error:
+        raise damaged(path, f"{type(error).__name__}: {error!s:.200}") from error
 
 
 def as_object(path: Path, value: object) -> dict[str, object]:
