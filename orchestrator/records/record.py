@@ -79,19 +79,22 @@ def _are_numbers(value: object) -> bool:
 
 
 def _is_best(value: object) -> bool:
-    return isinstance(value, dict) and ("value" not in value or _are_numbers({"value": value["value"]}))
+    return isinstance(value, dict) and _is_value(value.get("value"))
+
+
+def _is_value(value: object) -> bool:
+    return value is None or isinstance(value, float) or _is_number(value)
 
 
 _HOLDS: Mapping[str, Callable[[object], bool]] = {
     "metrics": _are_numbers,
-    "progress": _are_numbers,
-    "usage": _is_object,
+    "progress": lambda value: isinstance(value, dict) and all(map(_is_value, value.values())),
     "best": _is_best,
     "point": _is_object,
     "attrs": _is_object,
     "study": _is_object,
     "validation": _is_number,
-    "value": lambda value: value is None or isinstance(value, float) or _is_number(value),
+    "value": _is_value,
 }
 """What an event's entries have to be: one with another is damaged, and skipped like a torn line."""
 

@@ -30,9 +30,32 @@ from orchestrator.prepare import Prepared, prepare
 from orchestrator.project import find_project
 
 OTHERS: tuple[Any, ...] = (
-    None, True, -1, 0, 2, 1e308, float("nan"), 10**400, "", "x", "../../x", "\x1b[31m", "\ud800", [], [None], ["x"],
-    [[]],    {}, {"a": 1}, {"v": 99}, "2", 1.5, [1, 2], "done", {"kind": 3},
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    2,
+    1e308,
+    float("nan"),
+    10**400,
+    "",
+    "x",
+    "../../x",
+    "\x1b[31m",
+    "\ud800",
+    [],
+    [None],
+    ["x"],
+    [[]],
+    {},
+    {"a": 1},
+    {"v": 99},
+    "2",
+    1.5,
+    [1, 2],
+    "done",
+    {"kind": 3},
+)
 INSERTED = (b"[" * 5000, b"\xff\xfe", b"\n", b"NaN", b"9" * 5000, b'"', b"\\ud800")
 SECONDS = 60
 SMALL = 200_000
@@ -108,7 +131,7 @@ def with_other_bytes(content: bytes, chance: random.Random) -> bytes:
             content[:at] + content[at:until] * 2 + content[until:],
             content[:at] + chance.choice(INSERTED) + content[at:],
         ]
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

@@ -54,14 +54,26 @@ def ran(repository, tmp_path):
     hook.write_text(f"#!/bin/sh\n{program('hook')}\n")
     hook.chmod(0o755)
     named = {
-        "core.fsmonitor": program("fsmonitor"), "core.hooksPath": str(hook.parent), "core.pager": program("pager"),
-        "core.sshCommand": program("ssh"), "core.editor": program("editor"), "core.askPass": program("askpass"),
-        "filter.own.clean": program("clean"), "filter.own.smudge": program("smudge"), "filter.own.required": "true",
-        "diff.external": program("diff"), "diff.own.textconv": program("textconv"), "diff.own.command": program("own"),
-        "credential.helper": "!" + program("helper"), "gpg.program": program("gpg"), "log.showSignature": "true",
-        "remote.origin.url": str(repository), "remote.origin.promisor": "true",
-        "remote.origin.uploadpack": program("uploadpack"), "pager.diff": program("pagers"),
-    }  # fmt: skip
+        "core.fsmonitor": program("fsmonitor"),
+        "core.hooksPath": str(hook.parent),
+        "core.pager": program("pager"),
+        "core.sshCommand": program("ssh"),
+        "core.editor": program("editor"),
+        "core.askPass": program("askpass"),
+        "filter.own.clean": program("clean"),
+        "filter.own.smudge": program("smudge"),
+        "filter.own.required": "true",
+        "diff.external": program("diff"),
+        "diff.own.textconv": program("textconv"),
+        "diff.own.command": program("own"),
+        "credential.helper": "!" + program("helper"),
+        "gpg.program": program("gpg"),
+        "log.showSignature": "true",
+        "remote.origin.url": str(repository),
+        "remote.origin.promisor": "true",
+        "remote.origin.uploadpack": program("uploadpack"),
+        "pager.diff": program("pagers"),
+    }
     for key, value in named.items():
         plain(repository, "config", key, value)
     plain(repository, "config", "core.repositoryFormatVersion", "1")
