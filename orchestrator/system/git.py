@@ -44,7 +44,7 @@ _PROGRAMS = re.compile(
     r"|credential\.(.*\.)?helper",
     re.DOTALL,
 )
-"""Keys that name a program, as git writes them: their first and last word in lower case."""
+"""Keys that name a program, as git writes them: the first and the final part in lower case."""
 
 _NONE = {"required": "false", "uploadpack": "git-upload-pack", "receivepack": "git-receive-pack"}
 """What stands for no program of one's own, where empty text does not."""
