@@ -155,11 +155,11 @@ def check_bounds(text: str, file: Path) -> None:
     sizes, open_anchors = [0], [""]
     known: dict[str, int] = {}
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in open_anchors:
                 raise _too_much(file, line, f"*{event.anchor} lies in &{event.anchor}", "a value cannot hold itself")
-            sizes[-1] += known.get(event.anchor, 1)
+            sizes[-1] += known.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             sizes[-1] += 1
         elif isinstance(event, yaml.CollectionStartEvent):
