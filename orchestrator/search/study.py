@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -47,8 +47,6 @@ _IN_ORDER = (GridSampler, QMCSampler)
 
 _PARTS = (BaseSampler, BasePruner, BaseCrossover, BaseMutation)
 """What samplers and pruners are made of. Functions are not: Optuna would call them with what they were given."""
-
-_Made = TypeVar("_Made", BaseSampler, BasePruner)
 
 _DIGITS = 6
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - Optuna's times have no zone, and nobody reads these
@@ -243,11 +241,10 @@ def _refuse_others(node: object, kinds: tuple[type, ...]) -> None:
     _refuse_others(list(node.values()), _PARTS)
 
 
-def _made(node: Mapping[str, object], kind: type[_Made]) -> _Made:
+def _made(node: Mapping[str, object], kind: type) -> Any:
     """Build a sampler or a pruner, and nothing else."""
     _refuse_others(node, (kind,))
-    made: _Made = build(node)
-    return made
+    return build(node)
 
 
 def _study(search: Search, others: Iterable[Known], mine: Known) -> optuna.Study:
