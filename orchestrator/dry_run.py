@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from orchestrator.launch.launch import data_of
 from orchestrator.launch.packing import sized
 from orchestrator.launch.plan import Rerun, Step, make_plan, to_do
 from orchestrator.layout import LaunchPaths, cache_dir
-from orchestrator.prepare import Prepared
+from orchestrator.prepare import Prepared, search_path
 from orchestrator.project import Project
 from orchestrator.refresh import read
 from orchestrator.slurm import preview, script
@@ -83,7 +82,7 @@ def models(project: Project, facts: Facts, *, ask: bool) -> Models:
     """Return what tells the size of the models' checkpoints; with `ask`, models never trained are built for it."""
     return Models(
         project=project.folder,
-        search_path=[*project.import_path, *sys.path],
+        search_path=search_path(project),
         ask=ask,
         code=f"{facts.code_id} {facts.environment.digest}",
         cache=cache_dir() / "checkpoints",

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.errors import ConfigError
 from orchestrator.spec import STARTS, Config, RunId
@@ -42,16 +43,42 @@ TRAINER_FLAGS = frozenset({"enable_progress_bar", "enable_model_summary"})
 TRAINER_NOT_IDENTITY = TRAINER_FLAGS | {"logger"}
 
 
+def _where(value: object, wrong: Callable[[object], bool], at: str = "") -> str:
+    """Return the key of the first leaf that is wrong; empty text where none is."""
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        named = ((f"{at}.{key}" if at else str(key), entry) for key, entry in items)
+        return next(filter(None, (_where(entry, wrong, key) for key, entry in named)), "")
+    return at if wrong(value) else ""
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_no_text(value: object) -> bool:
+    return isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value)
+
+
 def canonical(document: Mapping[str, object]) -> str:
     """Return canonical JSON: sorted keys, `repr` of floats, no NaN or infinity.
 
     Raises ConfigError for what JSON cannot say.
     """
     try:
-        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        if "\\ud" in text:  # half of a character, unless its other half follows
+            json.dumps(document, ensure_ascii=False).encode()
+        return text
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{_where(document, _is_no_text)} holds half of a character",
+            why=f"{error.reason} (\\u{ord(error.object[error.start]):04x})",
+            fix="write the whole character",
+        ) from error
     except ValueError as error:
         raise ConfigError(
-            "the configuration holds NaN or an infinity",
+            f"{_where(document, _is_no_number)} is NaN or an infinity",
             why="a run's identity must be comparable, and NaN differs from itself",
             fix="use null, or a large finite number",
         ) from error

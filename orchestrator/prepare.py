@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orchestrator
+from orchestrator import search
 from orchestrator.clusters import cluster_for, observers, with_defaults
 from orchestrator.config import schema
 from orchestrator.config.debug import debugging
 from orchestrator.config.experiment import ComposedExperiment, compose_experiment, data_version, placing
 from orchestrator.config.quoting import as_override
 from orchestrator.config.targets import Targets
+from orchestrator.config.targets.answer import is_installed
 from orchestrator.config.targets.check import check_experiment
 from orchestrator.data import Manifest, resolve
 from orchestrator.errors import ConfigError
@@ -32,7 +34,10 @@ from orchestrator.records.searches import read_trial
 from orchestrator.snapshot import Pending
 from orchestrator.spec import SnapshotOptions
 from orchestrator.spec.experiment import Experiment, Run
+from orchestrator.system.processes import ProgramError, ask
 from orchestrator.tracking import stores
+
+_CHECK = Path(search.__file__).with_name("check.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +68,7 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
         check_experiment(composed, targets)
         manifests = resolve_versions(project, composed)
         experiment = experiment_of(composed, manifests)
-        check_search(project, composed, experiment)
+        check_search(composed, experiment, search_path(project))
     with ExitStack() as stack:
         facts = gather(project, experiment.snapshot, {m.digest: m for m in manifests.values()}, stack)
         check_frozen(targets, facts.code, experiment.snapshot)
@@ -114,12 +119,29 @@ def check_cluster(project: Project, composed: ComposedExperiment) -> tuple[str, 
 
 
 def targets_of(project: Project) -> Targets:
-    """Return the targets that a project's configs may name, looked for where a run will look: not on PYTHONPATH."""
-    path = [Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    ours = {Path(folder).parent for folder in orchestrator.__path__}  # frozen like the project's
-    left_out = {str(entry) for entry in path if entry not in ours}
-    kept = [entry for entry in sys.path if entry not in left_out]
-    return Targets([*project.import_path, *kept], cache_dir() / "signatures", elsewhere=sorted(left_out))
+    """Return the targets that a project's configs may name, looked for where a run will look."""
+    found = search_path(project)
+    left_out = {str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    return Targets(found, cache_dir() / "signatures", elsewhere=sorted(left_out - {*found}))
+
+
+def search_path(project: Project) -> list[str]:
+    """Return where modules are looked for: the project, what is installed, and us. Not PYTHONPATH, nor the folder here.
+
+    A folder that is installed in place (`pip install --editable`) is named in a `.pth` file.
+    """
+    entries = [str(Path(entry).absolute()) for entry in sys.path if entry]
+    installed = [entry for entry in entries if is_installed(entry)]
+    ours = [str(Path(folder).parent) for folder in orchestrator.__path__]  # frozen like the project's
+    in_place = {line.strip() for entry in installed for file in Path(entry).glob("*.pth") for line in _lines(file)}
+    return [*project.import_path, *(entry for entry in entries if entry in {*installed, *ours, *in_place})]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def check_frozen(targets: Targets, code: Sequence[Pending], options: SnapshotOptions) -> None:
@@ -144,13 +166,21 @@ def _unfrozen_folder(path: str, frozen: Collection[str]) -> str:
     return next((each for each in folders if not any(other.startswith(f"{each}/") for other in frozen)), path)
 
 
-def check_search(project: Project, composed: ComposedExperiment, experiment: Experiment) -> None:
-    """Ask a sampler that the user chose for a first trial: it may not fit the space. Optuna's own defaults do."""
-    trial = experiment.runs[0].trial
-    if trial and composed.search and composed.search.definition.custom:
-        from orchestrator.search.study import check
+def check_search(composed: ComposedExperiment, experiment: Experiment, path: Sequence[str]) -> None:
+    """Ask a sampler that the user chose for a first trial: it may not fit the space. Optuna's own defaults do.
 
-        check(trial.search, [str(path) for path in project.import_path])
+    In a process of its own: it imports what is named, from the search path. Raises ConfigError.
+    """
+    trial = experiment.runs[0].trial
+    if not (trial and composed.search and composed.search.definition.custom):
+        return
+    question = {"search": trial.search.to_json(), "search_path": path}
+    try:
+        wrong = ask([str(_CHECK)], question, env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}, timeout_s=600.0)
+    except ProgramError as error:
+        wrong = {"what": "sweep.optuna: its sampler or pruner ends the process", "why": error.reason}
+    if wrong:
+        raise ConfigError(**wrong)
 
 
 def resolve_data(project: Project, overrides: Sequence[str]) -> Manifest | None:

@@ -16,13 +16,13 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ClusterError, StateError
 from orchestrator.layout import LaunchPaths, TurnPaths
-from orchestrator.system.files import draft_of, make_private, replace_text, take_by_rename, write_text
+from orchestrator.system.files import draft_of, make_private, parsing, replace_text, take_by_rename, write_text
 from orchestrator.system.processes import ProcessId
 
 _TRIES = 10
@@ -38,7 +38,7 @@ class Job:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(id=str(value["job"]), offset=int(value["offset"]), indices=tuple(value["indices"]))
+        return cls(id=str(value["job"]), offset=int(value["offset"]), indices=tuple(map(int, value["indices"])))
 
     def to_json(self) -> dict[str, object]:
         return {"job": self.id, "offset": self.offset, "indices": self.indices}
@@ -55,6 +55,14 @@ class End:
     reason: str = ""
     refused: bool = False
     time: float = 0.0
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return an end; keys of a newer version are ignored."""
+        refused = value.get("refused", False)
+        if not isinstance(refused, bool):
+            raise TypeError(f"refused is {refused!r}")
+        return cls(reason=str(value.get("reason", "")), refused=refused, time=float(value.get("time", 0.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,20 +107,16 @@ def last(launch: LaunchPaths) -> Turn | None:
 
 def _read(paths: TurnPaths) -> Turn:
     # Its end first: what is read afterwards is then all that it came to.
-    try:
-        told = json.loads(paths.end.read_bytes())
-        end = End(**{key: told[key] for key in told.keys() & {each.name for each in fields(End)}})
-    except FileNotFoundError:
-        end = None
-    claim = json.loads(paths.claim.read_bytes())
-    return Turn(
-        number=paths.number,
-        submitter=ProcessId.from_json(claim["process"]),
-        job=str(claim["job"]),
-        end=end,
-        cluster=str(claim.get("cluster", "")),
-        jobs=tuple(Job.from_json(entry) for entry in json.loads(paths.jobs.read_bytes())),
-    )
+    end = None
+    with suppress(FileNotFoundError), parsing(paths.end):
+        end = End.from_json(json.loads(paths.end.read_bytes()))
+    with parsing(paths.claim):
+        claim = json.loads(paths.claim.read_bytes())
+        submitter, job = ProcessId.from_json(claim["process"]), str(claim["job"])
+        cluster = str(claim.get("cluster", ""))
+    with parsing(paths.jobs):
+        jobs = tuple(Job.from_json(entry) for entry in json.loads(paths.jobs.read_bytes()))
+    return Turn(number=paths.number, submitter=submitter, job=job, end=end, jobs=jobs, cluster=cluster)
 
 
 def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str, cluster: str = "") -> OwnTurn | None:

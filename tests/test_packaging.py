@@ -175,7 +175,7 @@ def test_the_metadata_names_the_command_and_the_licence(wheel: Path) -> None:
         folder = metadata.rpartition("/")[0]
         told = archive.read(metadata).decode()
         entry_points = archive.read(f"{folder}/entry_points.txt").decode()
-    assert "[console_scripts]\norch = orchestrator.cli:main\n" in entry_points
+    assert "[console_scripts]\norch = orchestrator.__main__:main\n" in entry_points
     assert "[mlflow.tracking_store]\norch = orchestrator.tracking.fluent:tracking_store" in entry_points
     assert "License-Expression: Apache-2.0" in told
     assert "Requires-Python: >=3.11" in told

@@ -9,10 +9,10 @@ that is asked for is imported, and none for `--help`, `--version` or a word that
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
@@ -40,6 +40,19 @@ VERBS: Mapping[str, str] = {
     "data": "show data versions, and look after those on this node",
 }
 """Each verb and what it is for, in the order in which `--help` lists them. Its module's docstring says the same."""
+
+_OTHERS, _FULL = "it is another user's: ask them, or use --runs", "free some space there"
+_ENVIRONMENT: Mapping[int | None, str] = {
+    errno.EACCES: _OTHERS,
+    errno.EPERM: _OTHERS,
+    errno.EROFS: "choose a folder that can be written, with --runs or $ORCH_RUNS",
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EIO: "see what its disk, or its server, reports",
+    errno.ESTALE: "see what its disk, or its server, reports",
+}
+"""What the system says that is no fault of ours, and what to do."""
 
 _EPILOG = """examples:
   orch plan experiment=digits_lr
@@ -69,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OrchError as error:
         _explain(error)
         return error.exit_code
-    except PermissionError as error:  # somebody else's folder: looked at, or acted on
-        _explain(StateError(f"{error.filename}: {error.strerror}", fix="it is another user's: ask them, or use --runs"))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.errno not in _ENVIRONMENT:
+            raise
+        what = str(error.filename or "standard output")
+        _explain(StateError(f"{what:.200}: {error.strerror}", fix=_ENVIRONMENT[error.errno]))
         return StateError.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return status
 
 

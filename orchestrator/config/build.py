@@ -42,6 +42,16 @@ class Section(dict[str, object]):
         return OrderedDict, (list(self.items()),)
 
 
+SPECIAL: Mapping[str, tuple[object, ...]] = {
+    "_target_": (),
+    "_args_": (),
+    "_partial_": (True, False),
+    "_recursive_": (True, False),
+    "_convert_": ("none", "partial", "object", "all"),
+}
+"""The keys of a node that are not arguments, and the values that each may have; none: any."""
+
+
 def build(node: object, **extra: object) -> Any:
     """Return the object that a node describes; lists and plain mappings are built item by item.
 
@@ -127,4 +137,4 @@ def _import(name: str) -> None:
 
 
 def _is_special(key: str) -> bool:
-    return key in {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
+    return key in SPECIAL

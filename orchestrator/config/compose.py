@@ -9,15 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 import orchestrator
 from orchestrator.config.credentials import reference
@@ -109,7 +107,9 @@ class Composer:
         """Compose with Hydra overrides. Raises ConfigError naming the override or the file, and the fix."""
         try:
             config = self._load(overrides)
-        except (yaml.YAMLError, HydraException, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # Hydra, OmegaConf and YAML raise what Python does
             raise explain(self, error, overrides) from error
         chosen = {k: v for k, v in config.hydra.runtime.choices.items() if "hydra" not in k and v}
         with open_dict(config):
@@ -176,7 +176,7 @@ def resolve(config: DictConfig, *, where: str, only: str | None = None) -> Any:
     """
     try:
         return plain(config if only is None else config[only])
-    except OmegaConfBaseException as error:
+    except Exception as error:  # a resolver raises what Python does
         raise _resolution_error(error, where) from error
 
 
@@ -187,7 +187,7 @@ def plain(value: object) -> object:
     return value
 
 
-def _resolution_error(error: OmegaConfBaseException, where: str) -> ConfigError:
+def _resolution_error(error: Exception, where: str) -> ConfigError:
     key = str(getattr(error, "full_key", "") or "")
     if "Missing mandatory value" in str(error):
         hints = {"name": "name=my-experiment", "model._target_": "model=mlp, or model._target_=package.module.Class"}
@@ -198,6 +198,6 @@ def _resolution_error(error: OmegaConfBaseException, where: str) -> ConfigError:
         )
     return ConfigError(
         f"{key or 'a value'} cannot be resolved ({where})",
-        why=str(error).splitlines()[0],
+        why=(str(error).splitlines() or [type(error).__name__])[0],
         fix="correct the ${...} in it, or give the value it reads",
     )

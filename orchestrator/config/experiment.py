@@ -233,6 +233,10 @@ def _check_same(points: Sequence[ComposedPoint]) -> None:
 
 def _check_package(raw: object) -> None:
     """Refuse an experiment's file that Hydra has put under `experiment:`, where nothing reads it."""
+    if isinstance(raw, Mapping) and raw.get("experiment") == {}:
+        raise ConfigError(
+            "the experiment's file sets nothing", why="an experiment has a name, and a model", fix="name: my-experiment"
+        )
     if isinstance(raw, Mapping) and isinstance(raw.get("experiment"), Mapping):
         raise not_global(f"the experiment's keys came under `experiment:`: {', '.join(map(str, raw['experiment']))}")
 

@@ -48,8 +48,8 @@ def explain(composer: Composes, error: Exception, overrides: Sequence[str]) -> C
     if isinstance(error, RecursionError):
         return ConfigError(
             "the configuration does not compose",
-            why="the defaults list of a file leads back to the file itself",
-            fix=f"see the `defaults:` of the files under {composer.folder}",
+            why="it nests too deeply, or the defaults list of a file leads back to the file itself",
+            fix=f"see the `defaults:` of the files under {composer.folder}, and the overrides given",
         )
     if missing := _NOT_FOUND.search(str(error)):
         return unknown_option(composer, *_split(missing[1]))
@@ -186,6 +186,9 @@ def _decodes(file: Path) -> bool:
 
 def _unspecific(conf: Path, error: Exception) -> ConfigError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__ or error.__context__
+    if not lines and cause:
+        return _unspecific(conf, cause if isinstance(cause, Exception) else ValueError(str(cause)))
     return ConfigError(
         f"the configuration does not compose: {lines[0] if lines else type(error).__name__}",
         why=" ".join(lines[1:4]),

@@ -93,8 +93,8 @@ def whole(least: int, *, most: float = float("inf"), optional: bool = False) -> 
 def positive() -> Field:
     """Return the rule of a number above 0; null is none."""
     return Field(
-        holds=lambda value: _is_number(value) and 0 < value < float("inf"),
-        rule="it is a positive number",
+        holds=lambda value: _is_number(value) and 0 < value < 1e12,
+        rule="it is a positive number below 1e12",
         example="4",
         read=float,
     )

@@ -10,7 +10,9 @@ the numbers that are in the ids of runs.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +22,7 @@ import yaml
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import GroupDefault, InputDefault
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
@@ -31,11 +34,17 @@ from orchestrator.errors import ConfigError
 
 PROVIDER = "project"
 """The name under which Hydra's search path has the project's conf/."""
+_OURS = frozenset({"hydra", PROVIDER, "orchestrator", "schema"})
 
 _PACKAGE = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*?[ \t]*#[ \t]*@package[ \t]+(\S+)[ \t]*(?:\n|$)")
 _INTERPOLATION, _ESCAPED = re.compile(r"\$\{"), r"\\${"
 _READ_BY_HYDRA = frozenset({"searchpath"})
 _MISREAD, _PERHAPS = re.compile(r"[-+]?(?:0\w+|.*:.*)"), re.compile(r"\b0\w|[0-9_]:[0-9]")
+_MARK = "\ufeff"
+MOST_LEVELS = 50
+MOST_VALUES = 100_000
+"""So many are read of a file, with those that aliases repeat."""
+_INDENTED = "\n" + " " * MOST_LEVELS
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 
@@ -56,11 +65,16 @@ class Files(ConfigRepository):
         return copy
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """Load a file. Raises ConfigError for a `hydra:` section, or an interpolation that cannot be read."""
+        """Load a file. Raises ConfigError for a `hydra:` section, and for what YAML or OmegaConf cannot read."""
         try:
+            self._bound(config_path)
             found: ConfigResult | None = super().load_config(config_path)
         except OmegaConfBaseException as error:
             raise self._unreadable(config_path) or error from error
+        except (ConfigError, HydraException, yaml.YAMLError, OSError, UnicodeDecodeError):
+            raise
+        except Exception as error:  # a constructor of YAML's raises what Python does: KeyError, IndexError, ...
+            raise _unbuildable(self._file(config_path), error) from error
         if found is None:
             return None
         text = _text(found.path, config_path)
@@ -86,14 +100,118 @@ class Files(ConfigRepository):
             else:
                 self.misread[key] = text, number
 
+    def _bound(self, config_path: str) -> None:
+        """Refuse a file of the project that is no plain YAML of a moderate size, before anything is made of it."""
+        file = self._file(config_path)
+        if not file.is_file():
+            return
+        text = file.read_text(encoding="utf-8")
+        if text.startswith(_MARK):
+            raise ConfigError(
+                f"{file} begins with a byte order mark",
+                why="with it the first line is not a comment, and `# @package` is not read",
+                fix="save it as UTF-8 without one",
+            )
+        if "&" in text or max(map(text.count, "[{-"), default=0) > MOST_LEVELS or _INDENTED in text:
+            with suppress(yaml.YAMLError):  # said with the file's name by whoever builds it
+                check_bounds(text, file)
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        """Look in a package that a file's `hydra.searchpath` names without importing it: Hydra would run its code."""
+        for query in config_search_path.get_path():
+            if query.provider not in _OURS and query.path.startswith("pkg://"):
+                query.path = f"file://{_folder_of(query.path.removeprefix('pkg://'))}"
+        super().initialize_sources(config_search_path)
+
     def _file(self, config_path: str) -> Path:
-        (source,) = (source for source in self.sources if source.provider == PROVIDER)
-        return Path(source.path) / _named(config_path)
+        folder = next((source.path for source in self.sources if source.provider == PROVIDER), "")
+        return Path(folder) / _named(config_path)
 
     def _unreadable(self, config_path: str) -> ConfigError | None:
         """Return the error for the first text of a file that is not a whole interpolation."""
         file = self._file(config_path)
         return next(_broken(file, yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ""), None)
+
+
+def _folder_of(package: str) -> str:
+    """Return the folder of a package of `hydra.searchpath`. Raises ConfigError where there is none."""
+    path, name = None, ""
+    for part in filter(None, re.split(r"[./]", package)):
+        name = f"{name}.{part}".lstrip(".")
+        specs = (finder.find_spec(name, path) for finder in sys.meta_path)
+        spec = next(filter(None, specs), None)
+        path = spec.submodule_search_locations if spec else None
+        if not path:
+            raise ConfigError(
+                f"hydra.searchpath names pkg://{package}",
+                why=f"there is no package {name}",
+                fix="install it, or name a folder: file:///FOLDER",
+            )
+    return str(next(iter(path or ()), ""))
+
+
+def check_bounds(text: str, file: Path) -> None:
+    """Refuse text that nests too deeply, or that its aliases make too long. Nothing is built of it meanwhile."""
+    sizes, open_anchors = [0], [""]
+    known: dict[str, int] = {}
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in open_anchors:
+                raise _too_much(file, line, f"*{event.anchor} lies in &{event.anchor}", "a value cannot hold itself")
+            sizes[-1] += known.get(event.anchor or "", 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[-1] += 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            sizes.append(1)
+            open_anchors.append(event.anchor or "")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size = sizes.pop()
+            known[open_anchors.pop()] = size
+            sizes[-1] += size
+        if len(sizes) > MOST_LEVELS:
+            raise _too_much(file, line, "it nests too deeply", f"{MOST_LEVELS} levels are read")
+        if sizes[-1] > MOST_VALUES:
+            raise _too_much(file, line, "its aliases (`*`) make too many values", f"{MOST_VALUES:,} are read")
+
+
+def _too_much(file: Path, line: int, what: str, why: str) -> ConfigError:
+    return ConfigError(f"{file}, line {line}: {what}", why=why, fix="write it plainly, without most of it")
+
+
+def _unbuildable(file: Path, error: Exception) -> ConfigError:
+    """Return the error for the first value of a file of which YAML cannot make what its tag says."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        loader = get_yaml_loader()(text)
+        nodes = _scalars(loader.get_single_node())
+        broken = next((node for node in nodes if not _builds(loader, node)), None)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        broken = None
+    place = f"{file}, line {broken.start_mark.line + 1}" if broken else str(file)
+    what = f"{broken.value!r:.60} is not of the type {broken.tag.rpartition(':')[2]}" if broken else "it cannot be read"
+    return ConfigError(
+        f"{place}: {what}", why=f"{type(error).__name__}: {error!s:.200}", fix="correct it, or quote the text"
+    )
+
+
+def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _scalars(value)
+    elif isinstance(node, yaml.MappingNode):
+        for value in (each for pair in node.value for each in pair):
+            yield from _scalars(value)
+
+
+def _builds(loader: Any, node: yaml.ScalarNode) -> bool:
+    try:
+        loader.construct_object(node)
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return True
 
 
 def _named(config_path: str) -> str:

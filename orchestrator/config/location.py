@@ -50,7 +50,7 @@ def in_files(folders: Sequence[Path], choices: Mapping[str, str]) -> Iterator[Wr
 def _in_file(file: Path, package: str) -> Iterator[Written]:
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return
     yield from _below(root, file, package)
     yield Written(key=package, place=str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from typing import Any
 
 from hydra._internal.grammar import grammar_functions
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
-from hydra.core.override_parser.types import Glob, Override, QuotedString, Transformer
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Glob, Override, QuotedString, RangeSweep, Transformer
 
 from orchestrator.config.counterparts import of_hydra
 from orchestrator.config.quoting import as_override
+from orchestrator.config.sweep.grid import MOST_POINTS
 from orchestrator.errors import ConfigError
 
 Options = Callable[[str], Sequence[str] | None]
@@ -114,8 +115,8 @@ def _parse_one(text: str) -> Override:
         )
     try:
         return _parser().parse_override(text)
-    except HydraException as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # Hydra's parser raises what Python does, too
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         fix = next((fix for word, fix in _FIXES.items() if word in reason), _QUOTE)
         raise ConfigError(f"override {text!r} cannot be read", why=reason, fix=fix) from error
 
@@ -188,14 +189,26 @@ def _axis(override: Override, options: Options) -> Axis:
     if isinstance(glob, Glob):
         return Axis(key=key, values=_globbed(glob, override, options), prefix=prefix)
     try:
-        values = tuple(_plain(v) for v in override.sweep_iterator(transformer=Transformer.identity))
-    except (HydraException, ValueError, TypeError) as error:
+        found = [] if _is_long(glob) else override.sweep_iterator(transformer=Transformer.identity)
+        values = tuple(_plain(value) for value in itertools.islice(found, MOST_POINTS + 1))
+    except Exception as error:  # Hydra's functions raise what Python does, too
         raise ConfigError(f"sweep {text!r} cannot be expanded", why=str(error), fix="list the values") from error
+    if len(values) > MOST_POINTS or _is_long(glob):
+        raise ConfigError(
+            f"sweep {text!r} has too many values", why=f"at most {MOST_POINTS:,} are expanded", fix="take a larger step"
+        )
     if not all(value is None or isinstance(value, str | int | float | list | dict) for value in values):
         raise ConfigError(
             f"sweep {text!r} is of more than plain values", why="a point is written down and read again", fix=_WHOLE
         )
     return Axis(key=key, values=values, prefix=prefix)
+
+
+def _is_long(sweep: object) -> bool:
+    """Return whether a range has too many values; Hydra would make a list of one that is shuffled or sorted."""
+    if not isinstance(sweep, RangeSweep) or sweep.start is None or sweep.stop is None or not sweep.step:
+        return False
+    return not (sweep.stop - sweep.start) / sweep.step <= MOST_POINTS  # NaN is no number of values
 
 
 def _globbed(glob: Glob, override: Override, options: Options) -> tuple[str, ...]:

@@ -31,7 +31,15 @@ from orchestrator.local.inline import Inline, no_change
 from orchestrator.local.tasks import observe
 from orchestrator.records.launches import read_launch
 from orchestrator.spec import Resources
-from orchestrator.system.files import PRIVATE, make_own, replace_text, try_lock
+from orchestrator.system.files import (
+    NOT_JSON,
+    PRIVATE,
+    make_own,
+    replace_text,
+    replacing,
+    reporting_write_errors,
+    try_lock,
+)
 from orchestrator.system.processes import start_detached
 
 if TYPE_CHECKING:
@@ -40,6 +48,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
+_ENTRY_BYTES = 65_536
+_CHOOSE = "choose another folder for your own state with $XDG_STATE_HOME"
 
 
 class Workstation:
@@ -56,6 +66,7 @@ class Workstation:
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:  # noqa: ARG002 - any folder will do
         machine.check(shapes, self._terms, cluster="workstation")
         machine.check_slots(shapes, self._terms)
+        self._queue.check_writable()
         logout = session.note()
         held = machine.held(shapes, self._terms)
         return (*machine.notes(self._terms), *held, *([logout] if logout else []), *space.check(data, self._scratch))
@@ -108,11 +119,23 @@ class Queue:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def check_writable(self) -> None:
+        """Raise StateError, before anything is published, where a launch could not be queued: see what it takes."""
+        with self._writing(), replacing(self._entries / "probe") as probe:
+            probe.write_bytes(bytes(_ENTRY_BYTES))
+        self._entries.joinpath("probe").unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with reporting_write_errors(self._entries, choose=_CHOOSE):
+            make_own(self._folder)
+            make_own(self._entries)
+            yield
+
     def add(self, launch: LaunchPaths, terms: Terms) -> None:
-        make_own(self._folder)
-        make_own(self._entries)
         entry = {"launch": str(launch.path), "time": time.time(), **asdict(terms)}
-        replace_text(self._entry(launch), json.dumps(entry), mode=PRIVATE)
+        with self._writing():
+            replace_text(self._entry(launch), json.dumps(entry), mode=PRIVATE)
 
     def holds(self, launch: LaunchPaths) -> bool:
         return self._entry(launch).exists()
@@ -125,8 +148,9 @@ class Queue:
         found = []
         for path in self._entries.glob("*.json") if self._entries.is_dir() else ():
             try:
-                found.append(json.loads(path.read_bytes()))
-            except (OSError, ValueError):
+                entry = json.loads(path.read_bytes())
+                found.append({**entry, "launch": os.fspath(Path(entry["launch"])), "time": float(entry["time"])})
+            except (OSError, *NOT_JSON):
                 _log.warning("skipped a damaged queue entry: %s", path)
         return sorted(found, key=lambda entry: entry["time"])
 
@@ -142,14 +166,12 @@ class Queue:
         """Return what says for what a task of a launch waits, as the supervisor last wrote it."""
         try:
             head = json.loads(self._head.read_bytes())
-        except (OSError, ValueError):
-            head = {}
-        if not head:
+            name = LaunchPaths(Path(head["launch"])).experiment.name
+            next_one, reason = (head["launch"], head["index"]), str(head["reason"])
+            behind = f"waits for its turn, behind {name} {head['run'][:8]}"
+        except (OSError, *NOT_JSON):  # nothing comes next, or nobody can tell
             return lambda _: "waits for its turn"
-        name = LaunchPaths(Path(head["launch"])).experiment.name
-        next_one = (head["launch"], head["index"])
-        behind = f"waits for its turn, behind {name} {head['run'][:8]}"
-        return lambda index: head["reason"] if (str(launch.path), index) == next_one else behind
+        return lambda index: reason if (str(launch.path), index) == next_one else behind
 
     @contextmanager
     def lock(self) -> Iterator[bool]:

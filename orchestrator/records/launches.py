@@ -18,6 +18,7 @@ from orchestrator.system.files import (
     NOT_JSON,
     damaged,
     make_private,
+    parsing,
     read_json,
     replace_text,
     reporting_write_errors,
@@ -128,12 +129,13 @@ def read_run_config(paths: LaunchPaths, planned: PlannedRun, point: Point | None
         from orchestrator.records.searches import read_trial, trial_config
 
         if trial := read_trial(paths, planned):
-            return trial_config(trial.search, point)
+            with parsing(paths.search(trial.search.id)):
+                return trial_config(trial.search, point)
     config = read_json(paths.base(planned.base))
     try:
         for path, value in planned.changes:
             set_leaf(config, path, value)
-    except (KeyError, TypeError) as error:
+    except NOT_JSON as error:
         raise damaged(paths.base(planned.base), f"it has no {error}") from error
     return config
 

@@ -7,7 +7,8 @@ never gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -60,7 +61,42 @@ def parse_event(value: Mapping[str, Any]) -> Event | None:
     if value.get("v") != EVENT_VERSION or not isinstance(value.get("seq"), int):
         return None
     data = {key: entry for key, entry in value.items() if key not in {"v", "seq", "kind", "time"}}
+    if not all(_HOLDS[key](entry) for key, entry in data.items() if key in _HOLDS):
+        return None
     return Event(sequence=value["seq"], kind=str(value.get("kind")), time=float(value.get("time", 0.0)), data=data)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, float) or _is_number(each) for each in value.values())
+
+
+def _is_best(value: object) -> bool:
+    return isinstance(value, dict) and _is_value(value.get("value"))
+
+
+def _is_value(value: object) -> bool:
+    return value is None or isinstance(value, float) or _is_number(value)
+
+
+_HOLDS: Mapping[str, Callable[[object], bool]] = {
+    "metrics": _are_numbers,
+    "progress": lambda value: isinstance(value, dict) and all(map(_is_value, value.values())),
+    "best": _is_best,
+    "point": _is_object,
+    "attrs": _is_object,
+    "study": _is_object,
+    "validation": _is_number,
+    "value": _is_value,
+}
+"""What an event's entries have to be: one with another is damaged, and skipped like a torn line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from orchestrator.layout import LaunchPaths, RunPaths
 from orchestrator.records.planned import PlannedRun, set_leaf
 from orchestrator.spec import Point
 from orchestrator.spec.search import Search, Template, Trial
-from orchestrator.system.files import NOT_JSON, damaged, read_json, replace_text
+from orchestrator.system.files import NOT_JSON, damaged, parsing, read_json, replace_text
 
 
 def read_trial(paths: LaunchPaths, planned: PlannedRun) -> Trial | None:
@@ -20,10 +20,8 @@ def read_trial(paths: LaunchPaths, planned: PlannedRun) -> Trial | None:
     if planned.trial is None:
         return None
     path = paths.search(str(planned.search))
-    try:
+    with parsing(path):
         return Trial(search=Search.from_json(read_json(path)), number=planned.trial)
-    except (KeyError, TypeError) as error:
-        raise damaged(path, f"it has no {error}") from error
 
 
 def read_trial_values(run: RunPaths) -> Mapping[str, Any] | None:

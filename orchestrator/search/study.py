@@ -13,17 +13,18 @@ import hashlib
 import inspect
 import json
 import math
-import sys
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import GridSampler, QMCSampler
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler
+from optuna.samplers.nsgaii import BaseCrossover, BaseMutation
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config.build import build, locate
@@ -43,6 +44,9 @@ SHARE = 0.02
 _RANDOM = {"_target_": "optuna.samplers.RandomSampler"}
 _IN_ORDER = (GridSampler, QMCSampler)
 """Samplers whose seed makes an order of points, which all trials have to agree on."""
+
+_PARTS = (BaseSampler, BasePruner, BaseCrossover, BaseMutation)
+"""What samplers and pruners are made of. Functions are not: Optuna would call them with what they were given."""
 
 _DIGITS = 6
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - Optuna's times have no zone, and nobody reads these
@@ -202,23 +206,45 @@ class Study:
         self._again = now + (now - began) / SHARE
 
 
-def check(search: Search, import_path: Sequence[str]) -> None:
-    """Raise ConfigError if a first trial cannot be asked for, or pruned. The classes may be the project's own."""
-    sys.path[:0] = import_path
+def check(search: Search) -> None:
+    """Raise ConfigError if a first trial cannot be asked for, or pruned. It imports what is named: see check.py."""
     try:
         asked = ask(search, (), 0)
         mine = Known(number=0, point=asked.point, state=TrialState.RUNNING, reports={1: 0.0}, attrs=asked.attrs)
         study = _study(search, (), mine)
         if len(search.objectives) == 1:
             study.pruner.prune(study, study.get_trials(deepcopy=False)[0])
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"sweep.optuna: {search.sampler['_target_']} cannot be asked for a trial",
             why=f"{error}",
             fix="correct sweep.optuna.sampler and pruner, or leave them out for TPE and the median",
         ) from error
-    finally:
-        del sys.path[: len(import_path)]
+
+
+def _refuse_others(node: object, kinds: tuple[type, ...]) -> None:
+    """Raise ConfigError if a node, or one within it, is of another class: what is built is called, whatever it is."""
+    if isinstance(node, list | tuple):
+        for item in node:
+            _refuse_others(item, kinds)
+    if not isinstance(node, Mapping):
+        return
+    target = locate(str(node["_target_"])) if "_target_" in node else None
+    if target is not None and not (inspect.isclass(target) and issubclass(target, kinds)):
+        raise ConfigError(
+            f"sweep.optuna: {node['_target_']} is not a class of Optuna's that samples or prunes",
+            why=f"in a sampler or a pruner, a _target_ is a subclass of {', '.join(kind.__name__ for kind in kinds)}",
+            fix="derive a class of yours from one of them",
+        )
+    _refuse_others(list(node.values()), _PARTS)
+
+
+def _made(node: Mapping[str, object], kind: type) -> Any:
+    """Build a sampler or a pruner, and nothing else."""
+    _refuse_others(node, (kind,))
+    return build(node)
 
 
 def _study(search: Search, others: Iterable[Known], mine: Known) -> optuna.Study:
@@ -227,8 +253,8 @@ def _study(search: Search, others: Iterable[Known], mine: Known) -> optuna.Study
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of what a user chose
     study = optuna.create_study(
         study_name=search.id,
-        sampler=build(_seeded(search.sampler, search, mine.number)),
-        pruner=build(search.pruner) if search.pruner else optuna.pruners.NopPruner(),
+        sampler=_made(_seeded(search.sampler, search, mine.number), BaseSampler),
+        pruner=_made(search.pruner, BasePruner) if search.pruner else optuna.pruners.NopPruner(),
         directions=["maximize" if objective.mode == "max" else "minimize" for objective in search.objectives],
     )
     numbered = {each.number: each for each in (*others, mine)}
@@ -323,7 +349,7 @@ def _seed(search: Search, number: int | None) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _seeded(node: object, search: Search, number: int) -> object:
+def _seeded(node: Any, search: Search, number: int) -> Any:
     """Return a `_target_` node in which all that takes a seed is given one: its trial's own."""
     if isinstance(node, list):
         return [_seeded(item, search, number) for item in node]

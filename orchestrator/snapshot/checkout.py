@@ -58,7 +58,7 @@ def read_parts(repo: Repository, selection: Selection, scratch: Path) -> Iterato
         part = _read(repo, at, selection, _owned(included, at, selection.project))
         yield part
         for path in _repositories_inside(part, selection):
-            inner = find_repository(selection.project / path, scratch)
+            inner = find_repository(selection.project / path, scratch, foreign=True)
             if inner is not None and not inner.prefix:
                 waiting.append((path, inner))
 

@@ -1,42 +1,30 @@
 """One git repository, only read: what git has to write goes to a copy of the index and temporary objects.
 
-No hook runs and no lock of the user's is waited for. A filter such as git-lfs runs as in `git add`.
+No hook runs and no lock of the user's is waited for. A filter such as git-lfs runs as in `git add`; in a clone or a
+submodule inside the project only one of the user's own configuration, not of the clone's.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import RequestError
+from orchestrator.errors import RequestError, StateError
 from orchestrator.snapshot.tree import Entry, digest
-from orchestrator.system.processes import ProgramError, run
-
-_SETTINGS = (
-    "core.fsmonitor=false",  # a program of the user's
-    "core.hooksPath=/dev/null",  # post-index-change would run
-    "core.splitIndex=false",  # a split index is written into the real .git
-    "core.safecrlf=false",
-    "core.looseCompression=0",
-    "core.fsync=none",  # temporary objects
-)
-_GIT = ("git", *(word for setting in _SETTINGS for word in ("-c", setting)))
-_INHERITED = (
-    "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_NAMESPACE",
-    "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH",
-    "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS",
-)  # fmt: skip
-"""What git sets for its hooks: a launch from a hook would freeze another repository than its own."""
+from orchestrator.system.git import git as run_git
+from orchestrator.system.git import guards
+from orchestrator.system.processes import ProgramError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
     """The folder to freeze in one repository, and the environment in which git only reads that repository.
 
-    `prefix` is the folder's path below the repository's top, `""` or `"path/"`.
+    `prefix` is the folder's path below the repository's top, `""` or `"path/"`; `settings` are git's, for each call.
     """
 
     folder: Path
@@ -44,6 +32,7 @@ class Repository:
     algorithm: str
     objects: Path
     env: Mapping[str, str]
+    settings: Sequence[str] = ()
 
     @property
     def no_object(self) -> str:
@@ -51,8 +40,14 @@ class Repository:
 
     def git(self, *words: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
         try:
-            return _git(self.folder, *words, stdin=stdin, env=env or self.env)
+            return run_git(self.folder, *words, settings=self.settings, stdin=stdin, env=env or self.env)
         except ProgramError as error:
+            if any(os.strerror(number) in error.stderr for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)):
+                raise StateError(
+                    f"git {words[0]} cannot write what it makes of {self.folder}",
+                    why=error.reason,
+                    fix="free some space in the folder for runs (--runs, $ORCH_RUNS) and in $TMPDIR",
+                ) from error
             raise RequestError(
                 f"git {words[0]} failed in {self.folder}",
                 why=error.stderr.strip(),
@@ -72,19 +67,16 @@ class Status:
     untracked: tuple[str, ...]
 
 
-def _git(folder: Path, *words: str, env: Mapping[str, str], stdin: bytes = b"") -> bytes:
-    unset = [word for name in _INHERITED if name in os.environ for word in ("-u", name)]
-    scrub = ["env", *unset] if unset else []
-    argv = [*scrub, *(f"{name}={value}" for name, value in env.items() if scrub), *_GIT, *words]
-    return run(argv, cwd=folder, env={"LC_ALL": "C", **env}, stdin=stdin)
+def find_repository(folder: Path, scratch: Path, *, foreign: bool = False) -> Repository | None:
+    """Return the repository that a folder lies in; None if it lies in none or there is no git.
 
-
-def find_repository(folder: Path, scratch: Path) -> Repository | None:
-    """Return the repository that a folder lies in; None if it lies in none or there is no git."""
+    `foreign`: it is not the project's own, and its configuration names no program that runs.
+    """
     if shutil.which("git") is None:
         return None
     try:
-        answer = _git(
+        settings = guards(folder) if foreign else ()
+        answer = run_git(
             folder,
             "rev-parse",
             "--show-object-format",
@@ -95,7 +87,7 @@ def find_repository(folder: Path, scratch: Path) -> Repository | None:
             "--next",
             "--git-path",
             "objects",
-            env={},
+            settings=settings,
         )
     except ProgramError as error:
         if "not a git repository (or any" in error.stderr:
@@ -110,6 +102,7 @@ def find_repository(folder: Path, scratch: Path) -> Repository | None:
         algorithm=algorithm,
         objects=real,
         env=redirect(copy_index(folder / index, scratch), scratch, [real]),
+        settings=settings,
     )
 
 

@@ -38,7 +38,12 @@ class Template:
             (tuple(at), tuple(piece if isinstance(piece, str) else tuple(piece) for piece in pieces))
             for at, pieces in value["fills"]
         )
-        return cls(choices=value["choices"], keys=tuple(value["keys"]), fills=fills, config=value["config"])
+        return cls(
+            choices=dict(value["choices"]),
+            keys=tuple(map(_text, value["keys"])),
+            fills=fills,
+            config=dict(value["config"]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +64,15 @@ class Search:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         space = {
-            key: Distribution(kind=each["kind"], arguments=tuple(each["arguments"]))
+            key: Distribution(kind=_text(each["kind"]), arguments=tuple(each["arguments"]))
             for key, each in value["space"].items()
         }
         return cls(
-            id=value["id"],
+            id=_text(value["id"]),
             space=space,
-            sampler=value["sampler"],
-            pruner=value["pruner"],
-            seed=value["seed"],
+            sampler=dict(value["sampler"]),
+            pruner=value["pruner"] and dict(value["pruner"]),
+            seed=int(value["seed"]),
             objectives=tuple(Objective(**each) for each in value["objectives"]),
             templates=tuple(map(Template.from_json, value["templates"])),
         )
@@ -82,3 +87,9 @@ class Trial:
 
     search: Search
     number: int
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} is not text")
+    return value

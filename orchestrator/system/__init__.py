@@ -2,6 +2,7 @@
 
 processes.py  programs run to their end, asked a question, or recognised later
 files.py      private folders, whole files, names taken by rename
+git.py        the one door to git: no program runs that a repository names
 cache.py      answers kept in the user's cache folder
 threads.py    threads over the items of a list
 ports.py      a port of ours on loopback, and whose process has one

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 """What the system says where a folder is not empty: some filesystems the one, some the other."""
 
-NOT_JSON = (ValueError, RecursionError)
-"""What reading a damaged JSON text raises."""
+NOT_JSON = (ValueError, RecursionError, LookupError, TypeError, AttributeError, OverflowError)
+"""What reading a damaged JSON text raises, and taking values out of one of another shape."""
 
 READABLE, PRIVATE = 0o644, 0o600
 """The modes of our files, of which the umask may take more: whatever it is, nobody else ever writes to them."""
@@ -45,17 +45,20 @@ def create(path: Path, mode: int = READABLE) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
 
 
-def make_private(folder: Path) -> None:
+_CHOOSE = "choose another folder for runs with --runs or $ORCH_RUNS"
+
+
+def make_private(folder: Path, *, choose: str = _CHOOSE) -> None:
     """Make a folder, and those above it, for this user alone. Raises StateError where that is impossible."""
     try:
         if not folder.is_dir():
-            make_private(folder.parent)
+            make_private(folder.parent, choose=choose)
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StateError(
             f"cannot make {folder}",
             why=error.strerror or str(error),
-            fix="choose another folder for runs with --runs or $ORCH_RUNS",
+            fix=choose,
         ) from error
 
 
@@ -85,15 +88,14 @@ def doubt(folder: Path, owner: int) -> str:
 
 def make_own(folder: Path) -> None:
     """Make a folder of the user's state as `make_private` does. Raises StateError for one that is not their own."""
-    make_private(folder)
+    choose = "set XDG_STATE_HOME to a folder of your own"
+    make_private(folder, choose=choose)
     if why := doubt(folder, os.getuid()):
-        raise StateError(
-            f"{folder} cannot be used", why=why, fix="move it away, or set XDG_STATE_HOME to a folder of your own"
-        )
+        raise StateError(f"{folder} cannot be used", why=why, fix=f"move it away, or {choose}")
 
 
 @contextmanager
-def reporting_write_errors(folder: Path) -> Iterator[None]:
+def reporting_write_errors(folder: Path, *, choose: str = _CHOOSE) -> Iterator[None]:
     """Raise StateError where a file of ours cannot be written in a folder: a full disk, a quota, a lost mount."""
     try:
         yield
@@ -101,7 +103,7 @@ def reporting_write_errors(folder: Path) -> Iterator[None]:
         raise StateError(
             f"cannot write {folder}",
             why=error.strerror or str(error),
-            fix="free some space there, or choose another folder for runs with --runs or $ORCH_RUNS",
+            fix=f"free some space there, or {choose}",
         ) from error
 
 
@@ -263,6 +265,17 @@ def read_json(path: Path) -> dict[str, object]:
     except (OSError, *NOT_JSON) as error:
         raise damaged(path, str(error)) from error
     return as_object(path, value)
+
+
+@contextmanager
+def parsing(path: Path) -> Iterator[None]:
+    """Raise StateError where a file of ours is not what was written; FileNotFoundError where there is none."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, *NOT_JSON) as error:
+        raise damaged(path, f"{type(error).__name__}: {error!s:.200}") from error
 
 
 def as_object(path: Path, value: object) -> dict[str, object]:

@@ -466,3 +466,28 @@ def test_who_stops_listening_ends_the_transfers(version, clone, tmp_path):
     before = sorted(os.listdir(tmp_path / "node"))
     assert not [process for process in psutil.Process().children() if "dvc_remote" in _command(process)]
     assert sorted(os.listdir(tmp_path / "node")) == before
+
+
+@pytest.mark.parametrize("option", ["configpath", "credentialpath"])
+def test_a_clones_own_configuration_names_no_program_and_the_users_own_may(
+    version, clone, no_credentials, tmp_path, option, monkeypatch
+):
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name)
+    answer = json.dumps({"Version": 1, "AccessKeyId": KEY, "SecretAccessKey": SECRET})
+    (tmp_path / "program").write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\necho '{answer}'\n")
+    (tmp_path / "program").chmod(0o755)
+    (tmp_path / "aws").write_text(f"[default]\nCredential_Process = {tmp_path / 'program'}\n")
+    section = f"['remote \"far\"']\n    {option} = {tmp_path / 'aws'}\n"
+    (clone / ".dvc/config.local").write_text(section)
+    with pytest.raises(RequestError, match=f"names a program \\({option}\\)"):
+        version(clone)
+    assert not (tmp_path / "ran").exists()
+    own = Path(os.environ["DVC_GLOBAL_CONFIG_DIR"], "config")
+    own.parent.mkdir(exist_ok=True)
+    own.write_text(f"{section}    url = s3://any\n")
+    try:
+        assert version(clone).files == len(FILES)
+    finally:
+        own.unlink()
+    assert (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ from full_disk import refusal, small_disk
 
 from orchestrator.layout import ExperimentPaths
 from orchestrator.local.inline import Inline
+from orchestrator.local.workstation import Workstation
 from orchestrator.records.record import RunState
 from orchestrator.testing.launches import Bench, scripted
 
@@ -40,3 +41,22 @@ def test_wherever_it_is_full_while_a_launch_is_published_nothing_is_half_done(tm
             assert [record.state for record in bench.records().values()] == [RunState.DONE]
             cluster.close()
     assert 3 <= refused < 8
+
+
+@pytest.mark.parametrize("broken", ["a file in its place", "a full disk"])
+def test_a_state_folder_that_cannot_be_written_is_named_before_anything_is_published(tmp_path, broken):
+    with small_disk(tmp_path / "state's") as disk:
+        state = disk.folder / "queue"
+        if broken == "a full disk":
+            disk.leave(1)
+        else:
+            state.write_text("")
+        bench = Bench(
+            paths=ExperimentPaths(tmp_path / "runs" / "x"), kind="workstation", cluster=Workstation(folder=state)
+        )
+        error = refusal(lambda: bench.launch([scripted()]))
+        assert error is not None
+        assert str(state) in error.what
+        assert "$XDG_STATE_HOME" in error.fix
+        assert error.exit_code == 1
+        assert not (tmp_path / "runs").exists()

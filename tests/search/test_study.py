@@ -143,8 +143,32 @@ def test_any_sampler_of_optuna_nested_ones_too():
 
 def test_a_sampler_that_cannot_be_used_is_refused_before_the_launch():
     with pytest.raises(ConfigError, match="cannot be asked"):
-        check(search({"_target_": "optuna.samplers.GridSampler", "search_space": {"x": [1]}}), [])
-    check(search(), [])
+        check(search({"_target_": "optuna.samplers.GridSampler", "search_space": {"x": [1]}}))
+    check(search())
+
+
+TOUCH = {"_target_": "os.system", "command": "touch ran"}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"sampler": TOUCH},
+        {"pruner": TOUCH},
+        {"sampler": {"_target_": "optuna.pruners.NopPruner"}},
+        {"sampler": {**TPE, "gamma": {**TOUCH, "_partial_": True}}},
+        {"sampler": {**TPE, "gamma": {"_target_": "subprocess.call", "_args_": [["touch", "ran"]], "_partial_": True}}},
+        {"sampler": {"_target_": "optuna.samplers.PartialFixedSampler", "fixed_params": {}, "base_sampler": TOUCH}},
+        {"sampler": {**TPE, "_args_": [[{"deep": TOUCH}]]}},
+        {"sampler": {**TPE, "_recursive_": False, "weights": TOUCH}},
+        {"pruner": {"_target_": "optuna.pruners.PatientPruner", "patience": 1, "wrapped_pruner": TOUCH}},
+    ],
+)
+def test_what_is_no_sampler_or_pruner_is_not_called(nodes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="not a class of Optuna's"):
+        ask(search(**nodes), (), 0)
+    assert not (tmp_path / "ran").exists()
 
 
 # --- records -> trials --------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ CAMPAIGNS = (
     Campaign(name="chaos", minutes=30, arguments=("tests/data", "tests/launch", "tests/slurm", "tests/tracking")),
     Campaign(name="slurm", minutes=35, arguments=("tests/slurm",)),
     Campaign(name="fuzz", minutes=30, arguments=PARALLEL),
+    Campaign(name="damage", minutes=25, arguments=("tests/config", "tests/records", "tests/cli")),
     Campaign(name="uploaders", minutes=20, arguments=("tests/tracking/test_tracking_server.py",)),
     Campaign(name="scale", minutes=30, arguments=SCALE, environ={"SCALE_RUNS": "500"}),
     Campaign(name="scale-10000", minutes=240, arguments=SCALE, environ={"SCALE_RUNS": "10000"}),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Context, Decimal
 from statistics import NormalDist
@@ -86,7 +87,7 @@ def _broken_rule(kind: str, arguments: Sequence[Any]) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _uniform(share: float, low: float, high: float) -> float:

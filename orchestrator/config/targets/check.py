@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config.build import SAVE_DIR
+from orchestrator.config.build import SAVE_DIR, SPECIAL
 from orchestrator.config.targets.annotation import Accepts
 from orchestrator.config.targets.answer import Answers, is_installed
 from orchestrator.config.targets.callbacks import check_together
@@ -108,6 +108,7 @@ class Targets:
 
     def _check_node(self, node: Mapping[str, Any], where: str, given: Collection[str], *, template: bool) -> None:
         target, positional = node["_target_"], _positional(node, where)
+        _check_special(node, where)
         exempt = template or node.get("_partial_") is True
         call = (str(target), len(positional), exempt, tuple(given), tuple(node))
         if call not in self._right:
@@ -246,6 +247,26 @@ def _wrong_value(key: str, value: object, target: str, accepts: Accepts) -> Conf
 
 def _is_hydras(key: str) -> bool:
     return len(key) > 2 and key.startswith("_") and key.endswith("_")
+
+
+def _check_special(node: Mapping[str, object], where: str) -> None:
+    """Refuse a key such as `_partail_` that nobody reads, or a value that it cannot have."""
+    for key in filter(_is_hydras, map(str, node)):
+        if key not in SPECIAL:
+            raise ConfigError(
+                f"{where}.{key} is unknown{nearest(key, SPECIAL)}",
+                why=f"of the keys with underscores at both ends there are {_listed(SPECIAL)}",
+                fix=f"correct or remove {where}.{key}",
+            )
+        allowed = SPECIAL[key]
+        if allowed and not any(
+            node[key] is value or (isinstance(value, str) and node[key] == value) for value in allowed
+        ):
+            raise ConfigError(
+                f"{where}.{key} is {_shown(node[key])}",
+                why=f"it is one of {_listed(map(str, allowed))}",
+                fix=f"{where}.{key}={str(allowed[0]).lower()}",
+            )
 
 
 def _positional(node: Mapping[str, object], where: str) -> Sequence[object]:

@@ -33,7 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestrator.data.sources.dvc_cache import expected_paths, other_paths
-from orchestrator.data.sources.dvc_remote import known_remotes, read_object, without_secrets
+from orchestrator.data.sources.dvc_remote import known_remotes, read_object, without_programs, without_secrets
 from orchestrator.data.sources.git import is_url, without_password
 
 Key = tuple[str, ...]
@@ -131,7 +131,9 @@ def _open(root: str, full: Key, commit: str) -> tuple[object, Key]:
     for length in range(len(full), -1, -1):
         home = "/" + "/".join(full[:length])
         if files.isdir(f"{home.rstrip('/')}/.dvc"):
-            return Repo(root_dir=home, fs=files, scm=scm), full[:length]
+            repo = Repo(root_dir=home, fs=files, scm=scm)
+            without_programs(repo.config)
+            return repo, full[:length]
     raise NoAnswerError("not dvc")
 
 
@@ -312,6 +314,7 @@ def _places(dvc_root: Path | None, repo: Any) -> Places:
     from dvc.config import Config
 
     config = Config(str(dvc_root / ".dvc")) if dvc_root else Config(repo.fs.join(repo.root_dir, ".dvc"), fs=repo.fs)
+    without_programs(config)  # of a remote that is asked, `read_object` says so
     cache = config["cache"].get("dir") or (dvc_root and dvc_root / ".dvc" / "cache")
     remotes = known_remotes(config, str(dvc_root or ""))
     files = config.files if dvc_root else {name: file for name, file in config.files.items() if name != "repo"}

@@ -53,6 +53,10 @@ _SHOWABLE = frozenset(
 )  # fmt: skip
 """The options that a manifest may hold: none of them is a secret, nor the path of one."""
 
+_FILES = frozenset({"configpath", "credentialpath"})
+_PROGRAMS = _FILES | {"bearer_token_command"}
+_ALLOW = "if you trust it, dvc remote modify --global {0} {1} VALUE"
+
 
 def main() -> int:
     request, output = json.load(sys.stdin), sys.stdout
@@ -127,6 +131,10 @@ def _opened(remote: Remote) -> tuple[Any, str]:
     config = Config(str(home)) if home and home.is_dir() else Config()
     stored = {"url": remote["url"], **remote["config"]}
     given = {"name": remote["name"]} if remote["name"] in config["remote"] else stored  # with its secrets, if any
+    if option := without_programs(config).get(remote["name"]):
+        raise OSError(
+            f"the repository's .dvc/config names a program ({option}): {_ALLOW.format(remote['name'], option)}"
+        )
     kind, options, path = get_cloud_fs(config, **given)
     if options.pop("worktree", False):
         options["version_aware"] = True
@@ -228,6 +236,29 @@ def _described(config: Any, name: str) -> dict[str, object]:
         "kind": "files" if versions else "objects",
         "config": without_secrets(options),
     }
+
+
+def without_programs(config: Any) -> dict[str, str]:
+    """Take out of a DVC configuration what names a program, and return those options by the remote's name.
+
+    Only the user's own files, global or system, may do so. A file of AWS's settings counts if it names one.
+    """
+    own = config.load_config_to_level("repo").get("remote", {})
+    found = {}
+    for name, options in config["remote"].items():
+        for option in _PROGRAMS & options.keys():
+            value = str(options[option])
+            if value != str(own.get(name, {}).get(option)) and (option not in _FILES or _runs_one(Path(value))):
+                found[name] = option
+                del options[option]
+    return found
+
+
+def _runs_one(file: Path) -> bool:
+    try:
+        return b"credential_process" in file.expanduser().read_bytes().lower()
+    except OSError:
+        return False
 
 
 def without_secrets(options: Mapping[str, object]) -> dict[str, object]:

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from orchestrator.errors import RequestError
 from orchestrator.system.files import draft_of, make_private, take_by_rename
-from orchestrator.system.processes import ProgramError, run
+from orchestrator.system.git import git, guards
+from orchestrator.system.processes import ProgramError
 
 _GIT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", "GIT_TERMINAL_PROMPT": "0"}
 _OBJECT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -65,7 +66,7 @@ def differs(place: Checkout, files: Sequence[str]) -> bool:
     if not (place.clone and place.at_head):
         return False
     try:
-        _git(place.root, "diff", "--quiet", "HEAD", "--", *files)
+        _git(place.root, "diff", "--quiet", "--no-ext-diff", "--no-textconv", "HEAD", "--", *files)
     except ProgramError as error:
         return error.status == 1
     return False
@@ -102,7 +103,8 @@ def some_of(names: Sequence[str], word: str) -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     ssh = os.environ.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")  # nobody is there to answer a question
-    return os.fsdecode(run(["git", "-C", str(folder), *arguments], env={**_GIT, "GIT_SSH_COMMAND": ssh}))
+    env = {**_GIT, "GIT_SSH_COMMAND": ssh}
+    return os.fsdecode(git(folder, *arguments, settings=guards(folder), env=env))
 
 
 def _root(folder: Path) -> tuple[Path, bool]:
