@@ -334,12 +334,22 @@ def test_a_history_begun_anew_replaces_the_child(store, folder):
 
 
 def test_a_torn_line_waits_and_a_broken_one_is_skipped(store, folder):
-    path = spool(folder, 1, ("loss", 0, 1.0), tail=b"\0\0\0\n{broken\n")
+    path = spool(folder, 1, ("loss", 0, 1.0), tail=b"{broken\n")
     spool(folder, 1, ("loss", 1, 2.0), tail=b'{"v":1,"kind":"metr')
     assert store.sync(experiment(run(spools=(path,)))).metrics_sent == 2
     before = content(store)
     assert store.sync(experiment(run(spools=(path,)))) == Report()
     assert content(store) == before
+
+
+def test_zeros_of_an_attempt_that_still_writes_are_waited_for(store, folder):
+    """A network filesystem's pages may arrive out of order; those of an attempt that has ended are a crash's."""
+    path = spool(folder, 1, ("loss", 0, 1.0), tail=b"\0\0\0")
+    spool(folder, 1, ("loss", 1, 2.0))
+    assert store.sync(experiment(run(spools=(path,), state="running"))).metrics_sent == 1
+    assert (
+        store.sync(experiment(run(spools=(path, folder / "a002" / "metrics.jsonl"), state="running"))).metrics_sent == 1
+    )
 
 
 def test_ten_thousand_points_and_a_record_wider_than_a_batch(store, folder):
