@@ -91,7 +91,7 @@ HEAVY = (
     "torch",
 )
 FORBIDDEN_NAMES = {"base", "common", "helpers", "manager", "utils"}
-MOST_ANY = 240
+MOST_ANY = 260
 LONGEST_FUNCTION = 60  # lines; most have fewer than ten
 
 

@@ -88,7 +88,7 @@ def doubt(folder: Path, owner: int) -> str:
 
 def make_own(folder: Path) -> None:
     """Make a folder of the user's state as `make_private` does. Raises StateError for one that is not their own."""
-    choose = "set XDG_STATE_HOME to a folder of your own"
+    choose = "set $XDG_STATE_HOME to a folder of your own"
     make_private(folder, choose=choose)
     if why := doubt(folder, os.getuid()):
         raise StateError(f"{folder} cannot be used", why=why, fix=f"move it away, or {choose}")

@@ -16,6 +16,7 @@ HOST = "127.0.0.1"
 _FIRST, _USERS, _TRIES = 20000, 10000, 50
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENING = "0A"
+_LAST = 65_535
 
 
 def usual_port(uid: int) -> int:
@@ -41,10 +42,12 @@ def listen(port: int | None = None) -> socket.socket:
 
 
 def _listen(port: int) -> socket.socket:
+    if not 0 <= port <= _LAST:
+        raise RequestError(f"port {port} cannot be used", why=f"ports end at {_LAST}", fix="choose one up to that")
     try:
         return socket.create_server((HOST, port))
-    except (OSError, OverflowError) as error:
-        why = taken(port) if getattr(error, "errno", None) == errno.EADDRINUSE else str(error)
+    except OSError as error:
+        why = taken(port) if error.errno == errno.EADDRINUSE else str(error)
         raise RequestError(
             f"port {port} cannot be used", why=why, fix="leave out --port: orch chooses a free one"
         ) from error

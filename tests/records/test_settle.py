@@ -272,7 +272,8 @@ def test_the_memory_of_an_attempt_counts_its_children_and_is_written_while_it_ru
         child = psutil.Popen(hog, stdin=-1, stdout=-1)
         assert child.stdout.readline()
         wait_for(lambda: usage.sample() >= before + grown, "the child to be counted")
-        wait_for(lambda: seen(path) >= before + grown, "it to be written down")
+        least = (before + grown) / 1.2  # what grows by less than a fifth after that is not written
+        wait_for(lambda: seen(path) >= least, "it to be written down")
         child.communicate(b"\n")
     assert usage.to_json()["memory_bytes"] >= before + grown  # a peak stays
 
