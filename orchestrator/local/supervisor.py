@@ -30,6 +30,7 @@ from orchestrator.records.attempts import mark_state, read_attempt, read_claim, 
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import read_launch
 from orchestrator.records.record import Attempt, Claim, RunState
+from orchestrator.system.processes import NEUTRAL
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
@@ -321,10 +322,10 @@ class Sidecars:
         process = self._processes.get(runs)
         if process is None or process.poll() is not None:
             process = self._processes[runs] = subprocess.Popen(
-                [python, "-m", "orchestrator.tracking.sidecar", str(runs)],
+                [python, "-P", "-m", "orchestrator.tracking.sidecar", str(runs)],
                 stdin=subprocess.PIPE,
                 env=None,
-                cwd=runs,
+                cwd=NEUTRAL,
                 start_new_session=True,
             )
         pipe: IO[bytes] | None = process.stdin

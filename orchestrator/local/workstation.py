@@ -40,7 +40,7 @@ from orchestrator.system.files import (
     reporting_write_errors,
     try_lock,
 )
-from orchestrator.system.processes import start_detached
+from orchestrator.system.processes import python, start_detached
 
 if TYPE_CHECKING:
     from orchestrator.local.schedule import Terms
@@ -190,8 +190,8 @@ class Queue:
                 return
         # Between here and the new process's own lock another may start too; one of them then ends at once.
         try:
-            argv = [sys.executable, "-m", "orchestrator.local.workstation", str(self._folder)]
-            start_detached(session.surviving(argv), cwd=self._folder, log=self._folder / "log")
+            argv = python("-m", "orchestrator.local.workstation", str(self._folder))
+            start_detached(session.surviving(argv), log=self._folder / "log")
         except OSError as error:
             raise StateError(
                 "the workstation's supervisor cannot be started", why=str(error), fix=f"see {self._folder / 'log'}"

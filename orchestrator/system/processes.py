@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+NEUTRAL = Path("/")
+"""The folder that programs of ours are started in: what Python, or a library, looks for there is nobody's."""
+
 
 class ProgramError(Exception):
     """A program could not be started, or ended with another exit status than 0."""
@@ -84,12 +87,20 @@ def ask(
     `program`: its file, or `-m` and its module. Its folder is not on the search path, as Python would have it. Raises
     ProgramError, also where it ends without an answer (with `status` 0); the error's `reason` is what it last said.
     """
-    argv = [sys.executable, "-P", *program]
+    argv = python(*program)
     said = run(argv, env=env, stdin=json.dumps(question).encode(), timeout_s=timeout_s)
     try:
         return json.loads(said)
     except ValueError as error:
         raise ProgramError(argv, 0, "it ended without an answer") from error
+
+
+def python(*program: str) -> list[str]:
+    """Return the command of a Python program: its file, or `-m` and its module, and arguments.
+
+    With `-P` no module is looked for in the folder that it is started in: others may have put files there.
+    """
+    return [sys.executable, "-P", *program]
 
 
 def with_our_package() -> dict[str, str]:
@@ -98,15 +109,15 @@ def with_our_package() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))}
 
 
-def start_detached(argv: Sequence[str], *, cwd: Path, log: Path) -> None:
+def start_detached(argv: Sequence[str], *, log: Path) -> None:
     """Start a program that outlives this process, in a session of its own; what it prints is appended to `log`.
 
-    Raises OSError if it cannot be started.
+    It keeps no folder busy, and finds nothing in the one that it is in. Raises OSError if it cannot be started.
     """
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "ab") as output:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=cwd
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=NEUTRAL
         )
     threading.Thread(target=process.wait, daemon=True).start()  # a long-lived parent keeps no zombie
 

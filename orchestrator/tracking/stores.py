@@ -6,7 +6,6 @@ import getpass
 import logging
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from orchestrator.records.experiment import ExperimentState, read_experiment
 from orchestrator.records.launches import read_launch
 from orchestrator.records.record import RunState
 from orchestrator.system.files import check_private, make_private
-from orchestrator.system.processes import start_detached
+from orchestrator.system.processes import python, start_detached
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Report
@@ -117,10 +116,10 @@ def addressed(options: Mapping[str, object], project: Project, name: str) -> Map
 
 def sync_in_background(project: Project, experiment: ExperimentPaths) -> None:
     """Start a process that syncs an experiment, and removes the mark first: it sees what ended until then."""
-    argv = [sys.executable, "-m", "orchestrator.tracking.sidecar", str(project.runs.path), experiment.name]
+    argv = python("-m", "orchestrator.tracking.sidecar", str(project.runs.path), experiment.name)
     try:
         experiment.unsynced.touch(mode=0o600)
         make_private(cache_dir())
-        start_detached(argv, cwd=project.runs.path, log=cache_dir() / "sync.log")
+        start_detached(argv, log=cache_dir() / "sync.log")
     except (OSError, OrchError) as error:
         _log.info("not synced: %s", error)

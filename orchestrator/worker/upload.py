@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import subprocess
-import sys
 import threading
 from typing import Self
 
+from orchestrator.system.processes import NEUTRAL, python
 from orchestrator.worker.assignment import Assignment
 
 _log = logging.getLogger(__name__)
@@ -32,13 +32,8 @@ class Uploader:
         tracking = assignment.header.tracking
         if not assignment.leads or tracking["kind"] != "server" or tracking["upload"] != "jobs":
             return None
-        argv = [
-            sys.executable,
-            "-m",
-            "orchestrator.tracking.uploader",
-            str(assignment.launch.path),
-            str(assignment.planned.index),
-        ]
+        task = (str(assignment.launch.path), str(assignment.planned.index))
+        argv = python("-m", "orchestrator.tracking.uploader", *task)
         try:
             return cls(argv)
         except OSError as error:
@@ -62,7 +57,7 @@ class Uploader:
             _log.warning("not all was sent to the tracking server; `orch ui --once` sends the rest")
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._argv, stdin=subprocess.PIPE)
+        return subprocess.Popen(self._argv, stdin=subprocess.PIPE, cwd=NEUTRAL)
 
     def _keep(self) -> None:
         while True:

@@ -41,7 +41,8 @@ start_detached = workstation.start_detached
 
 
 def start_warm(argv: list[str], **options: Any) -> None:
-    start_detached([*argv[: argv.index("-m")], __file__, *argv[argv.index("-m") :]], **options)
+    before = [word for word in argv[: argv.index("-m")] if word != "-P"]  # this file's own folder is needed
+    start_detached([*before, __file__, *argv[argv.index("-m") :]], **options)
 
 
 workstation.start_detached = start_warm

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from orchestrator.records.launches import read_run_config
 from orchestrator.records.planned import read_planned_run
 from orchestrator.records.record import Record
 from orchestrator.spec import PROJECT
-from orchestrator.system.processes import ProgramError, run
+from orchestrator.system.processes import NEUTRAL, ProgramError, python, run
 from orchestrator.tracking import TrackedExperiment
 from orchestrator.tracking import notes as tracking_notes
 from orchestrator.tracking.view import experiment_of
@@ -139,7 +138,7 @@ def _save(wish: Wish, folder: Path, model: Mapping[str, str]) -> Path:
     """Have the registrar write the model to a folder. `model` are MLflow's ids of it and of its run."""
     job = {**wish.job, "folder": str(folder), "mlflow": dict(model)}
     paths = os.pathsep.join([*wish.import_path, *filter(None, [os.environ.get("PYTHONPATH")])])
-    argv = [sys.executable, "-m", "orchestrator.registrar"]  # in code frozen before 0.2 it has no other name
+    argv = python("-m", "orchestrator.registrar")  # in code frozen before 0.2 it has no other name
     environment = {
         "PYTHONPATH": paths,
         "PYTHONSAFEPATH": "1",
@@ -147,7 +146,7 @@ def _save(wish: Wish, folder: Path, model: Mapping[str, str]) -> Path:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     try:
-        run(argv, stdin=json.dumps(job).encode(), env=environment, timeout_s=_SECONDS)
+        run(argv, cwd=NEUTRAL, stdin=json.dumps(job).encode(), env=environment, timeout_s=_SECONDS)
     except ProgramError as error:
         raise TrackingError(
             f"the model of {wish.told} cannot be registered",
