@@ -10,7 +10,7 @@ import psutil
 import pytest
 from processes import wait_for
 
-from orchestrator.system.processes import ProcessId, ProgramError, ask, start_detached
+from orchestrator.system.processes import ProcessId, ProgramError, ask, python, start_detached
 
 
 def test_a_detached_program_gets_no_terminal_and_leaves_no_zombie_with_a_parent_that_lives_on(tmp_path):
@@ -92,3 +92,12 @@ def test_without_an_answer_the_last_line_of_the_program_is_the_reason(code, stat
     with pytest.raises(ProgramError) as refusal:
         answers(code)
     assert (refusal.value.status, refusal.value.reason) == (status, reason)
+
+
+def test_a_program_of_ours_takes_no_module_from_the_folder_that_it_is_started_in(tmp_path):
+    """Somebody may have put one into a folder that is looked at."""
+    (tmp_path / "orchestrator").mkdir()
+    (tmp_path / "orchestrator" / "__init__.py").write_text("open('it ran', 'w').close()")
+    for argv, ran in ((python("-c", "import orchestrator"), False), ([sys.executable, "-m", "orchestrator"], True)):
+        subprocess.run(argv, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=False)
+        assert (tmp_path / "it ran").exists() == ran
