@@ -338,18 +338,19 @@ def test_mlflows_client_reads_and_annotates_with_the_token(shared, monkeypatch):
     client = MlflowClient(f"http://127.0.0.1:{shared.port}")
     runs = client.search_runs(["1"])
     assert len(runs) == 5
-    assert len(client.get_metric_history(runs[0].info.run_id, "val/acc")) > 1
-    client.set_tag(runs[0].info.run_id, "verdict", "good")
-    assert client.get_run(runs[0].info.run_id).data.tags["verdict"] == "good"
-    client.delete_tag(runs[0].info.run_id, "verdict")
+    run = next(each.info.run_id for each in runs if each.data.tags["orch.kind"] == "run")  # and not their parent
+    assert len(client.get_metric_history(run, "val/acc")) > 1
+    client.set_tag(run, "verdict", "good")
+    assert client.get_run(run).data.tags["verdict"] == "good"
+    client.delete_tag(run, "verdict")
     for refused in (
         lambda: client.create_experiment("another"),
         lambda: client.rename_experiment("1", "another"),
         lambda: client.delete_experiment("1"),
-        lambda: client.delete_run(runs[0].info.run_id),
-        lambda: client.log_metric(runs[0].info.run_id, "val/acc", 1.0),
-        lambda: client.set_terminated(runs[0].info.run_id),
-        lambda: client.set_tag(runs[0].info.run_id, "orch.run", "x"),
+        lambda: client.delete_run(run),
+        lambda: client.log_metric(run, "val/acc", 1.0),
+        lambda: client.set_terminated(run),
+        lambda: client.set_tag(run, "orch.run", "x"),
         lambda: client.create_registered_model("m"),
     ):
         with pytest.raises(MlflowException, match="orch ui does not serve this"):
