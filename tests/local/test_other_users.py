@@ -146,7 +146,7 @@ def make(base: Path) -> None:
     with SpoolWriter(base / "runs" / "spool") as spool:
         spool.tags({"a": 1})
     scratch_dir(str(base), {})
-    start_detached(["true"], cwd=base, log=base / "queue" / "log")
+    start_detached(["true"], log=base / "queue" / "log")
 
 
 PRIVATE = ("cache", "queue", "private", "orchestrator-")

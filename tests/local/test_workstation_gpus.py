@@ -460,7 +460,8 @@ def test_where_logind_kills_what_is_left_behind_the_supervisor_starts_in_a_scope
     assert "loginctl enable-linger" in note
     wait_for_end(bench)
     assert states(bench, [run]) == [RunState.DONE]
-    assert f"--user --scope --quiet --collect -- {sys.executable} -m orchestrator.local.workstation" in log.read_text()
+    started = f"{sys.executable} -P -m orchestrator.local.workstation"
+    assert f"--user --scope --quiet --collect -- {started}" in log.read_text()
 
 
 @pytest.mark.parametrize(
