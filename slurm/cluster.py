@@ -135,10 +135,11 @@ class SlurmCluster:
             jobs = list(turn.jobs) if turn else []
             names = _names(jobs)
             wanted = [name for index in asked for name in names.get(index, ())]
-            seen = dict(queue.tasks(queue.Whose.of(launch), wanted)) if wanted else {}
+            whose, belongs = queue.Whose.of(launch), handover.belonging_to(launch)
+            seen = dict(queue.tasks(whose, wanted)) if wanted else {}
             if not names.keys() >= asked:  # Slurm may have taken what its lost answer did not tell us of
-                seen |= queue.queue(queue.Whose.of(launch))
-            seen = {name: each for name, each in seen.items() if handover.is_ours(each, launch)}
+                seen |= queue.queue(whose)
+            seen = {name: each for name, each in seen.items() if belongs(each)}
             names = _names([*jobs, *handover.strays(launch, seen.values(), known=[job.id for job in jobs])])
             rest = handover.outlook(launch, turn)
         except ClusterError as error:
@@ -152,11 +153,11 @@ class SlurmCluster:
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Stop these tasks; a pack's own supervisor stops its runs one by one, so its job is ended for all of them."""
-        chosen = set(packed.cancelled(launch, tasks))
+        chosen, cluster = set(packed.cancelled(launch, tasks)), queue.cluster_of(launch)
         for job in queued_jobs(launch):
             indices = sorted(index - job.offset for index in job.indices if index in chosen)
             if indices:
-                _scancel(f"{job.id}_[{script.ranges(indices)}]", queue.cluster_of(launch))
+                _scancel(f"{job.id}_[{script.ranges(indices)}]", cluster)
 
     def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         control.hold(queued_jobs(launch), read_packs(launch).whole(tasks), queue.cluster_of(launch))
@@ -193,8 +194,8 @@ def jobs_of(launch: LaunchPaths) -> list[Job]:
 
 def queued_jobs(launch: LaunchPaths) -> list[Job]:
     """Return the arrays of a launch as Slurm has them now: written down or not, and never another's of that number."""
-    seen, jobs = queue.queue(queue.Whose.of(launch)).values(), jobs_of(launch)
-    others = {each.job.partition("_")[0] for each in seen if not handover.is_ours(each, launch)}
+    seen, jobs, belongs = queue.queue(queue.Whose.of(launch)).values(), jobs_of(launch), handover.belonging_to(launch)
+    others = {each.job.partition("_")[0] for each in seen if not belongs(each)}
     alive = [each for each in seen if each.observation.state is not JobState.ENDED]
     untracked = handover.strays(launch, alive, known=[job.id for job in jobs])
     return [*untracked, *(job for job in jobs if job.id not in others)]

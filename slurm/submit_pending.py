@@ -299,15 +299,20 @@ def cut_off(launch: LaunchPaths, turn: Turn | None) -> bool:
     return turn.end is None if turn else not launch.complete.exists()
 
 
-def is_ours(seen: Seen, launch: LaunchPaths) -> bool:
-    """Tell whether a task that Slurm names is one of a launch; numbers of jobs are used again when a state is lost.
+def belonging_to(launch: LaunchPaths) -> Callable[[Seen], bool]:
+    """Return what tells whether a task that Slurm names is one of a launch: numbers come again when a state is lost.
 
     A site may replace comments, and not names; sacct, which gives neither, is believed.
     """
     header = read_launch(launch).header
-    if script.offset_in(seen.comment, header.token) is not None or not seen.name:
-        return True
-    return not seen.comment.startswith(script.MARK) and seen.name == _name(launch, header.experiment)
+    name = _name(launch, header.experiment)
+
+    def belongs(seen: Seen) -> bool:
+        if script.offset_in(seen.comment, header.token) is not None or not seen.name:
+            return True
+        return not seen.comment.startswith(script.MARK) and seen.name == name
+
+    return belongs
 
 
 def strays(launch: LaunchPaths, seen: Iterable[Seen], *, known: Collection[str]) -> list[Job]:
