@@ -31,6 +31,7 @@ from orchestrator.layout import state_dir
 from orchestrator.project import Project
 from orchestrator.system.files import check_private, make_private
 from orchestrator.system.ports import HOST, listen, taken, usual_port
+from orchestrator.system.processes import NEUTRAL, python
 from orchestrator.tracking import stores
 from orchestrator.tracking.door import new_secret
 
@@ -133,12 +134,12 @@ def _start(project: Project, listening: socket.socket, secret: str, log: IO[byte
     program = "orchestrator.tracking.ui_server"
     descriptor = listening.fileno()
     server = subprocess.Popen(
-        [sys.executable, "-P", "-m", program, str(project.tracking_store.absolute()), str(descriptor)],
+        python("-m", program, str(project.tracking_store.absolute()), str(descriptor)),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=log,
         start_new_session=True,
-        cwd="/",
+        cwd=NEUTRAL,
         pass_fds=[descriptor],
     )
     if server.stdin is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.errors import RequestError
+from orchestrator.system.files import user_of
 
 HOST = "127.0.0.1"
 _FIRST, _USERS, _TRIES = 20000, 10000, 50
@@ -55,7 +55,7 @@ def _listen(port: int) -> socket.socket:
 
 def taken(port: int) -> str:
     """Say whose process listens on a port, as far as the system shows it."""
-    users = [_name(uid) for uid in holders(port)]
+    users = [user_of(uid) for uid in holders(port)]
     return f"a process of {' and '.join(users)} listens there" if users else "another process has it"
 
 
@@ -70,9 +70,3 @@ def _holders(table: Path, port: int) -> Iterator[int]:
             fields = line.split()
             if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
                 yield int(fields[7])
-
-
-def _name(uid: int) -> str:
-    with suppress(KeyError):
-        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
-    return f"uid {uid}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from orchestrator.data.fetch import Arrival
 from orchestrator.data.manifest import Entry
-from orchestrator.system.processes import with_our_package
+from orchestrator.system.processes import python, with_our_package
 
 _LOOK_SECONDS = 0.2
 
@@ -53,7 +52,7 @@ def ask_remotes(
 
 def _answers(request: bytes, errors: int, stop: threading.Event) -> Iterator[dict[str, Any]]:
     env = {**os.environ, **with_our_package(), "DVC_NO_ANALYTICS": "1"}
-    argv = [sys.executable, "-P", "-m", "orchestrator.data.sources.dvc_remote"]
+    argv = python("-m", "orchestrator.data.sources.dvc_remote")
     with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as program:
         over = threading.Event()
         threading.Thread(target=_kill_at, args=(stop, over, program), daemon=True).start()
