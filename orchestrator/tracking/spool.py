@@ -279,7 +279,7 @@ class SpoolWriter:
         with self._lock:
             if self._head:
                 self._unwritten[0], self._head = self._head + self._unwritten[0], b""
-            self._unwritten.extendleft([*reversed(lines), b"\n"])  # whatever the file ends with now
+            self._unwritten.extendleft([*reversed(lines[1:]), b"\n" + lines[0]])  # whatever the file ends with now
             self.lost += forgotten
 
     def _warn(self, message: str, *args: object) -> None:
