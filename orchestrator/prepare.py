@@ -68,7 +68,7 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
         check_experiment(composed, targets)
         manifests = resolve_versions(project, composed)
         experiment = experiment_of(composed, manifests)
-        check_search(composed, experiment, search_path(project))
+        check_search(project, composed, experiment)
     with ExitStack() as stack:
         facts = gather(project, experiment.snapshot, {m.digest: m for m in manifests.values()}, stack)
         check_frozen(targets, facts.code, experiment.snapshot)
@@ -166,7 +166,7 @@ def _unfrozen_folder(path: str, frozen: Collection[str]) -> str:
     return next((each for each in folders if not any(other.startswith(f"{each}/") for other in frozen)), path)
 
 
-def check_search(composed: ComposedExperiment, experiment: Experiment, path: Sequence[str]) -> None:
+def check_search(project: Project, composed: ComposedExperiment, experiment: Experiment) -> None:
     """Ask a sampler that the user chose for a first trial: it may not fit the space. Optuna's own defaults do.
 
     In a process of its own: it imports what is named, from the search path. Raises ConfigError.
@@ -174,7 +174,7 @@ def check_search(composed: ComposedExperiment, experiment: Experiment, path: Seq
     trial = experiment.runs[0].trial
     if not (trial and composed.search and composed.search.definition.custom):
         return
-    question = {"search": trial.search.to_json(), "search_path": path}
+    question = {"search": trial.search.to_json(), "search_path": search_path(project)}
     try:
         wrong = ask([str(_CHECK)], question, env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}, timeout_s=600.0)
     except ProgramError as error:
