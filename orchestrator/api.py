@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from orchestrator.cluster import Change, Cluster
 from orchestrator.clusters import cluster_for, observers
 from orchestrator.launch import canary
-from orchestrator.layout import LaunchPaths
+from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.project import Project
 from orchestrator.records.launches import ignore_in_git, read_launch
+from orchestrator.records.ownership import require
 from orchestrator.records.record import Record, RunState
 from orchestrator.refresh import count_states, read, reader, refresh, refresher
 from orchestrator.system.files import make_private
@@ -74,6 +75,7 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Abs
     """Prepare known runs of one experiment as they were launched, to be retried with today's code."""
     from orchestrator.prepare import prepare_again
 
+    require(project.runs.experiment(name))  # what they were launched with is composed again, and names code
     return prepare_again(project, records, name)
 
 
@@ -151,7 +153,7 @@ def launch(
 
 def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
     """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
-    paths = project.runs.experiment(name)
+    paths = _own(project, name)
     chosen = [r for r in records if r.state.active and not (paths.launch(r.task[0]).cancelled / r.id).exists()]
     for number, found in _by_launch(chosen).items():
         folder = paths.launch(number)
@@ -194,7 +196,7 @@ def _mark_and_request(
     say: Callable[[Cluster], Callable[[LaunchPaths, Collection[int]], None]],
 ) -> list[Record]:
     """Mark runs that wait, then tell their cluster, a launch at a time."""
-    paths = project.runs.experiment(name)
+    paths = _own(project, name)
     chosen = [record for record in records if record.state in {RunState.QUEUED, RunState.WAITING}]
     for number, found in _by_launch(chosen).items():
         launch = paths.launch(number)
@@ -202,6 +204,13 @@ def _mark_and_request(
         mark(launch, tasks)
         say(observers()[read_launch(launch).header.cluster_kind])(launch, tasks)
     return chosen
+
+
+def _own(project: Project, name: str) -> ExperimentPaths:
+    """Return an experiment's folder. Raises StateError where it is only to be read."""
+    paths = project.runs.experiment(name)
+    require(paths)
+    return paths
 
 
 def _by_launch(records: Iterable[Record]) -> dict[int, list[Record]]:
@@ -213,7 +222,7 @@ def _by_launch(records: Iterable[Record]) -> dict[int, list[Record]]:
 
 def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool = False) -> None:
     """Leave runs out of what is shown, or show them again. Nothing of them is deleted, and a launch knows them."""
-    paths = project.runs.experiment(name)
+    paths = _own(project, name)
     folder = paths.hidden
     make_private(folder)
     for record in records:

@@ -411,6 +411,6 @@ def cache_dir() -> Path:
 
 
 def state_dir() -> Path:
-    """Return the user's state folder: the workstation's queue and its supervisor's log."""
+    """Return the user's state folder: the workstation's queue, its supervisor's log, which launches are the user's."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "orchestrator"

@@ -2,15 +2,16 @@
 
 What waits for a place in a queue is submitted as far as there is one. How attempts ended that left no final event is
 recorded. A process that nobody waits for brings the tracking store up to date. The code for all of these is imported
-where there is something to see to: most often there is not, and reading records takes milliseconds.
+where there is something to see to: most often there is not, and reading records takes milliseconds. Where the runs are
+not this user's to act on (`records/ownership.py`), a look changes nothing.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.clusters import observers
@@ -20,6 +21,7 @@ from orchestrator.project import Project
 from orchestrator.records.attempts import read_marks
 from orchestrator.records.experiment import ExperimentReader, ExperimentState, read_experiment
 from orchestrator.records.orphans import record_orphans
+from orchestrator.records.ownership import why_read_only
 from orchestrator.records.record import Record, RunState
 
 _RETRY_SECONDS = 60.0
@@ -49,6 +51,8 @@ def refresher(project: Project, name: str) -> Callable[[], ExperimentState]:
 
     def again() -> ExperimentState:
         state = read()
+        if why := why_read_only(state.experiment, state.launches):
+            return replace(state, read_only=why)
         if _submit_pending(state):
             state = read()
         _see_to(project, state)
@@ -63,7 +67,8 @@ def count_states(project: Project, experiment: ExperimentPaths) -> dict[str, int
     running = {run_id for run_id, state in marked.items() if state == RunState.RUNNING}
     if running:
         experiment_state = read_experiment(experiment, observers(), only=running)
-        _see_to(project, experiment_state)
+        if not why_read_only(experiment, experiment_state.launches):
+            _see_to(project, experiment_state)
         marked |= {record.id: record.state.value for record in experiment_state.records.values() if record.last}
     found = Counter(marked.values())
     return {state: found[state] for state in sorted(found)}
@@ -80,7 +85,7 @@ def _submit_pending(state: ExperimentState) -> bool:
 
 def _see_to(project: Project, state: ExperimentState) -> None:
     orphans = record_orphans(state)
-    if state.launches and state.experiment.path.stat().st_uid == os.getuid():  # nobody runs a command of another's
+    if state.launches:
         _apply_safeguards(state, orphans)
     tracked = bool(state.launches) and state.launches[-1].header.tracking_kind != "none"
     if tracked and _sync_is_due(state.experiment.unsynced, news=bool(orphans)):

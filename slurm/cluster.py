@@ -25,6 +25,7 @@ from orchestrator.slurm.leases import Job
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import Seen, printed
 from orchestrator.spec import Resources
+from orchestrator.system.files import read_text
 from orchestrator.system.processes import ProgramError
 from orchestrator.system.units import hours_of
 
@@ -240,7 +241,7 @@ def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Obser
 
 def _exit_status(launch: LaunchPaths, name: str) -> int | None:
     try:
-        return int(launch.exit_status(name).read_text())
+        return int(read_text(launch.exit_status(name)))
     except (OSError, ValueError):
         return None
 

@@ -22,7 +22,16 @@ from typing import Any, Self
 
 from orchestrator.errors import ClusterError, StateError
 from orchestrator.layout import LaunchPaths, TurnPaths
-from orchestrator.system.files import draft_of, make_private, parsing, replace_text, take_by_rename, write_text
+from orchestrator.system.files import (
+    draft_of,
+    make_private,
+    parsing,
+    read_bytes,
+    read_text,
+    replace_text,
+    take_by_rename,
+    write_text,
+)
 from orchestrator.system.processes import ProcessId
 
 _TRIES = 10
@@ -109,13 +118,13 @@ def _read(paths: TurnPaths) -> Turn:
     # Its end first: what is read afterwards is then all that it came to.
     end = None
     with suppress(FileNotFoundError), parsing(paths.end):
-        end = End.from_json(json.loads(paths.end.read_bytes()))
+        end = End.from_json(json.loads(read_bytes(paths.end)))
     with parsing(paths.claim):
-        claim = json.loads(paths.claim.read_bytes())
+        claim = json.loads(read_bytes(paths.claim))
         submitter, job = ProcessId.from_json(claim["process"]), str(claim["job"])
         cluster = str(claim.get("cluster", ""))
     with parsing(paths.jobs):
-        jobs = tuple(Job.from_json(entry) for entry in json.loads(paths.jobs.read_bytes()))
+        jobs = tuple(Job.from_json(entry) for entry in json.loads(read_bytes(paths.jobs)))
     return Turn(number=paths.number, submitter=submitter, job=job, end=end, jobs=jobs, cluster=cluster)
 
 
@@ -190,6 +199,6 @@ def _write_jobs(paths: TurnPaths, jobs: Sequence[Job]) -> None:
 
 def _is(path: Path, text: str) -> bool:
     try:
-        return path.read_text() == text
+        return read_text(path) == text
     except OSError:
         return False

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
+from orchestrator.records.ownership import TOKEN
 from orchestrator.slurm.options import TEXTS, SlurmOptions
 from orchestrator.spec import Resources
 
@@ -118,9 +119,9 @@ def pickle_name(array: Array) -> str:
 
 
 def parameters(
-    array: Array, options: SlurmOptions, *, name: str, comment: str, folder: Path, after: Sequence[str] = ()
+    array: Array, options: SlurmOptions, *, name: str, token: str, folder: Path, after: Sequence[str] = ()
 ) -> dict[str, object]:
-    """Return submitit's parameters for an array that starts after these jobs, however they end.
+    """Return submitit's parameters for an array of a launch, by its token, to start after these jobs, however they end.
 
     Its defaults that we do not want are overridden (FACTS 15).
     """
@@ -133,7 +134,7 @@ def parameters(
         "cpus_per_task": _cpus_per_process(need),
         "signal_delay_s": options.signal_seconds,
         "stderr_to_stdout": True,
-        "setup": setup(array, options, folder),
+        "setup": setup(array, options, folder, token=token),
         "srun_args": ["--output", f"{FOLDER}/%A_%a_%t.out"],
     }
     texts = {key: value for key in TEXTS if (value := getattr(options, key)) is not None}
@@ -148,7 +149,7 @@ def parameters(
         "wckey": None,
         **({"dependency": f"afterany:{':'.join(after)}"} if after else {}),
         **({"tmp": f"{array.shape.tmp_mb}M"} if array.shape.tmp_mb else {}),
-        "comment": f"{comment} {options.comment}" if options.comment else comment,
+        "comment": " ".join(filter(None, [comment(token, array.offset), options.comment])),
     }
     native = {key: value for key, value in texts.items() if key not in {"reservation", "comment"}}
     gpus = _gpus(need, options)
@@ -202,14 +203,15 @@ def _absent(value: object) -> bool:
     return value is None or value is False  # 0 is a value
 
 
-def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
+def setup(array: Array, options: SlurmOptions, folder: Path, *, token: str) -> list[str]:
     """Return the shell lines before the job's program. Our own quote every path; the site's are its own.
 
     The trap leaves a file with the exit status of a job that failed by itself, however early. Then, where something
     waits for room, it hands that over: the run has said its last word by then, and nothing here changes the status.
     A job that begins while slurmctld is being restarted waits for it: srun alone gives up after nine seconds.
     A signal that comes while Python starts stays pending until the worker has its handlers, as the variable BLOCKED
-    provides for: one that finds no handler ends the job, and Slurm does not requeue it.
+    provides for: one that finds no handler ends the job, and Slurm does not requeue it. By the launch's token the job
+    shows whose it is, also where no home is to be seen.
     """
     task = '"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"'
     here = shlex.quote(str(folder))
@@ -221,6 +223,7 @@ def setup(array: Array, options: SlurmOptions, folder: Path) -> list[str]:
         "OMP_NUM_THREADS": str(_cpus_per_process(array.shape.resources)),
     }
     return [
+        f"export {TOKEN}={shlex.quote(token)}",
         f"orch_exit={here}/{task}.exit",
         'rm -f "$orch_exit"',
         "orch_end() {",

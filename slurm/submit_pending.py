@@ -21,6 +21,7 @@ from orchestrator.layout import LaunchPaths
 from orchestrator.records.attempts import read_claim
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import SILENT_SECONDS, is_submitting, read_launch
+from orchestrator.records.ownership import why_read_only
 from orchestrator.records.packs import read_packs
 from orchestrator.records.planned import PlannedRun, read_plan
 from orchestrator.slurm import commands, control, queue, script, submission
@@ -98,7 +99,7 @@ def go_on(
     Raises ClusterError where Slurm does not answer.
     """
     last = turns.last(launch)
-    if launch.path.stat().st_uid != os.getuid() or _settled(launch, last):
+    if _settled(launch, last) or why_read_only(launch.experiment, [read_launch(launch)]):
         return Tried(outcome=Outcome.NOTHING_LEFT)
     if not _free(launch, last):
         return Tried(outcome=Outcome.BUSY)
@@ -151,8 +152,8 @@ def parameters(
     after: Sequence[str] = (),
 ) -> dict[str, object]:
     """Return submitit's parameters for an array of a launch, to start after these jobs. `token` is the launch's own."""
-    name, told = _name(launch, experiment), script.comment(token, array.offset)
-    return script.parameters(array, options, name=name, comment=told, folder=launch.submitit, after=after)
+    name = _name(launch, experiment)
+    return script.parameters(array, options, name=name, token=token, folder=launch.submitit, after=after)
 
 
 def _name(launch: LaunchPaths, experiment: str) -> str:

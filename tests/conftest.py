@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import campaigns
 import pytest
 from hypothesis import HealthCheck, settings
+from states import own_state
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -28,11 +30,21 @@ pytest_plugins = ("processes", "buckets", "repositories", "small_disk", "browser
 pytest.register_assert_rewrite("cluster_contract")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lead the session, and the programs that it starts, away from the user's own folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))  # answers outlive a test
+        patch.setenv("XDG_STATE_HOME", own_state(tmp_path_factory))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _private_user_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lead this test, and the programs that it starts, away from the user's own folders."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))  # answers outlive a test
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+def _private_user_folders(
+    _user_folders: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Give each test a state of its own, by which its processes are known."""
+    monkeypatch.setenv("XDG_STATE_HOME", own_state(tmp_path_factory))
     monkeypatch.delenv("ORCH_RUNS", raising=False)
 
 

@@ -35,6 +35,7 @@ VERBS: Mapping[str, str] = {
     "change": "give runs that wait in Slurm's queue other limits",
     "retry": "start failed runs again from scratch, with today's code; go on with interrupted ones",
     "compare": "rank the runs of an experiment",
+    "adopt": "make runs that were copied here one's own: what waits can then be submitted",
     "hide": "leave runs out of status and compare; nothing is deleted",
     "ui": "bring MLflow up to date and open its UI on loopback",
     "data": "show data versions, and look after those on this node",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import api, clusters
 from orchestrator.cli.arguments import add_consent_and_waiting, add_message, add_overrides, project_of
 from orchestrator.cli.ending import exit_status
-from orchestrator.cli.text import say
+from orchestrator.cli.text import confirmed, say
 from orchestrator.cli.watch import Watch, wait
 from orchestrator.cluster import Waiting
 from orchestrator.errors import RequestError
@@ -115,14 +114,14 @@ def _confirming(experiment: Experiment, *, yes: bool) -> Callable[[Sequence[Step
 
 
 def _ask(runs: int, most: int) -> None:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    answer = confirmed(f"submit {runs:,} runs?")
+    if answer is None:
         raise RequestError(
             f"{runs:,} runs are to be submitted",
             why=f"more than {most:,} (sweep.ask_above) need a yes",
             fix=f"look at `orch plan`, then add --yes; or sweep.ask_above={runs}",
         )
-    print(f"submit {runs:,} runs? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    if not answer:
         raise RequestError(f"{runs:,} runs were not confirmed", why="nothing was submitted", fix="answer y, or --yes")
 
 

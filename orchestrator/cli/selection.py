@@ -124,6 +124,8 @@ def select(
     state, records = hits[0]
     if (chosen.ids or chosen.point) and not records:
         raise RequestError(f"no run of {named[0]} is chosen by {' '.join(words)}", fix=f"orch status {named[0]}")
+    if state.read_only:
+        say(f"read only: {state.read_only}")
     return state.experiment.name, state, records
 
 

@@ -134,7 +134,7 @@ def _start(project: Project, listening: socket.socket, secret: str, log: IO[byte
     program = "orchestrator.tracking.ui_server"
     descriptor = listening.fileno()
     server = subprocess.Popen(
-        python("-m", program, str(project.tracking_store.absolute()), str(descriptor)),
+        python("-m", program, str(stores.own_store(project).absolute()), str(descriptor)),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=log,

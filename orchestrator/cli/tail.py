@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.cli.text import print_log
+from orchestrator.system.files import open_file
 
 
 class Tail:
@@ -18,7 +19,7 @@ class Tail:
 
     def copy(self, *, ended: bool = False) -> bool:
         if self._path.exists():
-            with self._path.open("rb") as file:
+            with open_file(self._path) as file:
                 file.seek(self._offset)
                 new = file.read()
             if self._label and not ended:

@@ -73,6 +73,14 @@ def say(*lines: str) -> None:
         print(harmless(line), file=sys.stderr, flush=True)
 
 
+def confirmed(question: str) -> bool | None:
+    """Ask for a yes at the terminal; None where nobody is there to answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    print(f"{harmless(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
 def print_lines(lines: Iterable[str]) -> None:
     """Print a result."""
     for line in lines:

@@ -8,6 +8,7 @@ from orchestrator.cli.arguments import project_of
 from orchestrator.cli.text import print_lines, say
 from orchestrator.errors import OrchError, RequestError
 from orchestrator.project import Project
+from orchestrator.records.ownership import why_read_only
 from orchestrator.tracking import stores
 
 
@@ -25,14 +26,23 @@ def handle(arguments: Namespace) -> int:
     if not names:
         raise RequestError(f"no experiments in {project.runs.path}", fix="start one: orch launch experiment=NAME")
     servers = {name: uri for name in names if (uri := stores.server_of(project, name))}
-    local = [name for name in names if name not in servers]
+    own = [name for name in names if not _is_read_only(project, name)]
+    local = [name for name in own if name not in servers]
     if local and not arguments.once:
-        return serve(project, names, port=arguments.port, browse=arguments.open)
+        return serve(project, own, port=arguments.port, browse=arguments.open)
     status = 0
-    for name in names:
+    for name in own:
         status = max(status, sync(project, name))
     print_lines(f"{name}: {uri}" for name, uri in servers.items())
     return status
+
+
+def _is_read_only(project: Project, name: str) -> bool:
+    """Return whether nothing of an experiment may be sent anywhere, and say why."""
+    why = why_read_only(project.runs.experiment(name))
+    if why:
+        say(f"{name}: read only: {why}")
+    return bool(why)
 
 
 def sync(project: Project, name: str, *, model: str | None = None) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from orchestrator.data.checksum import PATTERN
 from orchestrator.errors import DataError, StateError
-from orchestrator.system.files import make_folder, replace_text
+from orchestrator.system.files import make_folder, read_bytes, replace_text
 
 VERSION = 2
 _NAME_BYTES, _DEPTH = 255, 256
@@ -124,7 +124,7 @@ class Manifest:
     def read(cls, path: Path) -> Self:
         """Read a manifest; raises StateError if the file is missing, unreadable or damaged."""
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
+            return cls.from_json(json.loads(read_bytes(path)))
         except (OSError, ValueError) as error:
             fix = "launch again to write a new one"
             raise StateError(f"manifest {path} cannot be read", why=str(error), fix=fix) from error

@@ -11,6 +11,7 @@ pending.py        runs that their cluster could not take yet, submitted later
 canary.py         what may not start yet: runs behind the canary, and those that somebody holds
 failure_limit.py  what shall never start: after failures of one kind, or of the canary
 notification.py   the message at the first failure, and at the end
+adoption.py       runs that were copied here, made one's own
 estimate/         what a plan would ask for
 
 No `orch` process watches a launch: the process that ends a run, or a command that reads it, updates the launch's files.

@@ -23,6 +23,7 @@ from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.records.experiment import read_experiment
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import publish_launch
+from orchestrator.records.ownership import require
 from orchestrator.records.planned import PlannedRun
 from orchestrator.records.record import Record
 from orchestrator.snapshot import write
@@ -67,11 +68,14 @@ def launch(
 ) -> Launched:
     """Launch what is missing of an experiment. `confirm` sees the steps before anything is written, and may raise.
 
-    Raises RequestError where the cluster can never run it, StateError where our files cannot be written, and
+    Raises RequestError where the cluster can never run it, StateError where our files cannot be written or the
+    experiment is not this user's, and
     ClusterError where the cluster refuses it; whatever was published by then is taken up by the next launch.
     """
     for _ in range(_TRIES):
         state = read_experiment(paths, cluster_of)
+        if state.launches:
+            require(paths, state.launches)
         if hand_over(state, cluster_of):
             state = read_experiment(paths, cluster_of)
         steps = make_plan(experiment.runs, state.records, code=facts.code_id, rerun=rerun)

@@ -30,6 +30,7 @@ from orchestrator.local import scratch as space
 from orchestrator.local.inline import Inline, no_change
 from orchestrator.local.tasks import observe
 from orchestrator.records.launches import read_launch
+from orchestrator.records.ownership import require
 from orchestrator.spec import Resources
 from orchestrator.system.files import (
     NOT_JSON,
@@ -260,9 +261,10 @@ def _is_early(launch: LaunchPaths) -> bool:
 
 def _take(supervisor: Supervisor, launch: LaunchPaths, terms: Terms, queue: Queue) -> bool:
     try:
+        require(launch.experiment, [read_launch(launch)])
         supervisor.add(launch, terms)
     except StateError as error:
-        _log.warning("dropped a launch that cannot be read: %s", error)
+        _log.warning("dropped a launch that cannot be run: %s", error)
         queue.remove(launch)
         return False
     return True

@@ -16,7 +16,17 @@ from typing import Any
 from orchestrator.config.credentials import Redact, unchanged
 from orchestrator.layout import ATTEMPT_NAME, AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
 from orchestrator.records.record import Attempt, Claim, Event, RunState, fold, parse_event
-from orchestrator.system.files import NOT_JSON, damaged, draft_of, make_private, names_in, take_by_rename, write_text
+from orchestrator.system.files import (
+    NOT_JSON,
+    damaged,
+    draft_of,
+    make_private,
+    names_in,
+    open_file,
+    read_bytes,
+    take_by_rename,
+    write_text,
+)
 
 _OUTPUT_BYTES = 65_536
 _TEXTS = ("signature", "message", "traceback", "reason")
@@ -42,7 +52,7 @@ def claim_attempt(attempt: AttemptPaths, claim: Claim) -> bool:
 def read_claim(attempt: AttemptPaths) -> Claim | None:
     """Return who took an attempt; None where the folder exists, but the claim was never written."""
     try:
-        return Claim.from_json(json.loads(attempt.claim.read_bytes()))
+        return Claim.from_json(json.loads(read_bytes(attempt.claim)))
     except (OSError, KeyError, TypeError, *NOT_JSON):
         return None
 
@@ -143,7 +153,7 @@ def _event_files(found: Iterable[str], start: str) -> list[str]:
 def read_events(path: Path) -> Iterator[Event]:
     """Yield the events of a file; what is torn, NUL or foreign is skipped."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -181,8 +191,8 @@ def read_job_output(launch: LaunchPaths, job: str, *, processes: int = 1) -> str
 
 def _end(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _OUTPUT_BYTES))
+        with open_file(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _OUTPUT_BYTES))
             return file.read().decode(errors="replace")
     except OSError:
         return ""

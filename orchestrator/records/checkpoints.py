@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.layout import LAST, AttemptPaths
-from orchestrator.system.files import NOT_JSON, replace_text
+from orchestrator.system.files import NOT_JSON, read_bytes, replace_text
 
 _VERSION = 1
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?\.ckpt")
@@ -34,7 +34,7 @@ def latest_of(attempt: AttemptPaths) -> Path | None:
     if not attempt.state.is_dir():
         return found if (found := attempt.checkpoints / LAST).is_file() else None
     try:
-        name = str(json.loads(attempt.latest.read_bytes())["file"])
+        name = str(json.loads(read_bytes(attempt.latest))["file"])
     except (OSError, KeyError, TypeError, *NOT_JSON):
         name = ""
     found = attempt.state / Path(name).name  # a name, never a path

@@ -18,12 +18,16 @@ from orchestrator.system.files import inodes, names_in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentState:
-    """All that is known of an experiment at one moment. `hidden` are the ids of runs that are not to be shown."""
+    """All that is known of an experiment at one moment. `hidden` are the ids of runs that are not to be shown.
+
+    `read_only` is why a look at it has changed nothing; empty where the runs are this user's, or nobody has asked.
+    """
 
     experiment: ExperimentPaths
     launches: tuple[Launch, ...]
     records: Mapping[RunId, Record]
     hidden: frozenset[str] = frozenset()
+    read_only: str = ""
 
     @property
     def next_number(self) -> int:

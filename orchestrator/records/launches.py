@@ -1,4 +1,4 @@
-"""Launches on disk: published whole by one rename, then only read."""
+"""Launches on disk: published whole by one rename, then only read; and the user's own memory of those made here."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StateError
-from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
+from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot, state_dir
 from orchestrator.records.header import LaunchHeader, parse_header
 from orchestrator.records.planned import PlannedRun, set_leaf, write_plan
 from orchestrator.spec import Config, Point
 from orchestrator.system.files import (
     NOT_JSON,
+    PRIVATE,
+    create,
     damaged,
+    make_own,
     make_private,
     parsing,
+    read_bytes,
     read_json,
     replace_text,
     reporting_write_errors,
@@ -62,6 +68,31 @@ def read_launch(paths: LaunchPaths) -> Launch:
     return Launch(paths=paths, header=parse_header(paths.header, read_json(paths.header)))
 
 
+def was_made_here(launch: Launch) -> bool:
+    """Return whether this user has made a launch, or adopted it, and not one that it was copied from."""
+    try:
+        return _memory(launch.token, launch.paths.path).exists()
+    except (OSError, ValueError):  # there is no such folder, or its token is no name
+        return False
+
+
+def remember(token: str, folder: Path) -> None:
+    """Keep in the user's own state that they have made a launch. Raises StateError where that cannot be written."""
+    choose = "choose another folder for your own state with $XDG_STATE_HOME"
+    memory = _memory(token, folder)
+    make_own(state_dir())
+    make_private(memory.parent, choose=choose)
+    with reporting_write_errors(memory.parent, choose=choose), suppress(FileExistsError):
+        create(memory, PRIVATE)
+
+
+def _memory(token: str, folder: Path) -> Path:
+    """Return the empty file that stands for a launch: its token and its folder's inode, which no copy has."""
+    if not token.isalnum():
+        raise ValueError(token)
+    return state_dir() / "launches" / f"{token}.{folder.stat().st_ino}"
+
+
 def is_submitting(launch: Launch) -> bool | None:
     """Return whether the launch's own launcher still submits it; None if it may: nobody here can ask it."""
     if launch.paths.complete.exists():
@@ -100,6 +131,7 @@ def publish_launch(
                 write_text(temporary.search(search.id), json.dumps(search.to_json()))
             if packs:
                 write_text(temporary.packs, json.dumps(packs))
+        remember(header.token, temporary.path)  # first: who looks once it is published takes it for what it is
     except StateError:
         shutil.rmtree(temporary.path, ignore_errors=True)
         raise
@@ -143,7 +175,7 @@ def read_run_config(paths: LaunchPaths, planned: PlannedRun, point: Point | None
 def read_failure_limit_reasons(paths: LaunchPaths) -> dict[str, str]:
     """Return why runs of a launch were cancelled, by their id, where the failure limit has done it."""
     try:
-        found = json.loads(paths.brake.read_bytes())
+        found = json.loads(read_bytes(paths.brake))
         return dict.fromkeys(found["runs"], str(found["reason"]))
     except (OSError, KeyError, TypeError, *NOT_JSON):
         return {}

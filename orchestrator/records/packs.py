@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.layout import LaunchPaths
-from orchestrator.system.files import NOT_JSON, damaged
+from orchestrator.system.files import NOT_JSON, damaged, read_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Packs:
 def read_packs(launch: LaunchPaths) -> Packs:
     """Return the packs of a launch; most have none."""
     try:
-        packs = [tuple(map(int, pack)) for pack in json.loads(launch.packs.read_bytes())]
+        packs = [tuple(map(int, pack)) for pack in json.loads(read_bytes(launch.packs))]
     except FileNotFoundError:
         return Packs()
     except (OSError, TypeError, *NOT_JSON) as error:

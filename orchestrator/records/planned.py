@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.layout import LaunchPaths
 from orchestrator.spec import Point, Resources, RunId
-from orchestrator.system.files import NOT_JSON, as_object, damaged, write_bytes, write_text
+from orchestrator.system.files import NOT_JSON, as_object, damaged, open_file, read_bytes, write_bytes, write_text
 
 _OFFSET_WIDTH = 16
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -191,7 +191,7 @@ def read_planned_runs(paths: LaunchPaths, indices: Iterable[int]) -> dict[int, P
     lines = {}
     index = None
     try:
-        with paths.offsets.open("rb") as offsets, paths.plan.open("rb") as plan:
+        with open_file(paths.offsets) as offsets, open_file(paths.plan) as plan:
             for index in indices:
                 offsets.seek(index * (_OFFSET_WIDTH + 1))
                 plan.seek(int(offsets.read(_OFFSET_WIDTH)))
@@ -210,7 +210,7 @@ def read_plan(paths: LaunchPaths) -> list[PlannedRun]:
 
 def _lines(paths: LaunchPaths) -> list[object]:
     try:
-        text = paths.plan.read_bytes().rstrip(b"\n").replace(b"\n", b",")
+        text = read_bytes(paths.plan).rstrip(b"\n").replace(b"\n", b",")
         lines: list[object] = json.loads(b"[%b]" % text)  # all at once: half the time
         tasks = paths.offsets.stat().st_size // (_OFFSET_WIDTH + 1)
     except (OSError, *NOT_JSON) as error:

@@ -12,7 +12,7 @@ from orchestrator.layout import LaunchPaths, RunPaths
 from orchestrator.records.planned import PlannedRun, set_leaf
 from orchestrator.spec import Point
 from orchestrator.spec.search import Search, Template, Trial
-from orchestrator.system.files import NOT_JSON, damaged, parsing, read_json, replace_text
+from orchestrator.system.files import NOT_JSON, damaged, parsing, read_bytes, read_json, replace_text
 
 
 def read_trial(paths: LaunchPaths, planned: PlannedRun) -> Trial | None:
@@ -27,7 +27,7 @@ def read_trial(paths: LaunchPaths, planned: PlannedRun) -> Trial | None:
 def read_trial_values(run: RunPaths) -> Mapping[str, Any] | None:
     """Return what a trial was given, its `point`, and what its sampler keeps, `attrs` and `study`; None before."""
     try:
-        found = json.loads(run.trial.read_bytes())
+        found = json.loads(read_bytes(run.trial))
         return {"point": dict(found["point"]), "attrs": dict(found["attrs"]), "study": dict(found.get("study", {}))}
     except FileNotFoundError:
         return None

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.errors import StateError
 
@@ -259,9 +260,32 @@ def write_bytes(path: Path, content: bytes, *, mode: int = READABLE) -> None:
     path.write_bytes(content)
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file of ours to be read, which others may have put there: a file, no link to one, nor what would hang.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file as `open_file` opens it."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """Return the text of a file as `open_file` opens it."""
+    return read_bytes(path).decode(errors=errors)
+
+
 def read_json(path: Path) -> dict[str, object]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bytes(path))
     except (OSError, *NOT_JSON) as error:
         raise damaged(path, str(error)) from error
     return as_object(path, value)

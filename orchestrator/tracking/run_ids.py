@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.system.files import draft_of, take_by_rename, write_text
+from orchestrator.system.files import draft_of, read_text, take_by_rename, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class RunIds:
     def known(self, name: str) -> str | None:
         """Return the agreed id of a name."""
         try:
-            return (self.folder / name / "id").read_text(encoding="utf-8").strip() or None
+            return read_text(self.folder / name / "id").strip() or None
         except OSError:
             return None
 

@@ -32,7 +32,7 @@ from typing import Any, Self
 
 from orchestrator.config.credentials import Redact, masked, masked_url, unchanged
 from orchestrator.errors import StateError
-from orchestrator.system.files import sync_folder
+from orchestrator.system.files import open_file, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +297,7 @@ def read(path: Path, offset: int = 0, *, growing: bool = False) -> Iterator[tupl
     No file is an empty spool. Raises StateError for a line of a newer version.
     """
     try:
-        file = path.open("rb")
+        file = open_file(path)
     except FileNotFoundError:
         return
     with file:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.clusters import observers
-from orchestrator.errors import ConfigError, OrchError, TrackingError
+from orchestrator.errors import ConfigError, OrchError, StateError, TrackingError
 from orchestrator.layout import ExperimentPaths, cache_dir
 from orchestrator.project import Project
 from orchestrator.records.experiment import ExperimentState, read_experiment
 from orchestrator.records.launches import read_launch
+from orchestrator.records.ownership import require
 from orchestrator.records.record import RunState
-from orchestrator.system.files import check_private, make_private
+from orchestrator.system.files import check_private, doubt, make_private
 from orchestrator.system.processes import python, start_detached
 
 if TYPE_CHECKING:
@@ -28,9 +29,13 @@ _log = logging.getLogger(__name__)
 
 
 def sync(project: Project, name: str) -> Report:
-    """Bring an experiment's tracking store up to date with its runs' own records and spools."""
+    """Bring an experiment's tracking store up to date with its runs' own records and spools.
+
+    Raises StateError where they are only to be read.
+    """
     from orchestrator.tracking.view import tracked
 
+    require(project.runs.experiment(name))
     return store_of(project, name).sync(tracked(_records(project, name)))
 
 
@@ -43,17 +48,23 @@ def store_of(project: Project, name: str) -> MlflowStore:
     uri = server_of(project, name)
     if uri:
         return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
-    folder = _private_store(project)
+    folder = own_store(project)
     # Where the database had to leave the runs, artifacts stay with them, by the machine: checkpoints are links there.
     beside = None if folder == project.runs.mlflow else project.runs.mlflow / socket.gethostname() / "artifacts"
     return MlflowStore.embedded(folder, beside)
 
 
-def _private_store(project: Project) -> Path:
-    """Return the folder of the embedded store; one that does not lie with the runs is for this user alone."""
+def own_store(project: Project) -> Path:
+    """Return the folder of the embedded store. Raises StateError where it is not this user's alone, or is a link."""
     store = project.tracking_store
+    make_private(store)
+    if why := doubt(store, os.getuid()):
+        raise StateError(
+            f"the tracking store {store} cannot be used",
+            why=why,
+            fix="ask its owner, or move it away: `orch ui` makes it again from the runs",
+        )
     if store != project.runs.mlflow:
-        make_private(store)
         check_private(store.parent)
     return store
 
@@ -88,6 +99,7 @@ def register(project: Project, name: str, *, model: str | None = None) -> str | 
     from orchestrator.tracking.registry.registering import register as act
     from orchestrator.tracking.registry.registering import wanted
 
+    require(project.runs.experiment(name))
     asked = model or options_of(project.runs.experiment(name)).get("register")
     wish = wanted(_records(project, name), model=model) if asked else None
     return act(wish, store_of(project, name)) if wish else None

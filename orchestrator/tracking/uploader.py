@@ -25,6 +25,7 @@ from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.project import Project
 from orchestrator.records.attempts import read_attempt, read_marks
 from orchestrator.records.launches import Launch, read_launch
+from orchestrator.records.ownership import require
 from orchestrator.records.planned import read_plan, read_planned_run
 from orchestrator.records.record import Record, RunState, reconcile
 from orchestrator.tracking import TrackedRun, stores
@@ -51,6 +52,7 @@ class Source:
     @classmethod
     def of(cls, folder: Path, index: int) -> Source:
         launch = read_launch(LaunchPaths(folder))
+        require(launch.paths.experiment, [launch])
         return cls(paths=launch.paths.experiment, launch=launch, index=index)
 
     @property

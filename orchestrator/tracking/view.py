@@ -16,7 +16,7 @@ from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import Launch, read_run_config
 from orchestrator.records.planned import PlannedRun, read_planned_run
 from orchestrator.records.record import Record, RunState
-from orchestrator.system.files import read_json
+from orchestrator.system.files import read_json, read_text
 from orchestrator.tracking import Artifact, Dataset, TrackedExperiment, TrackedRun
 from orchestrator.tracking import notes as tracking_notes
 
@@ -207,7 +207,7 @@ def _launched(launch: Launch, record: Record) -> list[Artifact]:
 def _script(path: Path) -> list[Artifact]:
     """Return the script of a job, without the credentials that its setup lines may hold."""
     try:
-        text = path.read_text(errors="replace")
+        text = read_text(path, errors="replace")
     except OSError:
         return []
     shown = masked_script(text)

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from git_desk import BROKEN_NET, NET, PLAY, Desk, environ
 from processes import wait_for
+from states import own_state
 
 from orchestrator.layout import ExperimentPaths
 from orchestrator.records.attempts import read_events
@@ -46,7 +47,8 @@ def desk(tmp_path: Path, tidy: None) -> Desk:
 def story(tmp_path_factory: pytest.TempPathFactory, warm_parent: None) -> SimpleNamespace:
     """Launch a run that is done, one that raises and one that is killed; break the code; launch again."""
     base = tmp_path_factory.mktemp("story")
-    desk = Desk(base / "nets", {**environ(), "XDG_STATE_HOME": str(base / "state"), "XDG_CACHE_HOME": str(base / "c")})
+    state = own_state(tmp_path_factory)
+    desk = Desk(base / "nets", {**environ(), "XDG_STATE_HOME": state, "XDG_CACHE_HOME": str(base / "c")})
     told = SimpleNamespace(desk=desk, experiment=desk.paths("nets"))
     told.first = desk.orch("launch", "experiment=nets", status=1, played=False)
     told.runs = {describe(run["point"]): run for run in desk.json("status", "nets")["runs"]}

@@ -147,8 +147,8 @@ def alone(old: OldRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OldR
         raise OSError("no program is started here")
 
     monkeypatch.chdir(old.project)
-    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", old.env["XDG_STATE_HOME"])  # in which the runs are adopted
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(subprocess.Popen, "__del__", lambda _: None)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from desks import Desk
 from processes import supervisors, wait_for
+from states import own_state
 
 from orchestrator.records.record import RunState
 
@@ -72,7 +73,7 @@ class SearchDesk(Desk):
 def desk(tmp_path_factory, warm_parent):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_STATE_HOME", own_state(tmp_path_factory))
         patch.setenv("OMP_NUM_THREADS", "1")
         desk = SearchDesk(tmp_path_factory.mktemp("desk"))
         desk.orch("launch", "experiment=bowl")

@@ -26,7 +26,7 @@ WIDE = script.Shape(
     resources=Resources(nodes=2, gpus_per_node=4, cpus_per_node=32, mem_gb_per_node=1.5, hours=3.01),
     python_path=("/a", "/a/src", "/b"),
 )
-NAME, TOLD = "digits.0007", "orch:f00d:0"
+NAME, TOKEN = "digits.0007", "f00d"
 
 PLAIN = """\
 #!/bin/bash
@@ -44,6 +44,7 @@ PLAIN = """\
 #SBATCH --signal=USR2@90
 
 # setup
+export ORCH_LAUNCH_TOKEN=f00d
 orch_exit='/home/you/it'"'"'s runs/digits/launches/0007/submitit'/"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID".exit
 rm -f "$orch_exit"
 orch_end() {
@@ -127,10 +128,10 @@ def _srun(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
 
-def text(shape=SHAPE, indices=(0, 1, 2, 5), folder=FOLDER, told=TOLD, **options):
+def text(shape=SHAPE, indices=(0, 1, 2, 5), folder=FOLDER, **options):
     array = script.Array(shape=shape, offset=0, indices=indices)
     parsed = SlurmOptions.parse(options)
-    parameters = script.parameters(array, parsed, name=NAME, comment=told, folder=folder)
+    parameters = script.parameters(array, parsed, name=NAME, token=TOKEN, folder=folder)
     return submission.text(parameters, folder).replace(shlex.quote(sys.executable), "PYTHON")
 
 
@@ -384,7 +385,7 @@ def test_a_text_is_one_word_of_one_option(value):
 def test_paths_are_words_for_the_shell(name):
     shape = script.Shape(resources=Resources(), python_path=(f"/a/{name}",))
     array = script.Array(shape=shape, offset=0, indices=(0,))
-    lines = script.setup(array, SlurmOptions(), Path("/a") / "b")
+    lines = script.setup(array, SlurmOptions(), Path("/a") / "b", token=TOKEN)
     (found,) = [line for line in lines if line.startswith("export PYTHONPATH=")]
     assert shlex.split(found) == ["export", f"PYTHONPATH=/a/{name}"]
 
@@ -394,7 +395,7 @@ def test_a_shell_makes_of_the_setup_lines_what_was_meant(name, tmp_path):
     folder = tmp_path / "submit" / name
     folder.mkdir(parents=True)
     array = script.Array(shape=script.Shape(resources=Resources(), python_path=(name,)), offset=0, indices=(0,))
-    lines = [*script.setup(array, SlurmOptions(), folder), 'printf %s "$PYTHONPATH"', "exit 7"]
+    lines = [*script.setup(array, SlurmOptions(), folder, token=TOKEN), 'printf %s "$PYTHONPATH"', "exit 7"]
     env = {"PATH": "/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "SLURM_CPUS_PER_TASK": "1"}
     done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=tmp_path, env=env, capture_output=True, check=False)
     assert (done.stdout.decode(), done.stderr, done.returncode) == (name, b"", 7)
@@ -409,7 +410,7 @@ def test_a_program_starts_with_the_signals_blocked_by_what_a_node_has(lacking, t
     for name in lacking:
         (tmp_path / name).write_text("#!/bin/sh\nexit 125\n")
         (tmp_path / name).chmod(0o755)
-    lines = script.setup(script.Array(shape=SHAPE, offset=0, indices=(0,)), SlurmOptions(), tmp_path)
+    lines = script.setup(script.Array(shape=SHAPE, offset=0, indices=(0,)), SlurmOptions(), tmp_path, token=TOKEN)
     (line,) = [line for line in lines if line.startswith(f"for {script.BLOCKED} in")]
     program = "import signal; print(*sorted(one.name for one in signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
     started = f'set -eu; {line}\n${script.BLOCKED} {shlex.quote(sys.executable)} -c "$1"'
@@ -458,7 +459,10 @@ said=$(cat "said.$(($(wc -l < called) - 1))"); echo "$said" >&2; [ -z "$said" ]"
         "SLURM_ARRAY_TASK_ID": "0",
         "SLURM_CPUS_PER_TASK": "1",
     }
-    lines = [*script.setup(array, SlurmOptions(setup=(strict,), nodes_may_submit=False), folder), "srun -n 'a b'"]
+    lines = [
+        *script.setup(array, SlurmOptions(setup=(strict,), nodes_may_submit=False), folder, token=TOKEN),
+        "srun -n 'a b'",
+    ]
     with (folder / "5_0.out").open("a") as log:
         found = subprocess.call(["bash", "-c", "\n".join(lines)], cwd=tmp_path, env=env, stdout=log, stderr=log)
     assert found == status

@@ -13,7 +13,10 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import pytest
 from processes import ROOT
+
+from orchestrator.records.launches import remember
 
 ARCHIVE = Path(__file__).parents[1] / "assets" / "runs-0.1.0.tar.xz"
 THERE = "/tmp/orch-fixture"
@@ -24,10 +27,11 @@ class OldRuns:
     """The project and its runs in a folder of a test's own, and what is typed there.
 
     Texts and pickles are told where they lie now; all else, checkpoints too, is byte for byte what the old code wrote.
-    The Python that they name is one that imports this checkout. Without `slurm` no Slurm answers.
+    The Python that they name is one that imports this checkout. Without `slurm` no Slurm answers. `adopted`: their user
+    has made them their own with `orch adopt`.
     """
 
-    def __init__(self, folder: Path, *, slurm: bool = False) -> None:
+    def __init__(self, folder: Path, *, slurm: bool = False, adopted: bool = True) -> None:
         self.folder, self.project, self.runs = folder, folder / "project", folder / "project" / "runs"
         with tarfile.open(ARCHIVE) as archive:
             archive.extractall(folder, filter="tar")
@@ -36,6 +40,8 @@ class OldRuns:
                 _move(path, str(folder))
         self.python = _environment(folder / "env")
         (folder / "tmp").mkdir()
+        if adopted:
+            _adopt(self.runs, folder / "state")
         own = {"XDG_CACHE_HOME": "cache", "XDG_STATE_HOME": "state", "TMPDIR": "tmp"}
         own = {key: str(folder / name) for key, name in own.items()}
         self.env = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
@@ -84,6 +90,13 @@ def _environment(folder: Path) -> Path:
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "outer.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
     return folder / "bin" / "python"
+
+
+def _adopt(runs: Path, state: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(state))
+        for header in runs.glob("*/launches/*/launch.json"):
+            remember(json.loads(header.read_bytes())["token"], header.parent)
 
 
 def _mute_slurm(folder: Path) -> Path:

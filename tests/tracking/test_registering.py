@@ -16,6 +16,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from processes import ROOT, orch_argv
+from states import own_state
 
 from orchestrator import api, clusters
 from orchestrator.config.lightning_names import unite
@@ -82,7 +83,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, warm_parent: None) -> Iter
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "nets.yaml").write_text(EXPERIMENT)
     (folder / "users_net.py").write_text(NET)
-    state = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CACHE_HOME": str(folder / "cache")}
+    state = {"XDG_STATE_HOME": own_state(tmp_path_factory), "XDG_CACHE_HOME": str(folder / "cache")}
     argv = orch_argv("launch", "experiment=nets")
     env = {**os.environ, "PYTHONPATH": str(ROOT), **state}
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from desks import Desk
 from processes import wait_for
+from states import own_state
 
 from orchestrator import api
 from orchestrator.errors import RequestError
@@ -87,7 +88,7 @@ def desk(tmp_path_factory, warm_parent):
     """A desk where one run of `pretrain` has trained for two epochs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_STATE_HOME", own_state(tmp_path_factory))
         desk = TuningDesk(tmp_path_factory.mktemp("it's a desk"))
         desk.orch("launch", "experiment=pretrain")
         yield desk
