@@ -113,8 +113,8 @@ def document(config: Config, *, data_digest: str | None, world_size: int) -> dic
 
 
 def _weights(start: Mapping[str, object]) -> dict[str, object]:
-    """Return what names the weights that a run starts from: not where they lie."""
-    return {key: value for key, value in start.items() if key not in {"experiment", "path"}}
+    """Return what names the weights that a run starts from: not where they lie, nor how they are loaded."""
+    return {key: value for key, value in start.items() if key not in {"experiment", "path", "weights_only"}}
 
 
 def run_id(identity: Mapping[str, object]) -> RunId:

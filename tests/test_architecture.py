@@ -38,6 +38,7 @@ CONTENT = {"models", "datasets", "conf"}  # usable without the engine; met only 
 
 TRAINING = (
     "orchestrator/launch/estimate/weigh_probe.py",
+    "orchestrator/launch/unpickle_probe.py",
     "orchestrator/tracking/registry/registrar.py",
     "orchestrator/testing/net.py",
     "orchestrator/worker/fit/",

@@ -50,6 +50,8 @@ _ENVIRONMENT: Mapping[int | None, str] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "a link has taken the place of a file: ask whose runs these are",
+    errno.ENXIO: "something else has taken the place of a file: ask whose runs these are",
     errno.EIO: "see what its disk, or its server, reports",
     errno.ESTALE: "see what its disk, or its server, reports",
 }

@@ -42,6 +42,7 @@ from orchestrator.spec.search import Distribution, Template
 
 _ONE_PER_LAUNCH = frozenset(
     {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "launch", "tags", "after"}
+    | {"init_from_trusted"}
 )
 
 
@@ -84,6 +85,7 @@ class ComposedExperiment:
     notes: tuple[str, ...]
     ask_above: int = ASK_ABOVE
     after: tuple[str, ...] = ()
+    init_from_trusted: bool = False
     search: ComposedSearch | None = None
 
 
@@ -139,8 +141,9 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     raw = OmegaConf.to_container(config, resolve=False)
     _check_package(raw)
     schema.check_top_level(cast("Mapping[str, Any]", raw))
-    head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH - {"experiment", "after"})}
-    head["after"] = schema.after(_section(config, "after") if "after" in config else None)
+    optional = {"after": schema.after, "init_from_trusted": schema.trusted}
+    head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH.difference(optional, {"experiment"}))}
+    head |= {key: check(_section(config, key) if key in config else None) for key, check in optional.items()}
     for key in head.keys() - {"sweep"}:
         _refuse_secrets(key, head[key])
     written = {} if line.drop_sweep else head["sweep"]
@@ -366,6 +369,7 @@ def _assemble(
         notes=notes + more,
         ask_above=head["ask_above"],
         after=head["after"],
+        init_from_trusted=head["init_from_trusted"],
     )
 
 

@@ -46,6 +46,7 @@ TOP_LEVEL = (
     "launch",
     "tags",
     "after",
+    "init_from_trusted",
     *STARTS,
 )
 _ENGINE_OWNS = {
@@ -89,6 +90,7 @@ _SEED = Field(
 )
 _MODE = Field(holds=lambda value: value in ("min", "max"), rule="it is min or max", example="max", optional=False)
 _OBJECTIVE = {"metric": text("it names a logged metric", example="val/acc"), "mode": ANYTHING}
+_TRUSTED = truth("true", optional=False)
 _START = text("it names a checkpoint", example="run:3fa2c81b/best")
 _RESOURCES = {
     "nodes": whole(1),
@@ -168,7 +170,7 @@ def check_top_level(config: Mapping[str, object]) -> None:
             raise error
     check_known("", config, TOP_LEVEL, fix="put values of your own under vars:")
     for key in TOP_LEVEL:
-        if key not in config and key not in {"experiment", "vars", "after", *STARTS}:
+        if key not in config and key not in {"experiment", "vars", "after", "init_from_trusted", *STARTS}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
     for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot", "launch"):
         check_mapping(section, config.get(section))
@@ -317,6 +319,11 @@ def starts(config: Mapping[str, object], task: str) -> dict[str, str]:
             fix="init_from=run:3fa2c81b/best, or a path",
         )
     return found
+
+
+def trusted(value: object) -> bool:
+    """Return whether a checkpoint that no own run has made may hold more than weights."""
+    return value is not None and bool(_TRUSTED.check("init_from_trusted", value))
 
 
 def after(value: object) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ launch.py         the one act: freeze, publish, hand to the cluster
 runs.py           composed points -> runs with ids (pure)
 facts.py          the code, the environment and the data versions of a launch
 starts.py         where a run starts from: `init_from`, `resume_from`
+unpickle_probe.py a program of its own: whether a checkpoint holds nothing but weights and plain values
 dependencies.py   `after`: launches that wait for others
 pending.py        runs that their cluster could not take yet, submitted later
 canary.py         what may not start yet: runs behind the canary, and those that somebody holds

@@ -6,6 +6,9 @@
 
 What is frozen names the weights: a run by its whole id, its generation and which of its checkpoints; a file by the
 hash of its content. Its path does not enter the identity.
+
+To load a checkpoint can run code that it names. Of a run that is not this user's, and of a file, only weights and plain
+values are loaded, unless the user trusts its maker (`init_from_trusted`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +27,13 @@ from orchestrator.records.attempts import read_attempt
 from orchestrator.records.checkpoints import latest_of
 from orchestrator.records.experiment import read_experiment
 from orchestrator.records.launches import read_run_config
+from orchestrator.records.ownership import why_read_only
 from orchestrator.records.planned import read_planned_run
 from orchestrator.records.record import Attempt, Record, RunState
 from orchestrator.spec import STARTS, Config, RunId
 from orchestrator.system.cache import Answers
 from orchestrator.system.files import names_in
+from orchestrator.system.processes import ProgramError, ask
 
 if TYPE_CHECKING:
     from orchestrator.config.experiment import ComposedExperiment, ComposedPoint
@@ -38,14 +44,47 @@ _RUN = re.compile(r"run:(?:(?P<experiment>[A-Za-z0-9][A-Za-z0-9._-]*)/)?(?P<id>[
 _CHUNK = 2**20
 
 Start = Mapping[str, Any]
-"""What is frozen: `run, experiment, generation, checkpoint`, or `path, sha256`."""
+"""What is frozen: `run, experiment, generation, checkpoint`, or `path, sha256`.
+
+`weights_only` is true where nothing but weights and plain values may be loaded.
+"""
+_PROBE = Path(__file__).with_name("unpickle_probe.py")
+_PROBE_SECONDS = 600.0
 
 
-def resolve(key: str, text: str, *, runs: RunsRoot, project: Path, after: Collection[str]) -> Start:
-    """Return what a text stands for, frozen.
+def resolve(key: str, text: str, *, runs: RunsRoot, project: Path, after: Collection[str], trusted: bool) -> Start:
+    """Return what a text stands for, frozen; `trusted`: its maker is.
 
     The checkpoint has to be there, or its run is one of an experiment in `after`. Raises ConfigError.
     """
+    start = _resolve(key, text, runs=runs, project=project, after=after)
+    if trusted or ("run" in start and not why_read_only(runs.experiment(start["experiment"]))):
+        return start
+    with suppress(StateError):  # its run is not done yet
+        _check_plain(key, text, locate(start, runs))
+    return {**start, "weights_only": True}
+
+
+def _check_plain(key: str, text: str, path: Path) -> None:
+    """Raise ConfigError for a checkpoint that holds more than weights and plain values. The answer is kept."""
+    answers, question = Answers(cache_dir() / "starts"), ("plain", *_version_of(path))
+    problem = answers.read(*question)
+    if problem is None:
+        try:
+            problem = ask([str(_PROBE)], str(path), timeout_s=_PROBE_SECONDS)
+        except ProgramError as error:
+            problem = error.reason
+        else:
+            answers.write(problem, *question)
+    if problem:
+        raise ConfigError(
+            f"{key} is {text!r}, and it holds more than weights and plain values",
+            why=f"{problem}; loading it could run any code, and you have not made it here as a run",
+            fix="init_from_trusted=true, if you trust who made it; or ask them for the state dict alone",
+        )
+
+
+def _resolve(key: str, text: str, *, runs: RunsRoot, project: Path, after: Collection[str]) -> Start:
     if not text.startswith("run:"):
         return _file(key, project / Path(text).expanduser())
     found = _RUN.fullmatch(text)
@@ -185,13 +224,18 @@ def _state(record: Record) -> str:
 
 def _known_sha256(path: Path) -> str:
     """Return the hash of a file's content; of one that was hashed before and has not changed, from the cache."""
-    stat, answers = path.stat(), Answers(cache_dir() / "starts")
-    question = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    answers, question = Answers(cache_dir() / "starts"), _version_of(path)
     known = answers.read(*question)
     if known is None:
         known = _sha256(path)
         answers.write(known, *question)
     return str(known)
+
+
+def _version_of(path: Path) -> tuple[object, ...]:
+    """Return what changes where the content of a file does."""
+    stat = path.stat()
+    return (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 def _sha256(path: Path) -> str:
@@ -210,7 +254,9 @@ def freeze(composed: ComposedExperiment, *, runs: RunsRoot, project: Path) -> Co
         found: dict[str, Any] = {key: point.config[key] for key in STARTS if key in point.config}
         for key, text in found.items():
             if (key, text) not in known:
-                known[key, text] = resolve(key, text, runs=runs, project=project, after=composed.after)
+                known[key, text] = resolve(
+                    key, text, runs=runs, project=project, after=composed.after, trusted=composed.init_from_trusted
+                )
             found[key] = known[key, text]
             if key == "resume_from":
                 check_more_to_train(found[key], point.config["trainer"], runs)

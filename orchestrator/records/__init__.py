@@ -11,6 +11,7 @@ packs.py        which tasks of a launch share a job
 record.py       events, and what they fold to (pure)
 attempts.py     claims, events, the index
 checkpoints.py  the checkpoints that a run resumes from
+ownership.py    whose runs these are: what this user made here is theirs to act on
 ended.py        what can never change any more, kept in the user's cache
 experiment.py   all of it together
 orphans.py      recording attempts that ended without a final event

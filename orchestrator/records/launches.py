@@ -72,7 +72,7 @@ def was_made_here(launch: Launch) -> bool:
     """Return whether this user has made a launch, or adopted it, and not one that it was copied from."""
     try:
         return _memory(launch.token, launch.paths.path).exists()
-    except (OSError, ValueError):  # there is no such folder, or its token is no name
+    except (OSError, ValueError):  # there is no such folder, or its token cannot be a name
         return False
 
 

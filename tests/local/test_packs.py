@@ -105,7 +105,7 @@ def test_a_pack_asks_for_the_cpus_and_memory_of_those_at_once_one_gpu_and_time_f
 def test_an_array_of_packs_asks_for_packs_and_gives_each_run_its_own_threads():
     need = Resources(cpus_per_node=2, hours=1, pack=Pack(runs=8, at_once=2))
     array = script.Array(shape=script.Shape(resources=need, python_path=("/a",)), offset=0, indices=(0, 8))
-    asked = script.parameters(array, script.SlurmOptions(), name="x", comment="y", folder=Path("/x/submitit"))
+    asked = script.parameters(array, script.SlurmOptions(), name="x", token="f00d", folder=Path("/x/submitit"))
     assert (asked["cpus_per_task"], asked["additional_parameters"]["time"]) == (4, 240)
     assert "export OMP_NUM_THREADS=2" in asked["setup"]
     assert script.pickle_name(array) == "start.0.packs.pkl"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from orchestrator.layout import ExperimentPaths
 from orchestrator.project import find_project
 from orchestrator.records.checkpoints import latest_of
 from orchestrator.records.record import RunState
+from orchestrator.worker.fit.checkpoints import AtomicCheckpointIO
+from orchestrator.worker.fit.weights import InitialWeights
 
 NETS = """
 import torch
@@ -151,6 +156,57 @@ def test_a_file_is_a_start_too_and_its_content_makes_the_run(desk):
     assert ids[0] == ids[1]
     desk.orch("launch", "experiment=tune", "name=files", "task=test", "init_from=bare.ckpt")
     assert desk.only("files").state is RunState.DONE
+
+
+class Trap:
+    """What a checkpoint of others may hold: it is called when it is loaded."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_a_file_that_names_code_is_loaded_only_where_its_maker_is_trusted(desk, tmp_path):
+    pretrained = ExperimentPaths(desk.folder / "runs" / "pretrain").run(desk.only("pretrain").id).attempt(1)
+    plain, trap, mark = latest_of(pretrained), desk.folder / "trap.ckpt", tmp_path / "executed"
+    torch.save({**torch.load(plain, weights_only=False), "more": Trap(mark)}, trap)
+    for key in ("init_from", "resume_from"):
+        with pytest.raises(RequestError, match=f"{key} is 'trap.ckpt', and it holds more than weights") as caught:
+            desk.drafted("tune", f"{key}={trap.name}")
+        assert "it names posix.mkdir" in caught.value.why
+        assert caught.value.fix.startswith("init_from_trusted=true")
+    trusted = desk.drafted("tune", f"init_from={trap.name}", "init_from_trusted=true")
+    assert "weights_only" not in trusted.config["init_from"]
+    assert not mark.exists()
+    with pytest.raises(RequestError, match="init_from_trusted is 'yes'"):
+        desk.drafted("tune", "init_from=trap.ckpt", "init_from_trusted='yes'")
+    for load in (
+        lambda: AtomicCheckpointIO(foreign=trap).load_checkpoint(trap),
+        lambda: InitialWeights(trap, weights_only=True)._checkpoint(None),
+    ):
+        with pytest.raises(UnpicklingError):
+            load()
+    assert not mark.exists()
+    AtomicCheckpointIO(foreign=plain).load_checkpoint(trap)
+    assert mark.exists()
+
+
+def test_of_runs_that_were_not_made_here_only_weights_and_plain_values_are_loaded(desk):
+    """Their ids stay the same: the weights are."""
+    first, runs = desk.only("pretrain").id, desk.folder / "runs"
+    shutil.copytree(runs / "pretrain", runs / "copied")
+    words = ["task=test", "init_from_trusted=false"]
+    theirs = desk.drafted("tune", f"init_from=run:copied/{first}/best", *words)
+    own = desk.drafted("tune", f"init_from=run:pretrain/{first}/best", *words)
+    assert (theirs.config["init_from"].get("weights_only"), own.config["init_from"].get("weights_only")) == (True, None)
+    assert theirs.id == own.id
+    desk.orch("launch", "experiment=tune", "name=of-others", f"init_from=run:copied/{first}/best", "task=test")
+    going_on = [f"resume_from=run:copied/{first}/last", "trainer.max_epochs=3"]
+    desk.orch("launch", "experiment=pretrain", "name=longer-of-others", *going_on)
+    assert {desk.only(name).state for name in ("of-others", "longer-of-others")} == {RunState.DONE}
+    shutil.rmtree(runs / "copied")
 
 
 @pytest.mark.parametrize(

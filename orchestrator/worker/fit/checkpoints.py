@@ -167,11 +167,18 @@ def _link(path: Path, name: Path) -> None:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints by temporary file, fsync and rename, in the target's own folder.
 
-    Lightning keeps the arguments of a model in them: what may not be written is redacted there.
+    Lightning keeps the arguments of a model in them: what may not be written is redacted there. Of the file `foreign`
+    only weights and plain values are loaded.
     """
 
-    def __init__(self, redact: Redact = unchanged) -> None:
-        self._redact = redact
+    def __init__(self, redact: Redact = unchanged, *, foreign: Path | None = None) -> None:
+        self._redact, self._foreign = redact, foreign
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self._foreign is not None and Path(path) == self._foreign:
+            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return loaded
+        return super().load_checkpoint(path, *args, **kwargs)
 
     def save_checkpoint(self, checkpoint: Mapping[str, object], path: Any, storage_options: object = None) -> None:
         target = Path(path)

@@ -45,7 +45,8 @@ class Training:
     """What is trained, on what, and where its files go. `folder` is the attempt's.
 
     `resume_from` is a checkpoint of the run's own. Where there is none it starts with the weights, or the whole state,
-    of another run or a file: `weights_from`, `state_from`.
+    of another run or a file: `weights_from`, `state_from`; with `weights_only` that may hold nothing but weights and
+    plain values.
     `report` is told, on rank 0, each validation's number and the objective's value there, and says whether to stop.
     `example`: where a few samples of the model's input are to be kept; None: nowhere. `redact` takes out of a tree
     what may not be written.
@@ -60,6 +61,7 @@ class Training:
     place: Place
     weights_from: Path | None = None
     state_from: Path | None = None
+    weights_only: bool = False
     example: Path | None = None
     redact: Redact = unchanged
     report: Callable[[int, float], bool] | None = None
@@ -79,7 +81,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     start = StartOfValidation()
     stopping = StopOnSignal(stop, checkpoints, start, tests=config["task"] == "fit_test")
     examples = [KeepExample(training.example)] if training.example else []
-    initial = InitialWeights(training.weights_from) if training.weights_from and not training.resume_from else None
+    fresh = training.weights_from if not training.resume_from else None
+    initial = InitialWeights(fresh, weights_only=training.weights_only) if fresh else None
     checkpoint = training.resume_from or training.state_from
     found = KeepFound(resumes=checkpoint is not None)
     maybe = (initial, progress, *examples, prune, found, PlateauSteps(), checkpoints, stopping)
@@ -168,11 +171,12 @@ def _trainer(training: Training, logger: SpoolLogger, first: Callback, callbacks
     users = [callback for callback in built.values() if callback is not None]
     if any(isinstance(callback, ProgressBar) for callback in users):
         node["enable_progress_bar"] = True  # the flag's default is false, and Lightning refuses the two together
+    foreign = training.state_from if training.weights_only else None
     trainer: pl.Trainer = build(
         node,
         callbacks=[first, *users, *callbacks],
         logger=[logger, *_users_loggers(training)],
-        plugins=[AtomicCheckpointIO(training.redact), _environment(training)],
+        plugins=[AtomicCheckpointIO(training.redact, foreign=foreign), _environment(training)],
         default_root_dir=str(training.folder),
         **_devices(training.resources),
     )

@@ -26,8 +26,9 @@ class InitialWeights(Callback):
     its layers from the beginning they are also loaded then: a callback may copy them in its `setup`, as averages do.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, weights_only: bool = False) -> None:
+        """With `weights_only` the file may hold nothing but weights and plain values: it can name no code."""
+        self._path, self._weights_only = path, weights_only
         self._loaded: Saved | None = None
         self._done = False
 
@@ -56,7 +57,7 @@ class InitialWeights(Callback):
     def _checkpoint(self, model: pl.LightningModule) -> Saved:
         """Return the checkpoint as the model's own hook leaves it."""
         if self._loaded is None:
-            self._loaded = torch.load(self._path, map_location="cpu", weights_only=False)
+            self._loaded = torch.load(self._path, map_location="cpu", weights_only=self._weights_only)
         if "state_dict" not in self._loaded:
             return {"state_dict": self._loaded}
         checkpoint = copy.copy(self._loaded)  # the hook may change it, and is called again
