@@ -99,7 +99,7 @@ def go_on(
     Raises ClusterError where Slurm does not answer.
     """
     last = turns.last(launch)
-    if _settled(launch, last) or why_read_only(launch.experiment, [read_launch(launch)]):
+    if _settled(launch, last) or why_read_only(launch.experiment):
         return Tried(outcome=Outcome.NOTHING_LEFT)
     if not _free(launch, last):
         return Tried(outcome=Outcome.BUSY)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import ConfigError, StateError, nearest
 from orchestrator.layout import ExperimentPaths, RunsRoot, cache_dir
 from orchestrator.records.attempts import read_attempt
-from orchestrator.records.checkpoints import latest_of
+from orchestrator.records.checkpoints import best_of, latest_of
 from orchestrator.records.experiment import read_experiment
 from orchestrator.records.launches import read_run_config
 from orchestrator.records.ownership import why_read_only
@@ -137,7 +137,7 @@ def locate(start: Start, runs: RunsRoot) -> Path:
             fix=f"run:{start['run'][:8]}/last",
         )
     best = start["checkpoint"] == "best"
-    found = folder.path / str(last.best["checkpoint"]) if best else latest_of(folder.attempt(last.number))
+    found = best_of(folder, last.best) if best else latest_of(folder.attempt(last.number))
     if found is None or not found.is_file():
         missing = f"file {last.best['checkpoint']}" if best else "last checkpoint"
         raise StateError(

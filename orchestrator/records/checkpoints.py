@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.layout import LAST, AttemptPaths
-from orchestrator.system.files import NOT_JSON, read_bytes, replace_text
+from orchestrator.layout import LAST, AttemptPaths, RunPaths
+from orchestrator.system.files import NOT_JSON, lies_in, read_bytes, replace_text
 
 _VERSION = 1
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?\.ckpt")
@@ -27,6 +27,12 @@ def write_latest(attempt: AttemptPaths, checkpoint: Path, *, step: int, epoch: i
     """Name the checkpoint that the attempt's run resumes from. It must be whole already."""
     pointer = {"v": _VERSION, "file": checkpoint.name, "step": step, "epoch": epoch, "bytes": checkpoint.stat().st_size}
     replace_text(attempt.latest, json.dumps(pointer), sync=True)
+
+
+def best_of(run: RunPaths, best: Mapping[str, object]) -> Path | None:
+    """Return the checkpoint that a record names as the best one; None where it names none of the run's own files."""
+    found = run.path / str(best.get("checkpoint") or "")
+    return found if found.suffix and lies_in(found, run.path) else None
 
 
 def latest_of(attempt: AttemptPaths) -> Path | None:

@@ -260,6 +260,14 @@ def write_bytes(path: Path, content: bytes, *, mode: int = READABLE) -> None:
     path.write_bytes(content)
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Return whether a path leads into a folder, whatever links are on the way."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, or a NUL
+        return False
+
+
 def open_file(path: Path) -> BinaryIO:
     """Open a file of ours to be read, which others may have put there: a file, no link to one, nor what would hang.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from orchestrator.errors import RequestError
+from orchestrator.system.files import lies_in
 from orchestrator.tracking.spool import ArtifactLine, Metrics, Params, Record, Tags, is_inside, read
 
 T = TypeVar("T")
@@ -271,7 +272,7 @@ def _take(batch: Batch, record: Record, spool: Path) -> None:
             batch.params.update(values)
         case Tags(values=values):
             batch.tags.update(values)
-        case ArtifactLine(path=path, folder=folder):
+        case ArtifactLine(path=path, folder=folder) if lies_in(spool.parent / path, spool.parent.parent):
             batch.artifacts.append(Artifact(path=spool.parent / path, folder=folder))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.config.credentials import masked, masked_override, masked_script
 from orchestrator.layout import BEST, AttemptPaths, ExperimentPaths, RunPaths
-from orchestrator.records.checkpoints import latest
+from orchestrator.records.checkpoints import best_of, latest
 from orchestrator.records.experiment import ExperimentState
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import Launch, read_run_config
@@ -229,8 +229,8 @@ def _checkpoints(run: RunPaths, record: Record, policy: str) -> list[Path]:
 
 def _best(run: RunPaths, record: Record, attempts: Sequence[AttemptPaths]) -> Path | None:
     """Return the best checkpoint by the objective; where there is none, the latest."""
-    if record.last and (kept := record.last.best.get("checkpoint")):
-        return run.path / str(kept)
+    if record.last and (kept := best_of(run, record.last.best)):
+        return kept
     old = [attempt.checkpoints / BEST for attempt in attempts if not attempt.state.is_dir()]
     return next((path for path in reversed(old) if path.is_file()), latest(attempts))
 

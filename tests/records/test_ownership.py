@@ -16,10 +16,11 @@ from two_users import User, tree, two_users
 
 from orchestrator import api, cli
 from orchestrator.errors import StateError
-from orchestrator.layout import ExperimentPaths, RunsRoot
+from orchestrator.layout import ExperimentPaths, RunPaths, RunsRoot
 from orchestrator.local.schedule import Terms
 from orchestrator.local.workstation import Queue, supervise
 from orchestrator.project import Project
+from orchestrator.records.checkpoints import best_of
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import publish_launch, read_launch
 from orchestrator.records.ownership import TOKEN, why_read_only
@@ -34,6 +35,7 @@ from pathlib import Path
 from launches import planned_run
 from orchestrator.layout import RunsRoot
 from orchestrator.records.attempts import EventWriter, claim_attempt, mark_state
+from orchestrator.records.checkpoints import best_of
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import publish_launch
 from orchestrator.records.record import Claim
@@ -292,3 +294,16 @@ def test_where_the_state_cannot_be_written_nothing_is_published(
         publish_launch(experiment, 1, LaunchHeader(cluster={"kind": "inline"}), [{}], [planned_run()])
     assert "$XDG_STATE_HOME" in caught.value.fix
     assert list((experiment.path / "launches").iterdir()) == []
+
+
+def test_what_a_record_names_lies_in_its_runs_folder(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "its run")
+    for name in ("its run/a001/state/best.ckpt", "outside.ckpt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (run.path / "link.ckpt").symlink_to(tmp_path / "outside.ckpt")
+    (run.path / "circle.ckpt").symlink_to("circle.ckpt")
+    assert best_of(run, {"checkpoint": "a001/state/best.ckpt"}) == run.path / "a001" / "state" / "best.ckpt"
+    for name in ("../outside.ckpt", str(tmp_path / "outside.ckpt"), "link.ckpt", "circle.ckpt", "\0.ckpt", "", None):
+        assert best_of(run, {"checkpoint": name}) is None
+    assert best_of(run, {}) is None

@@ -565,7 +565,9 @@ def test_artifacts_of_the_run_itself_arrive_and_a_vanished_one_holds_up_nothing(
     with SpoolWriter(path) as writer:
         writer.artifact(folder / "artifacts" / "a.txt", "texts")
         writer.artifact(folder / "artifacts" / "gone.txt")
+        writer.artifact(folder.parent / "outside.txt", "texts")  # no run writes this: its files are copied
         writer.metrics({"loss": 1.0}, step=0)
+    (folder.parent / "outside.txt").write_text("another's")
     report = store.sync(experiment(run(spools=(path,))))
     assert (report.artifacts_logged, report.artifacts_missing, report.metrics_sent) == (1, 1, 1)
     assert artifact(store, "texts/a.txt").read_text() == "hello"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import TrackingError
+from orchestrator.records.checkpoints import best_of
 from orchestrator.records.experiment import ExperimentState
 from orchestrator.records.launches import read_run_config
 from orchestrator.records.planned import read_planned_run
@@ -66,7 +67,7 @@ def wanted(state: ExperimentState, *, model: str | None = None) -> Wish | None:
 
 def _wish(state: ExperimentState, name: str, record: Record, value: float) -> Wish | None:
     run, last = state.experiment.run(record.id), record.last
-    kept = last.best.get("checkpoint") if last else None
+    kept = best_of(run, last.best) if last else None
     if last is None or last.claim is None or not kept:
         return None
     launch = state.launch(last.claim.launch)
@@ -89,7 +90,7 @@ def _wish(state: ExperimentState, name: str, record: Record, value: float) -> Wi
         },
         job={
             "model": _placed(read_run_config(launch.paths, planned, record.given)["model"], code[0]),
-            "checkpoint": str(run.path / kept),
+            "checkpoint": str(kept),
             "example": str(examples[0]) if examples else None,
             "code": list(code),
             "requirements": _requirements(launch.header.environment),

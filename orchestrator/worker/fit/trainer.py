@@ -24,8 +24,9 @@ from pytorch_lightning.loggers.logger import Logger
 from orchestrator.config.build import SAVE_DIR, build, locate
 from orchestrator.config.credentials import Redact, unchanged
 from orchestrator.errors import ConfigError
-from orchestrator.layout import AttemptPaths
+from orchestrator.layout import AttemptPaths, RunPaths
 from orchestrator.records.attempts import EventWriter
+from orchestrator.records.checkpoints import best_of
 from orchestrator.spec import EVALUATIONS, Objective, Resources
 from orchestrator.system.files import make_folder
 from orchestrator.tracking.logger import SpoolLogger
@@ -153,8 +154,9 @@ def _inherit(training: Training, checkpoint: str) -> str:
     """
     attempt = AttemptPaths(training.folder)
     target = attempt.state / INHERITED
-    source = training.state_from.parents[2] / checkpoint if training.state_from else target
-    if training.place.rank == 0 and source.is_file():
+    run = RunPaths(training.state_from.parents[2] if training.state_from else target.parents[2])
+    source = best_of(run, {"checkpoint": checkpoint})
+    if training.place.rank == 0 and source and source.is_file():
         make_folder(target.parent)
         target.unlink(missing_ok=True)
         try:
