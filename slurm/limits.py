@@ -15,17 +15,25 @@ _GRES_COUNT = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:([0-9]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of the whole cluster: the largest index of an array, how many jobs it holds, the folder whose size nodes tell."""
+    """Of the whole cluster: the largest index of an array, how many jobs it holds, the folder whose size nodes tell.
+
+    `message_timeout`: after how many seconds its parts give up waiting for each other's answers.
+    """
 
     max_array_size: int = 1001
     max_job_count: int = 10_000
+    message_timeout: int = 10
     tmp_folder: str = "/tmp"  # noqa: S108 - Slurm's default, and no file of ours
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `scontrol show config`; what it does not say is Slurm's default."""
-        found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*([0-9]+)", text, re.MULTILINE))
-        names = {"MaxArraySize": "max_array_size", "MaxJobCount": "max_job_count"}
+        found = dict(re.findall(r"^(MaxArraySize|MaxJobCount|MessageTimeout)\s*=\s*([0-9]+)", text, re.MULTILINE))
+        names = {
+            "MaxArraySize": "max_array_size",
+            "MaxJobCount": "max_job_count",
+            "MessageTimeout": "message_timeout",
+        }
         folder = re.search(r"^TmpFS\s*=\s*(/\S*)", text, re.MULTILINE)
         told: dict[str, Any] = {names[key]: int(value) for key, value in found.items()}
         if folder:

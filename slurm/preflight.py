@@ -92,8 +92,9 @@ def check(site: Site, need: Resources, script: str) -> str:
     """
     if why := limits.refusal(need, (site.options.partition or "").split(","), site.partitions):
         raise _impossible(need, why, _other_partitions(site, need))
+    argv = ["sbatch", "--test-only"]
     try:
-        commands.run(["sbatch", "--test-only"], cluster=site.cluster, stdin=script.encode())
+        commands.patiently(lambda: commands.run(argv, cluster=site.cluster, stdin=script.encode()), settled=_is_settled)
     except ProgramError as error:
         limit = submission.limit(error.stderr)
         if limit and (limit.named or _has_jobs(site)):  # which is no fault of theirs, and passes
@@ -101,6 +102,11 @@ def check(site: Site, need: Resources, script: str) -> str:
         return _explained(site, need, error)
     down = [partition.name for partition in site.chosen if partition.state == "DOWN"]
     return f"partition {', '.join(down)} is down: runs wait until it is up" if down else ""
+
+
+def _is_settled(error: ProgramError) -> bool:
+    known = submission.limit(error.stderr) is not None or _NO_NODE.search(error.stderr)
+    return bool(known) or commands.is_settled(error)
 
 
 def _has_jobs(site: Site) -> bool:
@@ -112,7 +118,7 @@ def _has_jobs(site: Site) -> bool:
 def _explained(site: Site, need: Resources, error: ProgramError) -> str:
     """Raise what sbatch meant; return it where it passes, and Slurm would take the job all the same."""
     said = commands.said(error.stderr)
-    if error.status is None or commands.BUSY.search(error.stderr):
+    if error.status is None or commands.UNANSWERED.search(commands.slurms_word(error.stderr)):
         fix = "is this a login node, and does `sinfo` answer?"
         raise ClusterError("Slurm does not answer", why=said, fix=fix) from error
     for pattern, explain in _WORDS:

@@ -81,7 +81,10 @@ def tasks(whose: Whose, wanted: Collection[str]) -> Mapping[str, Seen]:
 
 def queue(whose: Whose) -> dict[str, Seen]:
     """Return what squeue says now of all tasks of a user."""
-    text = commands.ask([*SQUEUE, f"--user={whose.user}"], cluster=whose.cluster, env=TIMES)
+    try:
+        text = commands.run([*SQUEUE, f"--user={whose.user}"], cluster=whose.cluster, env=TIMES)
+    except ProgramError as error:
+        raise ClusterError("squeue failed", why=commands.last_line(error.stderr), fix=commands.FIX) from error
     _answers().write(text, *_question(whose))
     return _by_name(text)
 

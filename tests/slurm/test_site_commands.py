@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 from cluster_contract import states, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
@@ -18,22 +16,6 @@ from orchestrator.spec import Resources
 from orchestrator.testing.launches import scripted
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def stand_in(tmp_path):
-    """What puts a program of ours before Slurm's of that name; `{real}` in its text is Slurm's."""
-    folder = tmp_path / "site's programs"
-    folder.mkdir()
-
-    def make(name, text):
-        program = folder / name
-        program.write_text(f"#!/bin/bash\n{text.replace('{real}', shutil.which(name) or '')}\n")
-        program.chmod(0o755)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(folder), prepend=":")
-        yield make
 
 
 # --- what is asked is answered whole ----------------------------------------------------------------------
