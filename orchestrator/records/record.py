@@ -340,6 +340,11 @@ class Record:
         return self.last is not None and self.last.number >= self.planned.attempt
 
     @property
+    def awaits_cluster(self) -> bool:
+        """Whether its cluster has yet to do something: hand it over, or put its jobs right."""
+        return self.state is RunState.WAITING or (self.observation is not None and self.observation.untidy)
+
+    @property
     def settled(self) -> bool:
         """Whether nothing can change it but a later launch.
 

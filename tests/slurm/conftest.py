@@ -82,4 +82,5 @@ def stand_in(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(folder), prepend=":")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # what others have answered is not known
         yield make

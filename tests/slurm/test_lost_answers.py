@@ -11,6 +11,7 @@ from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import bench_of, output
 
 from orchestrator.errors import ClusterError
+from orchestrator.launch.canary import hold, release
 from orchestrator.records.launches import read_launch
 from orchestrator.records.record import RunState
 from orchestrator.slurm import commands, submission
@@ -254,3 +255,71 @@ def test_what_was_never_taken_is_submitted_after_twice_the_message_timeout(slurm
     wait_for_end(bench)
     assert states(bench, [run]) == [RunState.DONE]
     assert arrays_of(launch) == {jobs_of(launch)[0].id}
+
+
+def tasks_of(job):
+    """Return the states and reasons of an array's tasks that have not ended, by index."""
+    lines = output("squeue", "--noheader", "--array", f"--jobs={job}", "--format=%K %T %r").splitlines()
+    return {int(index): (state, reason) for index, state, reason in map(str.split, lines)}
+
+
+@pytest.fixture
+def late_launch(slurm, stand_in, tmp_path):
+    """What launches runs that fill node n0, one at a time; Slurm takes their array once it is let to."""
+    program = stand_in("sbatch", LATE)
+    bench = bench_of(tmp_path, nodelist="n0")
+
+    def launch(*scripts):
+        runs = [scripted(script, seed=seed, cpus_per_node=4) for seed, script in enumerate(scripts)]
+        launched = bench.launch(runs)
+        assert launched.waiting.tasks == len(runs)
+        stand_in("sbatch", 'exec {real} "$@"')
+        return bench, launched.paths, runs, program.with_name("sbatch.may").touch
+
+    return launch
+
+
+@pytest.mark.slurm
+def test_a_late_second_array_runs_nothing_again_and_every_verb_acts_on_both(late_launch, gate):
+    bench, launch, runs, take_late = late_launch(gate.script(), gate.script())
+    wait_no_longer(launch)
+    assert bench.cluster.go_on(launch) == 2
+    (first,) = jobs_of(launch)
+    wait_for(bench.played, "one to begin")
+    begun = next(index for index, run in enumerate(runs) if run.id == bench.played()[0].run)
+    take_late()
+    wait_for(lambda: len(arrays_of(launch)) == 2, "the late array")
+    (second,) = arrays_of(launch) - {first.id}
+    assert states(bench, runs)[begun] is RunState.RUNNING
+    assert bench.records()[runs[begun].id].job == first.name(begun)
+    assert bench.launch(runs).paths is None
+    wait_for(lambda: begun not in tasks_of(second), "the late task of a claimed run to be cancelled")
+    assert list(tasks_of(second)) == [1 - begun]
+    bench.cluster.hold(launch, [1 - begun])
+    for job in (first.id, second):
+        wait_for(lambda job=job: "JobHeld" in tasks_of(job)[1 - begun][1], "both to be held")
+    bench.cluster.release(launch, [1 - begun])
+    gate.open()
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE] * 2
+    wait_for(lambda: not output("squeue", "--noheader"), "all jobs to end")
+    assert len(bench.played()) == 2
+    assert [len(record.attempts) for record in bench.records().values()] == [1, 1]
+
+
+@pytest.mark.slurm
+def test_a_late_array_of_held_runs_is_held(late_launch):
+    bench, launch, runs, take_late = late_launch({})
+    blocker = output("sbatch", "--parsable", "--exclusive", "--nodelist=n0", "--output=/dev/null", "--wrap=sleep 600")
+    wait_for(lambda: output("squeue", "--noheader", f"--jobs={blocker}", "--format=%T") == "RUNNING", "n0 to be full")
+    hold(launch, [0])
+    take_late()
+    wait_for(lambda: len(arrays_of(launch)) == 1, "the late array")
+    (late,) = arrays_of(launch)
+    assert bench.launch(runs).paths is None
+    wait_for(lambda: "JobHeld" in tasks_of(late)[0][1], "it to be held")
+    output("scancel", blocker)
+    release(launch, [0])
+    bench.cluster.release(launch, [0])
+    wait_for_end(bench)
+    assert states(bench, runs) == [RunState.DONE]
