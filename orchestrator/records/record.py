@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.cluster import JobState, Observation
+from orchestrator.records.cause import cause
 from orchestrator.records.planned import PlannedRun
 from orchestrator.spec import Point, RunId
 from orchestrator.system.processes import ProcessId
@@ -446,10 +447,9 @@ def _with_exit(
     if last.state not in {RunState.RUNNING, RunState.INTERRUPTED} or last.together:
         return attempts
     exit_text = f"killed by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"exit status {status}"
-    lines = observation.output.splitlines()
     failure = Failure(
         signature=exit_text if last.claim else f"{exit_text} before training",
-        message=lines[-1] if lines else "",
+        message=cause(observation.output),
         traceback=observation.output,
     )
     failed = replace(last, state=RunState.FAILED, failure=failure, reason=failure.signature)
