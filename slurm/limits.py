@@ -43,7 +43,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """One partition: None where it sets no limit. `default_minutes` is what a job gets that asks for no time."""
+    """One partition: None where it sets no limit. `default_minutes` is what a job gets that asks for no time.
+
+    `accounts` may use it, all where that is None, but for those `denied`.
+    """
 
     name: str
     default: bool
@@ -53,6 +56,9 @@ class Partition:
     total_nodes: int | None = None
     state: str = "UP"
     hidden: bool = False
+    min_nodes: int = 0
+    accounts: tuple[str, ...] | None = None
+    denied: tuple[str, ...] = ()
 
     def refuses(self, need: Resources) -> str:
         """Return why a run of this shape would wait here for ever, or nothing."""
@@ -60,11 +66,20 @@ class Partition:
             return f"partition {self.name} allows {self.max_minutes / 60:g} h"
         if self.max_nodes is not None and need.nodes > self.max_nodes:
             return f"partition {self.name} allows {_nodes(self.max_nodes)}"
+        if need.nodes < self.min_nodes:
+            return f"partition {self.name} is for runs of {_nodes(self.min_nodes)} or more (MinNodes)"
         if self.total_nodes is not None and need.nodes > self.total_nodes:
             return f"partition {self.name} has {_nodes(self.total_nodes)}"
         if self.state in {"DRAIN", "INACTIVE"}:
             return f"partition {self.name} takes no jobs now (its state is {self.state})"
         return ""
+
+    def shuts_out(self, account: str) -> str:
+        """Return why jobs of an account may not run here, or nothing."""
+        if self.accounts is not None:  # then Slurm does not look at the other list
+            only = f"partition {self.name} is only for account {' or '.join(self.accounts)} (AllowAccounts)"
+            return "" if account in self.accounts else only
+        return f"partition {self.name} is not for account {account} (DenyAccounts)" if account in self.denied else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +132,15 @@ def _partition(told: Mapping[str, str]) -> Partition:
         total_nodes=_number(told.get("TotalNodes", "")),
         state=told.get("State", "UP"),
         hidden=told.get("Hidden") == "YES",
+        min_nodes=_number(told.get("MinNodes", "")) or 0,
+        accounts=_some(told.get("AllowAccounts", "ALL")),
+        denied=_some(told.get("DenyAccounts", "")) or (),
     )
+
+
+def _some(text: str) -> tuple[str, ...] | None:
+    """Return the names of a list; None where it stands for all, or there is none."""
+    return tuple(text.split(",")) if text not in {"", "ALL", "(null)"} else None
 
 
 def _node(told: Mapping[str, str]) -> Node:

@@ -92,6 +92,8 @@ def check(site: Site, need: Resources, script: str) -> str:
     """
     if why := limits.refusal(need, (site.options.partition or "").split(","), site.partitions):
         raise _impossible(need, why, _other_partitions(site, need))
+    if site.options.account and (shut_out := _shut_out(site)):  # Slurm takes such a job, and never starts it
+        raise shut_out
     argv = ["sbatch", "--test-only"]
     try:
         commands.patiently(lambda: commands.run(argv, cluster=site.cluster, stdin=script.encode()), settled=_is_settled)
@@ -191,7 +193,22 @@ def _partition(site: Site) -> OrchError | None:
 
 
 def _account(site: Site) -> OrchError | None:
-    return _unknown("account", site.options.account, site.accounts("account"), f" for {getpass.getuser()}")
+    unknown = _unknown("account", site.options.account, site.accounts("account"), f" for {getpass.getuser()}")
+    return unknown or _shut_out(site)
+
+
+def _shut_out(site: Site) -> OrchError | None:
+    """Return the error of an account that may use none of the partitions; one that is not named is Slurm's default."""
+    account = site.options.account or next(iter(site.accounts("defaultaccount")), "")
+    reasons = [partition.shuts_out(account) for partition in site.chosen] if account else []
+    if not reasons or not all(reasons):
+        return None
+    mine = [each for each in site.accounts("account") if not all(part.shuts_out(each) for part in site.chosen)]
+    able = [name for name, part in site.partitions.items() if not part.hidden and not part.shuts_out(account)]
+    fixes = [f"cluster.account={' or '.join(mine)}"] if mine else []
+    fixes += [f"cluster.partition={' or '.join(able)}"] if able else []
+    what = f"account {account} may not run in partition {site.options.partition or site.chosen[0].name}"
+    return RequestError(what, why="; ".join(reasons), fix=", or ".join(fixes) or "ask the site for access")
 
 
 def _qos(site: Site) -> OrchError | None:
@@ -217,7 +234,7 @@ def _node(site: Site) -> OrchError | None:
 
 _WORDS: tuple[tuple[re.Pattern[str], Callable[[Site], OrchError | None]], ...] = (
     (re.compile(r"invalid partition", re.IGNORECASE), _partition),
-    (re.compile(r"invalid account", re.IGNORECASE), _account),
+    (re.compile(r"invalid account|access/permission denied|permission denied", re.IGNORECASE), _account),
     (re.compile(r"invalid qos", re.IGNORECASE), _qos),
     (re.compile(r"invalid feature", re.IGNORECASE), _constraint),
     (re.compile(r"reservation is invalid|invalid reservation", re.IGNORECASE), _reservation),

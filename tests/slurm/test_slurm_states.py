@@ -374,6 +374,21 @@ def test_runs_wait_for_nodes_that_are_away():
     assert limits.asleep(Resources(nodes=2), [BIG, SMALL]) == told
 
 
+def test_a_partition_for_larger_runs_and_for_some_accounts():
+    text = "PartitionName=p Default=YES MinNodes=4 AllowAccounts=phys,bio DenyAccounts=phys"
+    (found,) = limits.partitions(text)
+    assert found.refuses(Resources()) == "partition p is for runs of 4 nodes or more (MinNodes)"
+    assert found.refuses(Resources(nodes=4)) == ""
+    assert [found.shuts_out(account) for account in ("phys", "bio")] == ["", ""]
+    assert found.shuts_out("chem") == "partition p is only for account phys or bio (AllowAccounts)"
+    (found,) = limits.partitions("PartitionName=p MinNodes=0 AllowAccounts=ALL DenyAccounts=chem")
+    assert found.refuses(Resources()) == ""
+    assert [found.shuts_out("phys"), found.shuts_out("chem")] == [
+        "",
+        "partition p is not for account chem (DenyAccounts)",
+    ]
+
+
 def test_a_partition_that_takes_no_jobs_or_has_too_few_nodes():
     text = "PartitionName=p Default=YES State=DRAIN TotalNodes=2 DefaultTime=01:00:00 MaxTime=UNLIMITED"
     (found,) = limits.partitions(text)
