@@ -53,7 +53,7 @@ _PRINTED: Mapping[str, re.Pattern[str]] = {
 _TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 SQUEUE = ("squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%j|%k")
 """`--all`: also of hidden partitions, whose jobs an ordinary user is not shown else, not even the own ones."""
-SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End")
+SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End,JobName")
 TIMES = {"SLURM_TIME_FORMAT": "%s"}
 """In the environment of both: times are in seconds since the epoch."""
 
@@ -63,7 +63,7 @@ class Seen:
     """One task as Slurm tells of it: `<array job>_<index>`, or `<job>` where there is no array.
 
     `of_itself`: it has ended, and not by Slurm's hand; `lasting`: and is not started again. `name` and `comment`: as it
-    was submitted; squeue's only.
+    was submitted; the comment is squeue's only.
     """
 
     job: str

@@ -331,7 +331,7 @@ def _may_yet_be_taken(turn: Turn) -> bool:
 def belonging_to(launch: LaunchPaths) -> Callable[[Seen], bool]:
     """Return what tells whether a task that Slurm names is one of a launch: numbers come again when a state is lost.
 
-    A site may replace comments, and not names; sacct, which gives neither, is believed.
+    A site may replace comments, and not names; sacct gives the name only.
     """
     header = read_launch(launch).header
     name = _name(launch, header.experiment)

@@ -248,6 +248,20 @@ def test_an_array_with_a_number_of_ours_is_not_taken_for_ours(tmp_path, gate, st
     assert output(*said) == before
 
 
+def test_what_sacct_says_of_another_job_of_that_number_is_not_believed(stand_in, tmp_path):
+    bench, run = bench_of(tmp_path), scripted({"ends": ["kill"]})
+    job = jobs_of(bench.launch([run]).paths)[0].name(0)
+    wait_for_end(bench)
+    stand_in("squeue", "exit 0")
+    stand_in("sacct", f"echo '{job}|COMPLETED|None|n1|1795392067|a-strangers'")
+    bench.paths.launch(1).exit_status(job).unlink()
+    (seen,) = bench.cluster.observe(bench.paths.launch(1), [0]).values()
+    assert (seen.state, seen.reason) == (JobState.ENDED, "Slurm no longer knows its job")
+    stand_in("sacct", f"echo '{job}|TIMEOUT|None|n1|1795392067|x.0001'")
+    (seen,) = bench.cluster.observe(bench.paths.launch(1), [0]).values()
+    assert (seen.state, seen.reason) == (JobState.ENDED, "time limit")
+
+
 @plain_first
 def test_a_site_may_replace_comments(tmp_path, gate):
     bench, run = bench_of(tmp_path), scripted(gate.script())

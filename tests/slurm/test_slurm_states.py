@@ -115,10 +115,10 @@ def test_squeues_lines():
 
 
 def test_saccts_lines_have_no_comment():
-    text = "41_0|CANCELLED by 1000|None|n1|7\n41_1|OUT_OF_MEMORY|OutOfMemory|n2|8\n"
-    assert [(seen.job, seen.observation.reason, seen.comment) for seen in parse(text)] == [
-        ("41_0", "cancelled in Slurm", ""),
-        ("41_1", "out of memory: killed by Slurm", ""),
+    text = "41_0|CANCELLED by 1000|None|n1|7|a.0001\n41_1|OUT_OF_MEMORY|OutOfMemory|n2|8|a.0001\n"
+    assert [(seen.job, seen.observation.reason, seen.name, seen.comment) for seen in parse(text)] == [
+        ("41_0", "cancelled in Slurm", "a.0001", ""),
+        ("41_1", "out of memory: killed by Slurm", "a.0001", ""),
     ]
 
 
