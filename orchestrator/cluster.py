@@ -30,7 +30,8 @@ class Observation:
 
     `status` is the exit status of a job that failed by itself, `output` what it printed. `ended` is when it ended,
     in seconds since the epoch. `unattended`: it has ended, and nobody but who looks will ever write down how.
-    `forgotten`: the scheduler has no memory of it, so that `reason` is no news.
+    `forgotten`: the scheduler has no memory of it, so that `reason` is no news. `untidy`: its jobs are not as they
+    should be, and the cluster's `go_on` puts that right.
     """
 
     state: JobState
@@ -42,6 +43,7 @@ class Observation:
     ended: float | None = None
     unattended: bool = False
     forgotten: bool = False
+    untidy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,10 @@ class Cluster(Protocol):
         """
 
     def go_on(self, launch: LaunchPaths) -> int:
-        """Hand over what had to wait, as far as there is room now; return how many tasks. Raises nothing."""
+        """Hand over what had to wait, as far as there is room now; return how many tasks. Raises nothing.
+
+        What was observed as `untidy` is put right, too.
+        """
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
         """Return what is known of these tasks. What cannot be asked is UNKNOWN, never ENDED."""

@@ -76,7 +76,7 @@ def count_states(project: Project, experiment: ExperimentPaths) -> dict[str, int
 
 def _submit_pending(state: ExperimentState) -> bool:
     """Submit what waits in the experiment's launches, as far as there is a place; return whether anything was."""
-    if not any(record.state is RunState.WAITING for record in state.records.values()):
+    if not any(record.awaits_cluster for record in state.records.values()):
         return False
     from orchestrator.launch.pending import hand_over
 

@@ -6,19 +6,21 @@ by its comment.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.cluster import Capacity, Change, JobState, Observation, Waiting, check_data
 from orchestrator.errors import ClusterError, OrchError, RequestError
 from orchestrator.launch import dependencies as others
+from orchestrator.launch.canary import safeguards
 from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
 from orchestrator.records.attempts import read_job_output
 from orchestrator.records.launches import read_launch
 from orchestrator.records.packs import read_packs
-from orchestrator.slurm import commands, control, limits, packed, preflight, queue, script, submission
+from orchestrator.slurm import claims, control, limits, packed, preflight, queue, script, submission
 from orchestrator.slurm import leases as turns
 from orchestrator.slurm import submit_pending as handover
 from orchestrator.slurm.leases import Job
@@ -26,7 +28,6 @@ from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import Seen, printed
 from orchestrator.spec import Resources
 from orchestrator.system.files import read_text
-from orchestrator.system.processes import ProgramError
 from orchestrator.system.units import hours_of
 
 _OUTPUTS = 8  # of so many processes of a job, what they printed is shown
@@ -75,6 +76,7 @@ class SlurmCluster:
         if shutil.which("sbatch") is None:
             return 0
         try:
+            _tidy(launch)
             return self.go_on_at(launch).tasks
         except (OrchError, OSError):
             return 0  # and what is observed says why
@@ -130,35 +132,13 @@ class SlurmCluster:
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
         packs = read_packs(launch)
-        asked = {packs.first(index) for index in tasks}
-        try:
-            turn = turns.last(launch)
-            jobs = list(turn.jobs) if turn else []
-            names = _names(jobs)
-            wanted = [name for index in asked for name in names.get(index, ())]
-            whose, belongs = queue.Whose.of(launch), handover.belonging_to(launch)
-            seen = dict(queue.tasks(whose, wanted)) if wanted else {}
-            if not names.keys() >= asked:  # Slurm may have taken what its lost answer did not tell us of
-                seen |= queue.queue(whose)
-            seen = {name: each for name, each in seen.items() if belongs(each)}
-            names = _names([*jobs, *handover.strays(launch, seen.values(), known=[job.id for job in jobs])])
-            rest = handover.outlook(launch, turn)
-        except ClusterError as error:
-            where = f"on cluster {cluster}: " if (cluster := queue.cluster_of(launch)) else ""
-            reason = f"{where}Slurm does not answer: {error.why or error.what}"
-            told = Observation(state=JobState.UNKNOWN, reason=reason)
-            return dict.fromkeys(tasks, told)
-        jobs_told = {first: _best(launch, names[first], seen) if first in names else rest(first) for first in asked}
-        found = {index: jobs_told[packs.first(index)] for index in tasks}
+        told = _observed_tasks(launch, {packs.first(index) for index in tasks})
+        found = {index: told[packs.first(index)] for index in tasks}
         return found | packed.observe(launch, {index: found[index] for index in tasks if index in packs})
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Stop these tasks; a pack's own supervisor stops its runs one by one, so its job is ended for all of them."""
-        chosen, cluster = set(packed.cancelled(launch, tasks)), queue.cluster_of(launch)
-        for job in queued_jobs(launch):
-            indices = sorted(index - job.offset for index in job.indices if index in chosen)
-            if indices:
-                _scancel(f"{job.id}_[{script.ranges(indices)}]", cluster)
+        control.cancel(queued_jobs(launch), packed.cancelled(launch, tasks), queue.cluster_of(launch))
 
     def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         control.hold(queued_jobs(launch), read_packs(launch).whole(tasks), queue.cluster_of(launch))
@@ -193,13 +173,95 @@ def jobs_of(launch: LaunchPaths) -> list[Job]:
     return list(turn.jobs) if turn else []
 
 
-def queued_jobs(launch: LaunchPaths) -> list[Job]:
+def queued_jobs(launch: LaunchPaths, *, listed: Callable[[queue.Whose], Mapping[str, Seen]] = queue.queue) -> list[Job]:
     """Return the arrays of a launch as Slurm has them now: written down or not, and never another's of that number."""
-    seen, jobs, belongs = queue.queue(queue.Whose.of(launch)).values(), jobs_of(launch), handover.belonging_to(launch)
+    seen, jobs, belongs = listed(queue.Whose.of(launch)).values(), jobs_of(launch), handover.belonging_to(launch)
     others = {each.job.partition("_")[0] for each in seen if not belongs(each)}
     alive = [each for each in seen if each.observation.state is not JobState.ENDED]
     untracked = handover.strays(launch, alive, known=[job.id for job in jobs])
     return [*untracked, *(job for job in jobs if job.id not in others)]
+
+
+def _observed_tasks(launch: LaunchPaths, asked: set[int]) -> dict[int, Observation]:
+    """Return what is known of tasks, those of packs by the first of each."""
+    turn = turns.last(launch)
+    jobs = list(turn.jobs) if turn else []
+    look = _Look(launch)
+    names = _names(jobs)
+    look.ask([name for index in asked for name in names.get(index, ())])
+    silent = "" if names.keys() >= asked else look.ask_for_others()  # Slurm may have taken what we do not know of
+    late = handover.strays(launch, look.seen.values(), known=[job.id for job in jobs])
+    names = _names([*jobs, *late])
+    told = _told(launch, {index: names[index] for index in asked if index in names}, look)
+    for index in _to_hold(launch, late, look.seen) & told.keys():
+        told[index] = replace(told[index], untidy=True)
+    if not asked <= told.keys():
+        rest = handover.outlook(launch, turn)
+        told |= {index: look.unknown(silent) if silent else rest(index) for index in asked - told.keys()}
+    return told
+
+
+def _to_hold(launch: LaunchPaths, late: Collection[Job], seen: Mapping[str, Seen]) -> set[int]:
+    """Return the tasks of arrays that came late which are held, and Slurm was not told so."""
+    held = set(read_packs(launch).whole(safeguards(launch).held)) if late else set()
+    return {i for job in late for i in held.intersection(job.indices) if claims.is_let_loose(job.name(i), seen)}
+
+
+def _told(launch: LaunchPaths, names: Mapping[int, Collection[str]], look: _Look) -> dict[int, Observation]:
+    """Return what is known of tasks by the names of their jobs: of two, the one in the run's own claim counts.
+
+    Only where there are two, or none that is alive, may the claim name another.
+    """
+    told = {index: _best([look.at(name) for name in names[index]]) for index in names}
+    doubtful = [index for index in told if len(names[index]) > 1 or told[index].state is JobState.ENDED]
+    claimed = claims.jobs(launch, doubtful)
+    look.ask({name for index, name in claimed.items() if name not in names[index]})
+    for index, name in claimed.items():
+        told[index] = replace(look.at(name), untidy=claims.is_untidy(names[index], name, look.seen))
+    return told
+
+
+class _Look:
+    """What Slurm says now of tasks of a launch; what is not the launch's own is left out."""
+
+    def __init__(self, launch: LaunchPaths) -> None:
+        self._launch, self._whose, self._belongs = launch, queue.Whose.of(launch), handover.belonging_to(launch)
+        self.seen: dict[str, Seen] = {}
+
+    def ask(self, names: Collection[str]) -> None:
+        if names:
+            self._take(queue.tasks(self._whose, names))
+
+    def ask_for_others(self) -> str:
+        """Ask for tasks of whatever name; return why squeue does not answer, or nothing."""
+        try:
+            self._take(queue.queue(self._whose))
+        except ClusterError as error:
+            return f"squeue does not answer: {error.why}"
+        return ""
+
+    def at(self, name: str) -> Observation:
+        found = _observed(self._launch, name, self.seen)
+        return self.unknown(found.reason, job=name) if found.state is JobState.UNKNOWN else found
+
+    def unknown(self, reason: str, job: str = "") -> Observation:
+        where = f"on cluster {self._whose.cluster}: " if self._whose.cluster else ""
+        return Observation(state=JobState.UNKNOWN, reason=where + reason, job=job)
+
+    def _take(self, seen: Mapping[str, Seen]) -> None:
+        self.seen |= {name: each for name, each in seen.items() if self._belongs(each)}
+
+
+def _tidy(launch: LaunchPaths) -> None:
+    """Put right what arrays do that Slurm took late. Raises ClusterError."""
+    if launch.path.stat().st_uid != os.getuid():
+        return
+    known = {job.id for job in jobs_of(launch)}
+    arrays = queued_jobs(launch, listed=queue.listed)
+    late = [job for job in arrays if job.id not in known]
+    cluster = queue.cluster_of(launch)
+    claims.cancel_others(launch, arrays, cluster)
+    control.hold(late, read_packs(launch).whole(safeguards(launch).held) if late else (), cluster)
 
 
 def _names(jobs: Iterable[Job]) -> dict[int, list[str]]:
@@ -211,9 +273,8 @@ def _names(jobs: Iterable[Job]) -> dict[int, list[str]]:
     return names
 
 
-def _best(launch: LaunchPaths, names: Collection[str], seen: Mapping[str, Seen]) -> Observation:
+def _best(told: Iterable[Observation]) -> Observation:
     """Return what is known of a task; of two jobs, one found the run taken: the other counts."""
-    told = [_observed(launch, name, seen) for name in names]
     return max(told, key=lambda each: (each.state is not JobState.ENDED, each.status is not None))
 
 
@@ -244,13 +305,3 @@ def _exit_status(launch: LaunchPaths, name: str) -> int | None:
         return int(read_text(launch.exit_status(name)))
     except (OSError, ValueError):
         return None
-
-
-def _scancel(tasks: str, cluster: str) -> None:
-    try:
-        commands.run(["scancel", tasks], cluster=cluster)
-    except ProgramError as error:
-        if "Invalid job id" not in error.stderr and "already completing or completed" not in error.stderr:
-            raise ClusterError(
-                "scancel failed", why=commands.last_line(error.stderr), fix="cancel again later"
-            ) from error

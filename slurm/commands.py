@@ -9,20 +9,41 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from orchestrator.errors import ClusterError
 from orchestrator.system import processes
 from orchestrator.system.processes import ProgramError
 
-BUSY = re.compile(r"socket timed out|try again|slurm_load|slow response|unable to contact", re.IGNORECASE)
+UNANSWERED = re.compile(
+    r"socket|timed out|time ?out|try again|slurm_load|slow response|unable to (contact|connect|send)|zero bytes"
+    r"|connection|communication|standby|message (send|receive|length)|unexpected message|entire message|header lengths"
+    r"|temporar|credential|authentication|munge|configuration source|interrupted system call",
+    re.IGNORECASE,
+)
+"""What is said where slurmctld did not answer, or could not be asked."""
+_FINAL = re.compile(
+    r"\binvalid\b(?!.*(\bid\b|credential))|unrecognized option|unknown option|requires an argument|ambiguous"
+    r"|\bnot (permitted|allowed|supported|configured)|unsupported|(permission|access) denied"
+    r"|than (permitted|available|the job)|too long|violates \S+ policy|not in this partition|no partition specified"
+    r"|terminated with error|script is empty|not look like a batch script|unable to open file"
+    r"|not provided|needs to be provided|does not permit|duplicate generic resource|only batch jobs",
+    re.IGNORECASE,
+)
+"""Of Slurm's errors those that name what is invalid or forbidden. All others pass, as far as anybody knows."""
+_SLURMS_WORD = re.compile(r"submission failed: |allocation failure: ")
+_PAUSES_SECONDS = (0.5, 1.0, 2.0)
 FIX = "is this a Slurm login node, and does `sinfo` answer?"
 _OF_SLURM = re.compile(
     r"(SLURM|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SACCTMGR|SINFO|SCANCEL|SCONTROL|SPRIO|SSHARE|SSTAT|SREPORT|SDIAG)_"
 )
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 _ANSWER_SECONDS = 60.0
+
+Answer = TypeVar("Answer")
 
 
 def environment(cluster: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -52,12 +73,40 @@ def run(
     return answer.decode(errors="replace")
 
 
-def ask(argv: Sequence[str], *, cluster: str = "", env: Mapping[str, str] | None = None) -> str:
-    """Return what one of Slurm's commands prints. Raises ClusterError with the last line that it printed."""
+def ask(argv: Sequence[str], *, cluster: str = "") -> str:
+    """Return what one of Slurm's commands prints, asked patiently. Raises ClusterError with its last line."""
     try:
-        return run(argv, cluster=cluster, env=env)
+        return patiently(lambda: run(argv, cluster=cluster))
     except ProgramError as error:
         raise ClusterError(f"{argv[0]} failed", why=last_line(error.stderr), fix=FIX) from error
+
+
+def is_final(text: str) -> bool:
+    """Return whether what a command printed is an error that never passes by itself."""
+    told = slurms_word(text)
+    return bool(_FINAL.search(told)) and not UNANSWERED.search(told)
+
+
+def slurms_word(text: str) -> str:
+    """Return what Slurm itself gives as the reason; a site's own rules print what they like before it."""
+    return _SLURMS_WORD.split(text)[-1].strip()
+
+
+def is_settled(error: ProgramError) -> bool:
+    """Return whether asking the same again is of no use: it is final, or there was no answer in all that time."""
+    return error.status is None or is_final(error.stderr)
+
+
+def patiently(ask: Callable[[], Answer], *, settled: Callable[[ProgramError], bool] = is_settled) -> Answer:
+    """Return an answer of Slurm's, asked for again after errors that may pass. Raises the last ProgramError."""
+    for pause in _PAUSES_SECONDS:
+        try:
+            return ask()
+        except ProgramError as error:
+            if settled(error):
+                raise
+        time.sleep(pause)
+    return ask()
 
 
 @contextmanager

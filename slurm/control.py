@@ -1,4 +1,4 @@
-"""What may still be said to Slurm of tasks that are queued: hold them, release them, give them other limits.
+"""What may still be said to Slurm of tasks that are queued: cancel, hold or release them, give them other limits.
 
 What has not been submitted yet is not Slurm's to change: a change to it is a file of the launch, which counts when it
 is submitted.
@@ -7,6 +7,7 @@ is submitted.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from orchestrator.cluster import Change
@@ -20,7 +21,19 @@ from orchestrator.system.files import make_private, read_json, write_text
 from orchestrator.system.processes import ProgramError
 
 _TRIES = 100
+_OVER = re.compile(r"Invalid job id|already completing or completed")
 _OPTIONS: Mapping[str, str] = {"partition": "Partition", "account": "Account", "qos": "QOS"}
+
+
+def cancel(jobs: Iterable[Job], tasks: Collection[int], cluster: str) -> None:
+    """End tasks; one that has ended meanwhile is no error."""
+    for names in _names(jobs, set(tasks)):
+        try:
+            commands.run(["scancel", names], cluster=cluster)
+        except ProgramError as error:
+            if not _OVER.search(error.stderr):
+                why = commands.last_line(error.stderr)
+                raise ClusterError("scancel failed", why=why, fix="cancel again later") from error
 
 
 def hold(jobs: Iterable[Job], tasks: Collection[int], cluster: str) -> None:

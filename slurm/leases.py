@@ -59,11 +59,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a turn ended: with nothing left, or why something is. What was `refused` is never submitted."""
+    """How a turn ended: with nothing left, or why something is. What was `refused` is never submitted.
+
+    `lost_seconds`: for so long after `time` Slurm may yet take what it has not answered for; 0: it has answered.
+    """
 
     reason: str = ""
     refused: bool = False
     time: float = 0.0
+    lost_seconds: float = 0.0
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -71,7 +75,8 @@ class End:
         refused = value.get("refused", False)
         if not isinstance(refused, bool):
             raise TypeError(f"refused is {refused!r}")
-        return cls(reason=str(value.get("reason", "")), refused=refused, time=float(value.get("time", 0.0)))
+        seconds = {key: float(value.get(key, 0.0)) for key in ("time", "lost_seconds")}
+        return cls(reason=str(value.get("reason", "")), refused=refused, **seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,13 +184,13 @@ class OwnTurn:
         with suppress(FileNotFoundError):  # we were taken for dead: who goes on finds the array in Slurm
             _write_jobs(self._paths, self._jobs)
 
-    def finish(self, *, reason: str = "", refused: bool = False) -> None:
+    def finish(self, *, reason: str = "", refused: bool = False, lost_seconds: float = 0.0) -> None:
         """Say that it is over, with nothing left or for which reason."""
         if self._lost():
             return
         if refused or not reason:
             self._launch.waits.unlink(missing_ok=True)
-        end = End(reason=reason, refused=refused, time=time.time())
+        end = End(reason=reason, refused=refused, time=time.time(), lost_seconds=lost_seconds)
         with suppress(FileNotFoundError):
             replace_text(self._paths.end, json.dumps(asdict(end)))
 

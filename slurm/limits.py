@@ -15,17 +15,25 @@ _GRES_COUNT = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:([0-9]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of the whole cluster: the largest index of an array, how many jobs it holds, the folder whose size nodes tell."""
+    """Of the whole cluster: the largest index of an array, how many jobs it holds, the folder whose size nodes tell.
+
+    `message_timeout`: after how many seconds its parts give up waiting for each other's answers.
+    """
 
     max_array_size: int = 1001
     max_job_count: int = 10_000
+    message_timeout: int = 10
     tmp_folder: str = "/tmp"  # noqa: S108 - Slurm's default, and no file of ours
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `scontrol show config`; what it does not say is Slurm's default."""
-        found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*([0-9]+)", text, re.MULTILINE))
-        names = {"MaxArraySize": "max_array_size", "MaxJobCount": "max_job_count"}
+        found = dict(re.findall(r"^(MaxArraySize|MaxJobCount|MessageTimeout)\s*=\s*([0-9]+)", text, re.MULTILINE))
+        names = {
+            "MaxArraySize": "max_array_size",
+            "MaxJobCount": "max_job_count",
+            "MessageTimeout": "message_timeout",
+        }
         folder = re.search(r"^TmpFS\s*=\s*(/\S*)", text, re.MULTILINE)
         told: dict[str, Any] = {names[key]: int(value) for key, value in found.items()}
         if folder:
@@ -35,7 +43,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """One partition: None where it sets no limit. `default_minutes` is what a job gets that asks for no time."""
+    """One partition: None where it sets no limit. `default_minutes` is what a job gets that asks for no time.
+
+    `accounts` may use it, all where that is None, but for those `denied`.
+    """
 
     name: str
     default: bool
@@ -45,6 +56,9 @@ class Partition:
     total_nodes: int | None = None
     state: str = "UP"
     hidden: bool = False
+    min_nodes: int = 0
+    accounts: tuple[str, ...] | None = None
+    denied: tuple[str, ...] = ()
 
     def refuses(self, need: Resources) -> str:
         """Return why a run of this shape would wait here for ever, or nothing."""
@@ -52,11 +66,20 @@ class Partition:
             return f"partition {self.name} allows {self.max_minutes / 60:g} h"
         if self.max_nodes is not None and need.nodes > self.max_nodes:
             return f"partition {self.name} allows {_nodes(self.max_nodes)}"
+        if need.nodes < self.min_nodes:
+            return f"partition {self.name} is for runs of {_nodes(self.min_nodes)} or more (MinNodes)"
         if self.total_nodes is not None and need.nodes > self.total_nodes:
             return f"partition {self.name} has {_nodes(self.total_nodes)}"
         if self.state in {"DRAIN", "INACTIVE"}:
             return f"partition {self.name} takes no jobs now (its state is {self.state})"
         return ""
+
+    def shuts_out(self, account: str) -> str:
+        """Return why jobs of an account may not run here, or nothing."""
+        if self.accounts is not None:  # then Slurm does not look at the other list
+            only = f"partition {self.name} is only for account {' or '.join(self.accounts)} (AllowAccounts)"
+            return "" if account in self.accounts else only
+        return f"partition {self.name} is not for account {account} (DenyAccounts)" if account in self.denied else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +132,15 @@ def _partition(told: Mapping[str, str]) -> Partition:
         total_nodes=_number(told.get("TotalNodes", "")),
         state=told.get("State", "UP"),
         hidden=told.get("Hidden") == "YES",
+        min_nodes=_number(told.get("MinNodes", "")) or 0,
+        accounts=_some(told.get("AllowAccounts", "ALL")),
+        denied=_some(told.get("DenyAccounts", "")) or (),
     )
+
+
+def _some(text: str) -> tuple[str, ...] | None:
+    """Return the names of a list; None where it stands for all, or there is none."""
+    return tuple(text.split(",")) if text not in {"", "ALL", "(null)"} else None
 
 
 def _node(told: Mapping[str, str]) -> Node:

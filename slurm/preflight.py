@@ -92,8 +92,11 @@ def check(site: Site, need: Resources, script: str) -> str:
     """
     if why := limits.refusal(need, (site.options.partition or "").split(","), site.partitions):
         raise _impossible(need, why, _other_partitions(site, need))
+    if site.options.account and (shut_out := _shut_out(site)):  # Slurm takes such a job, and never starts it
+        raise shut_out
+    argv = ["sbatch", "--test-only"]
     try:
-        commands.run(["sbatch", "--test-only"], cluster=site.cluster, stdin=script.encode())
+        commands.patiently(lambda: commands.run(argv, cluster=site.cluster, stdin=script.encode()), settled=_is_settled)
     except ProgramError as error:
         limit = submission.limit(error.stderr)
         if limit and (limit.named or _has_jobs(site)):  # which is no fault of theirs, and passes
@@ -101,6 +104,11 @@ def check(site: Site, need: Resources, script: str) -> str:
         return _explained(site, need, error)
     down = [partition.name for partition in site.chosen if partition.state == "DOWN"]
     return f"partition {', '.join(down)} is down: runs wait until it is up" if down else ""
+
+
+def _is_settled(error: ProgramError) -> bool:
+    known = submission.limit(error.stderr) is not None or _NO_NODE.search(error.stderr)
+    return bool(known) or commands.is_settled(error)
 
 
 def _has_jobs(site: Site) -> bool:
@@ -112,7 +120,7 @@ def _has_jobs(site: Site) -> bool:
 def _explained(site: Site, need: Resources, error: ProgramError) -> str:
     """Raise what sbatch meant; return it where it passes, and Slurm would take the job all the same."""
     said = commands.said(error.stderr)
-    if error.status is None or commands.BUSY.search(error.stderr):
+    if error.status is None or commands.UNANSWERED.search(commands.slurms_word(error.stderr)):
         fix = "is this a login node, and does `sinfo` answer?"
         raise ClusterError("Slurm does not answer", why=said, fix=fix) from error
     for pattern, explain in _WORDS:
@@ -185,7 +193,22 @@ def _partition(site: Site) -> OrchError | None:
 
 
 def _account(site: Site) -> OrchError | None:
-    return _unknown("account", site.options.account, site.accounts("account"), f" for {getpass.getuser()}")
+    unknown = _unknown("account", site.options.account, site.accounts("account"), f" for {getpass.getuser()}")
+    return unknown or _shut_out(site)
+
+
+def _shut_out(site: Site) -> OrchError | None:
+    """Return the error of an account that may use none of the partitions; one that is not named is Slurm's default."""
+    account = site.options.account or next(iter(site.accounts("defaultaccount")), "")
+    reasons = [partition.shuts_out(account) for partition in site.chosen] if account else []
+    if not reasons or not all(reasons):
+        return None
+    mine = [each for each in site.accounts("account") if not all(part.shuts_out(each) for part in site.chosen)]
+    able = [name for name, part in site.partitions.items() if not part.hidden and not part.shuts_out(account)]
+    fixes = [f"cluster.account={' or '.join(mine)}"] if mine else []
+    fixes += [f"cluster.partition={' or '.join(able)}"] if able else []
+    what = f"account {account} may not run in partition {site.options.partition or site.chosen[0].name}"
+    return RequestError(what, why="; ".join(reasons), fix=", or ".join(fixes) or "ask the site for access")
 
 
 def _qos(site: Site) -> OrchError | None:
@@ -211,7 +234,7 @@ def _node(site: Site) -> OrchError | None:
 
 _WORDS: tuple[tuple[re.Pattern[str], Callable[[Site], OrchError | None]], ...] = (
     (re.compile(r"invalid partition", re.IGNORECASE), _partition),
-    (re.compile(r"invalid account", re.IGNORECASE), _account),
+    (re.compile(r"invalid account|access/permission denied|permission denied", re.IGNORECASE), _account),
     (re.compile(r"invalid qos", re.IGNORECASE), _qos),
     (re.compile(r"invalid feature", re.IGNORECASE), _constraint),
     (re.compile(r"reservation is invalid|invalid reservation", re.IGNORECASE), _reservation),

@@ -1,5 +1,8 @@
 """What Slurm says of a user's jobs: squeue's answer, shared for a second by all who look, and sacct's.
 
+Each of the two answers for itself only. squeue knows what is in the queue: a job that it does not list is in none,
+whatever sacct, which may be hours behind, still says. sacct knows how jobs ended. One that does not answer leaves the
+other's word, and what only it could say is unknown.
 That a job is not there is only ever concluded from an answer that was asked for after it was looked for.
 """
 
@@ -7,10 +10,13 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
+from orchestrator.cluster import JobState, Observation
 from orchestrator.errors import ClusterError
 from orchestrator.layout import LaunchPaths, cache_dir
 from orchestrator.records.launches import read_launch
@@ -18,9 +24,13 @@ from orchestrator.slurm import commands, leases
 from orchestrator.slurm.states import SACCT, SQUEUE, TIMES, Seen, parse
 from orchestrator.system.cache import Answers
 from orchestrator.system.processes import ProgramError
+from orchestrator.system.units import about
 
 _FRESH_SECONDS = 1.0
 _NAME_SECONDS = 600.0
+_ANSWER_SECONDS = 10.0
+_PATIENCE_SECONDS = 2.0  # then sacct is asked before it is known that it is needed
+_SHORT_SECONDS = 1.0  # a silence that took no longer costs nothing to find again
 _WITH_PROCESSES = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 _NO_ACCOUNTING = re.compile(
     r"accounting[ _]storage (is disabled|plugin)|supported accounting_storage|command not found", re.IGNORECASE
@@ -38,6 +48,19 @@ class Whose:
     def of(cls, launch: LaunchPaths) -> Self:
         """Return whose the jobs of a launch are, and the cluster that they went to."""
         return cls(launch.path.stat().st_uid, cluster_of(launch))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """What squeue or sacct answered, by task; `silent` is why it has not answered.
+
+    `last` is its answer before a silence, and `age` how many seconds old that is.
+    """
+
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    silent: str = ""
+    last: Mapping[str, Seen] = field(default_factory=dict)
+    age: float = 0.0
 
 
 def cluster_of(launch: LaunchPaths) -> str:
@@ -59,9 +82,10 @@ def own_cluster() -> str:
     if known := _answers().read(*question, seconds=_NAME_SECONDS):
         return str(known)
     try:
-        found = re.search(r"^ClusterName\s*=\s*(\S+)", commands.run(["scontrol", "show", "config"]), re.MULTILINE)
+        text = _ask(("scontrol", "show", "config"), question)
     except ProgramError:
-        return ""
+        return str(_answers().read(*question) or "")  # a cluster is hardly ever renamed
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
     if found:
         _answers().write(found[1], *question)
     return found[1] if found else ""
@@ -70,20 +94,70 @@ def own_cluster() -> str:
 def tasks(whose: Whose, wanted: Collection[str]) -> Mapping[str, Seen]:
     """Return what squeue, and sacct where there is accounting, say of these tasks of a user.
 
-    Raises ClusterError where Slurm does not answer. A task that is missing is one that Slurm has forgotten.
+    Of a task that is UNKNOWN the one who could tell did not answer; one that is missing Slurm has forgotten.
     """
     seen = _recent(whose)
-    if not set(wanted) <= seen.keys():
-        seen = queue(whose)
-    missing = sorted({name.partition("_")[0] for name in wanted if name not in seen})
-    return {**(_account(missing, whose.cluster) if missing else {}), **seen}
+    if set(wanted) <= seen.keys():
+        return seen
+    squeue, sacct = _both(whose, wanted)
+    return together(wanted, squeue, sacct)
+
+
+def together(wanted: Collection[str], squeue: Witness, sacct: Witness) -> dict[str, Seen]:
+    """Return what both witnesses make of these tasks, and what squeue says of others. Pure."""
+    found = dict(squeue.seen)
+    for name in set(wanted) - found.keys():
+        told = sacct.seen.get(name)
+        state = told.observation.state if told else None
+        if told and state is JobState.ENDED and (told.lasting or not squeue.silent):
+            found[name] = told
+        elif squeue.silent or (sacct.silent and told is None):
+            found[name] = _unknown(name, _silence(name, told, squeue, sacct))
+        elif told and state is JobState.UNKNOWN:
+            found[name] = told
+    return found
+
+
+def _silence(name: str, told: Seen | None, squeue: Witness, sacct: Witness) -> str:
+    if not squeue.silent:
+        return f"squeue no longer knows its job, and sacct does not answer: {sacct.silent}"
+    before = squeue.last.get(name)
+    heard = [f"{about(squeue.age)} ago it said {before.observation.state.value}"] if before else []
+    heard += [f"sacct says {told.observation.state.value}"] if told else []
+    heard += [f"nor does sacct: {sacct.silent}"] if sacct.silent else []
+    return f"squeue does not answer: {squeue.silent}" + (f" ({'; '.join(heard)})" if heard else "")
+
+
+def _unknown(name: str, reason: str) -> Seen:
+    return Seen(job=name, observation=Observation(state=JobState.UNKNOWN, reason=reason, job=name))
+
+
+def _both(whose: Whose, wanted: Collection[str]) -> tuple[Witness, Witness]:
+    """Ask squeue, and sacct of what squeue does not list; of all, meanwhile, where squeue takes long."""
+    answers: list[Witness] = []
+    thread = threading.Thread(target=lambda: answers.append(_squeue(whose)), daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_SECONDS)
+    sacct = _sacct(wanted, whose.cluster) if thread.is_alive() else None
+    thread.join()
+    squeue = answers[0]
+    missing = set(wanted) - squeue.seen.keys()
+    return squeue, sacct or (_sacct(missing, whose.cluster) if missing else Witness())
 
 
 def queue(whose: Whose) -> dict[str, Seen]:
-    """Return what squeue says now of all tasks of a user."""
-    text = commands.ask([*SQUEUE, f"--user={whose.user}"], cluster=whose.cluster, env=TIMES)
-    _answers().write(text, *_question(whose))
+    """Return what squeue says now of all tasks of a user. Raises ClusterError where it does not answer."""
+    try:
+        text = _ask((*SQUEUE, f"--user={whose.user}"), _question(whose), cluster=whose.cluster)
+    except ProgramError as error:
+        raise ClusterError("squeue failed", why=commands.last_line(error.stderr), fix=commands.FIX) from error
+    _answers().write([time.time(), text], *_question(whose))
     return _by_name(text)
+
+
+def listed(whose: Whose) -> Mapping[str, Seen]:
+    """Return what squeue has said within the last second, or says now. Raises ClusterError."""
+    return _recent(whose) or queue(whose)
 
 
 def job_runs(job: str) -> bool | None:
@@ -96,7 +170,51 @@ def job_runs(job: str) -> bool | None:
 
 
 def _recent(whose: Whose) -> dict[str, Seen]:
-    return _by_name(str(_answers().read(*_question(whose), seconds=_FRESH_SECONDS) or ""))
+    return _by_name(_kept(whose, seconds=_FRESH_SECONDS)[1])
+
+
+def _kept(whose: Whose, seconds: float | None = None) -> tuple[float, str]:
+    """Return when squeue last answered, and what."""
+    match _answers().read(*_question(whose), seconds=seconds):
+        case [float(when), str(text)]:
+            return when, text
+    return 0.0, ""
+
+
+def _squeue(whose: Whose) -> Witness:
+    try:
+        return Witness(seen=queue(whose))
+    except ClusterError as error:
+        when, text = _kept(whose)
+        return Witness(silent=error.why, last=_by_name(text), age=max(0.0, time.time() - when))
+
+
+def _sacct(names: Collection[str], cluster: str) -> Witness:
+    """Ask sacct about jobs; where there is no accounting nothing is known, and nobody is silent."""
+    jobs = ",".join(sorted({name.partition("_")[0] for name in names}))
+    chosen = [f"--clusters={cluster}"] if cluster else []  # it does not read SLURM_CLUSTERS
+    question = ("sacct", cluster, os.environ.get("SLURM_CONF", ""))
+    try:
+        return Witness(seen=_by_name(_ask((*SACCT, *chosen, "--jobs", jobs), question)))
+    except ProgramError as error:
+        if _NO_ACCOUNTING.search(error.stderr) or isinstance(error.__cause__, FileNotFoundError):
+            return Witness()
+        return Witness(silent=commands.last_line(error.stderr))
+
+
+def _ask(argv: Sequence[str], question: Sequence[object], *, cluster: str = "") -> str:
+    """Ask within a short time. A silence counts for as long as it took to find: looks at many launches wait once."""
+    silence = _answers().read("silence", *question)
+    if silence and 0 < silence["until"] - time.time() < _ANSWER_SECONDS * 2:
+        raise ProgramError(argv, None, silence["why"])
+    began = time.monotonic()
+    try:
+        return commands.run(argv, cluster=cluster, env=TIMES, timeout_s=_ANSWER_SECONDS)
+    except ProgramError as error:
+        took = time.monotonic() - began
+        if took > _SHORT_SECONDS:
+            _answers().write({"why": error.stderr, "until": time.time() + took}, "silence", *question)
+        raise
 
 
 def _answers() -> Answers:
@@ -109,14 +227,3 @@ def _question(whose: Whose) -> tuple[str | int, ...]:
 
 def _by_name(text: str) -> dict[str, Seen]:
     return {item.job: item for item in parse(text)}
-
-
-def _account(jobs: Sequence[str], cluster: str) -> dict[str, Seen]:
-    """Return sacct's answer about jobs that squeue has forgotten; nothing where there is no accounting."""
-    try:
-        chosen = [f"--clusters={cluster}"] if cluster else []  # it does not read SLURM_CLUSTERS
-        return _by_name(commands.run([*SACCT, *chosen, "--jobs", ",".join(jobs)], env=TIMES))
-    except ProgramError as error:
-        if _NO_ACCOUNTING.search(error.stderr) or isinstance(error.__cause__, FileNotFoundError):
-            return {}
-        raise ClusterError("sacct failed", why=commands.last_line(error.stderr), fix=commands.FIX) from error

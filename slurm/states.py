@@ -24,6 +24,8 @@ STATES: Mapping[str, JobState] = {
     ),
     **dict.fromkeys(("BOOT_FAIL", "DEADLINE", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"), JobState.ENDED),
 }
+LASTING = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
+"""States after which Slurm does not start a job again by itself."""
 OF_ITSELF = frozenset({"COMPLETED", "FAILED"})
 """States of jobs that Slurm did not end: what their script left behind says why."""
 
@@ -51,7 +53,7 @@ _PRINTED: Mapping[str, re.Pattern[str]] = {
 _TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 SQUEUE = ("squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%j|%k")
 """`--all`: also of hidden partitions, whose jobs an ordinary user is not shown else, not even the own ones."""
-SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End")
+SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End,JobName")
 TIMES = {"SLURM_TIME_FORMAT": "%s"}
 """In the environment of both: times are in seconds since the epoch."""
 
@@ -60,12 +62,14 @@ TIMES = {"SLURM_TIME_FORMAT": "%s"}
 class Seen:
     """One task as Slurm tells of it: `<array job>_<index>`, or `<job>` where there is no array.
 
-    `of_itself`: it has ended, and not by Slurm's hand. `name` and `comment`: as it was submitted; squeue's only.
+    `of_itself`: it has ended, and not by Slurm's hand; `lasting`: and is not started again. `name` and `comment`: as it
+    was submitted; the comment is squeue's only.
     """
 
     job: str
     observation: Observation
     of_itself: bool = False
+    lasting: bool = False
     name: str = ""
     comment: str = ""
 
@@ -82,6 +86,7 @@ def parse(text: str) -> Iterator[Seen]:
                 name=name,
                 comment=comment,
                 of_itself=_name(word) in OF_ITSELF,
+                lasting=_name(word) in LASTING,
             )
 
 

@@ -17,6 +17,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.slurm import commands, script
 from orchestrator.slurm.task import StartWorker
 from orchestrator.system.files import close_to_others, replacing
+from orchestrator.system.processes import ProgramError
 
 _POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z]\w+")  # the limit's own name, where Slurm tells it
 _SUBMIT_LIMIT = re.compile(r"job submit limit", re.IGNORECASE)  # Slurm says so of limits on a job's size, too
@@ -25,6 +26,10 @@ _FULL = re.compile(r"temporarily unable to accept job|queue full|temporarily una
 _LATER = "what is missing is submitted later"
 _SBATCH_SECONDS = 20  # where the queue is full it tries for two minutes; this is within one of its pauses
 _PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+_LOOKS_SECONDS = (0.5, 1.0, 2.0)  # for what may have been taken; longer looks are for whoever goes on later
+_UNSENT = re.compile(
+    r"connect failure|refused|standby|temporar|authentication|credential|munge|configuration source", re.IGNORECASE
+)
 
 
 class SubmitLimitError(ClusterError):
@@ -35,6 +40,14 @@ class SubmitLimitError(ClusterError):
 
 class QueueFullError(SubmitLimitError):
     """Slurm holds as many jobs as it can: not one more fits for now."""
+
+
+class RefusedError(ClusterError):
+    """Slurm, or the site, refuses the jobs for good. Any other error passes, as far as anybody knows."""
+
+
+class LostAnswerError(ClusterError):
+    """Slurm may have taken the jobs, or may yet take them: they are looked for before they are submitted again."""
 
 
 def limit(told: str) -> SubmitLimitError | None:
@@ -90,30 +103,94 @@ def submit(
     """Submit an array and return its job's id. `path` is where its tasks look for what starts them.
 
     `find` looks for it in Slurm after an answer that was lost; `renew` raises if we may submit no longer.
-    Raises SubmitLimitError where a limit forbids so many jobs, ClusterError where it is refused otherwise.
+    Raises SubmitLimitError where a limit forbids so many jobs, RefusedError where they are refused for good,
+    LostAnswerError where nobody knows whether they were taken, ClusterError where Slurm does not take them now.
     """
+    for pause in (*_PAUSES_SECONDS, None):
+        renew()
+        try:
+            return _handed_over(parameters, start, path, cluster)
+        except _Failure as failure:
+            told = failure.told
+            if (found := _found(find)) is not None:
+                return found
+            if (passes := limit(told)) is not None:
+                raise passes from failure
+            if commands.is_final(told):
+                raise _refused(told) from failure
+            lost = _is_lost(told)
+            if lost and (found := _looked_for(find)) is not None:
+                return found
+            if lost or pause is None:
+                repeated = _is_repeated(told, text(parameters, path.parent), cluster)
+                raise (_refused if repeated else _lost if lost else _passing)(told) from failure
+            time.sleep(pause)
+    raise ClusterError("Slurm does not take the jobs", fix=_LATER)
+
+
+class _Failure(Exception):  # noqa: N818 - it is sorted out where it is caught
+    """sbatch has not said that it submitted; `told` is all that it did say."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(told)
+        self.told = told
+
+
+def _handed_over(parameters: Mapping[str, object], start: StartWorker, path: Path, cluster: str) -> str:
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
     # submitit names the pickle after the job only once it is submitted: if we die before, its tasks still find this.
     folder = path.parent
     _write_start(DelayedSubmission(start), path)
-    for pause in (*_PAUSES_SECONDS, None):
-        renew()
-        try:
-            # What sbatch says on standard error is in the error, too.
-            with commands.in_environment(cluster), chdir(folder.parent), redirect_stderr(io.StringIO()):
-                job = str(executor(parameters, folder).submit(start).job_id)
-        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-            if (found := find()) is not None:
-                return found
-            told = str(error).strip()
-            if pause is None or (told and not commands.BUSY.search(told)):
-                raise _refused(told) from error
-            time.sleep(pause)
-        else:
-            close_to_others(folder)  # submitit leaves it to the umask who may write them
-            return job
-    raise ClusterError("Slurm refused the jobs", fix="launch again later")
+    try:
+        # What sbatch says on standard error is in the error, too.
+        with commands.in_environment(cluster), chdir(folder.parent), redirect_stderr(io.StringIO()):
+            job = str(executor(parameters, folder).submit(start).job_id)
+    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+        raise _Failure(str(error).strip()) from error
+    close_to_others(folder)  # submitit leaves it to the umask who may write them
+    return job
+
+
+def _found(find: Callable[[], str | None]) -> str | None:
+    try:
+        return find()
+    except ClusterError:
+        return None  # a squeue that does not answer says nothing
+
+
+def _is_lost(told: str) -> bool:
+    """Return whether the request may have reached slurmctld without an answer of it reaching us."""
+    answered = "submission failed: " in told and not commands.UNANSWERED.search(told)
+    return not answered and not _UNSENT.search(told)
+
+
+def _looked_for(find: Callable[[], str | None]) -> str | None:
+    for pause in _LOOKS_SECONDS:
+        time.sleep(pause)
+        if (found := _found(find)) is not None:
+            return found
+    return None
+
+
+def _is_repeated(told: str, script: str, cluster: str) -> bool:
+    """Return whether `sbatch --test-only` says the same of a script: then trying again is of no use."""
+    if commands.UNANSWERED.search(told):
+        return False
+    try:
+        commands.run(["sbatch", "--test-only"], cluster=cluster, stdin=script.encode())
+    except ProgramError as error:
+        return commands.slurms_word(error.stderr) == commands.slurms_word(told)
+    return False
+
+
+def _lost(told: str) -> ClusterError:
+    why = f"Slurm's answer was lost ({commands.said(told)})"
+    return LostAnswerError("Slurm may have taken the jobs", why=why, fix=_LATER)
+
+
+def _passing(told: str) -> ClusterError:
+    return ClusterError("Slurm does not take the jobs now", why=commands.said(told), fix=_LATER)
 
 
 def _write_start(delayed: Any, path: Path) -> None:
@@ -123,8 +200,6 @@ def _write_start(delayed: Any, path: Path) -> None:
             delayed.dump(draft)
 
 
-def _refused(told: str) -> ClusterError:
-    if (passes := limit(told)) is not None:
-        return passes
+def _refused(told: str) -> RefusedError:
     fix = "correct the cluster's options, or launch again later"
-    return ClusterError("Slurm refused the jobs", why=commands.said(told), fix=fix)
+    return RefusedError("Slurm refused the jobs", why=commands.said(told), fix=fix)

@@ -74,12 +74,13 @@ def start(launch: LaunchPaths, limits: Callable[[], Limits], *, after: Sequence[
     shapes = _left(launch, known=())
     wanted, kept = _admitted(launch, shapes, safeguards(launch))
     try:
-        reason = _submit(launch, turn, wanted, limits, after) or kept
-    except ClusterError as error:
+        end = _submit_or_wait(launch, turn, wanted, limits, after)
+    except (submission.RefusedError, turns.TurnLostError) as error:
         turn.finish(reason=error.why or error.what, refused=True)
         told = f"{_runs_in(launch, turn.tasks)} of {_runs_in(launch, shapes)} runs were submitted"
         raise ClusterError(told, why=f"{error.what} ({error.why})", fix=error.fix) from error
-    turn.finish(reason=reason)
+    reason = end.reason or kept
+    turn.finish(reason=reason, lost_seconds=end.lost_seconds)
     left = _runs_in(launch, set(shapes) - set(turn.tasks))
     return Waiting(tasks=left, reason=reason, later=_later(read_launch(launch).header)) if left else None
 
@@ -109,6 +110,8 @@ def go_on(
     wanted, kept = _admitted(launch, _left(launch, known=jobs), safeguards(launch))
     if kept and not wanted and last and last.end:
         return Tried(outcome=Outcome.KEPT, turn=last.number)
+    if wanted and last and _may_yet_be_taken(last):
+        return Tried(outcome=Outcome.NO_ROOM, turn=last.number, before=last)
     turn = turns.take(
         launch,
         after=last.number if last else 0,
@@ -119,10 +122,11 @@ def go_on(
     if turn is None:
         return Tried(outcome=Outcome.BUSY)
     try:
-        reason = _submit(launch, turn, wanted, limits, after() if wanted else ()) or kept
+        end = _submit_or_wait(launch, turn, wanted, limits, after() if wanted else ())
     except (OrchError, OSError) as error:  # a turn that is left open would keep everybody else waiting
-        reason = (error.why or error.what) if isinstance(error, OrchError) else str(error)
-    turn.finish(reason=reason)
+        end = turns.End(reason=(error.why or error.what) if isinstance(error, OrchError) else str(error))
+    reason = end.reason or kept
+    turn.finish(reason=reason, lost_seconds=end.lost_seconds)
     none = Outcome.NO_ROOM if reason else Outcome.NOTHING_LEFT
     outcome = Outcome.SUBMITTED if turn.tasks else none
     return Tried(outcome=outcome, tasks=len(turn.tasks), turn=turn.number, before=last)
@@ -158,6 +162,24 @@ def parameters(
 
 def _name(launch: LaunchPaths, experiment: str) -> str:
     return f"{experiment}.{launch.number:04d}"
+
+
+def _submit_or_wait(
+    launch: LaunchPaths,
+    turn: OwnTurn,
+    wanted: Mapping[int, script.Shape],
+    limits: Callable[[], Limits],
+    after: Sequence[str],
+) -> turns.End:
+    """Submit these tasks; return how the turn is to end. Raises RefusedError where Slurm refuses them for good."""
+    try:
+        return turns.End(reason=_submit(launch, turn, wanted, limits, after))
+    except (submission.RefusedError, turns.TurnLostError):
+        raise
+    except submission.LostAnswerError as error:
+        return turns.End(reason=error.why, lost_seconds=2.0 * limits().message_timeout)
+    except ClusterError as error:
+        return turns.End(reason=f"{error.what} ({error.why})" if error.why else error.what)
 
 
 def _submit(
@@ -297,13 +319,20 @@ def _outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
 
 def cut_off(launch: LaunchPaths, turn: Turn | None) -> bool:
     """Return whether Slurm may have more of the launch than the last turn tells."""
-    return turn.end is None if turn else not launch.complete.exists()
+    if turn is None:
+        return not launch.complete.exists()
+    return turn.end is None or turn.end.lost_seconds > 0
+
+
+def _may_yet_be_taken(turn: Turn) -> bool:
+    """Return whether Slurm may yet take what it did not answer for: it is not submitted again before."""
+    return turn.end is not None and 0 <= time.time() - turn.end.time < turn.end.lost_seconds
 
 
 def belonging_to(launch: LaunchPaths) -> Callable[[Seen], bool]:
     """Return what tells whether a task that Slurm names is one of a launch: numbers come again when a state is lost.
 
-    A site may replace comments, and not names; sacct, which gives neither, is believed.
+    A site may replace comments, and not names; sacct gives the name only.
     """
     header = read_launch(launch).header
     name = _name(launch, header.experiment)

@@ -1,4 +1,4 @@
-"""Runs that their cluster could not take yet: the next `orch` command hands over as many as it takes by then."""
+"""What a cluster could not do yet: the next `orch` command hands over what waits, and puts its jobs right."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from orchestrator.cluster import Cluster
 from orchestrator.records.experiment import ExperimentState
-from orchestrator.records.record import RunState
 
 
 def hand_over(state: ExperimentState, cluster_of: Mapping[str, Cluster]) -> int:
     """Hand over what waits in the launches of an experiment; return how many runs were taken."""
-    numbers = {record.planned.launch for record in state.records.values() if record.state is RunState.WAITING}
+    numbers = {record.planned.launch for record in state.records.values() if record.awaits_cluster}
     launches = [launch for launch in state.launches if launch.number in numbers]
     return sum(cluster_of[launch.header.cluster_kind].go_on(launch.paths) for launch in launches)

@@ -9,6 +9,7 @@ launches.py     launches, published whole
 searches.py     adaptive sweeps: what a launch keeps of one, what a trial was given
 packs.py        which tasks of a launch share a job
 record.py       events, and what they fold to (pure)
+cause.py        which line of an output says why a job failed (pure)
 attempts.py     claims, events, the index
 checkpoints.py  the checkpoints that a run resumes from
 ownership.py    whose runs these are: what this user made here is theirs to act on

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.cluster import JobState, Observation
+from orchestrator.records.cause import cause
 from orchestrator.records.planned import PlannedRun
 from orchestrator.spec import Point, RunId
 from orchestrator.system.processes import ProcessId
@@ -340,6 +341,11 @@ class Record:
         return self.last is not None and self.last.number >= self.planned.attempt
 
     @property
+    def awaits_cluster(self) -> bool:
+        """Whether its cluster has yet to do something: hand it over, or put its jobs right."""
+        return self.state is RunState.WAITING or (self.observation is not None and self.observation.untidy)
+
+    @property
     def settled(self) -> bool:
         """Whether nothing can change it but a later launch.
 
@@ -441,10 +447,9 @@ def _with_exit(
     if last.state not in {RunState.RUNNING, RunState.INTERRUPTED} or last.together:
         return attempts
     exit_text = f"killed by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"exit status {status}"
-    lines = observation.output.splitlines()
     failure = Failure(
         signature=exit_text if last.claim else f"{exit_text} before training",
-        message=lines[-1] if lines else "",
+        message=cause(observation.output),
         traceback=observation.output,
     )
     failed = replace(last, state=RunState.FAILED, failure=failure, reason=failure.signature)

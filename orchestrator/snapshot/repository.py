@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.errors import RequestError, StateError
 from orchestrator.snapshot.tree import Entry, digest
 from orchestrator.system.git import git as run_git
-from orchestrator.system.git import guards
+from orchestrator.system.git import guards, trust
 from orchestrator.system.processes import ProgramError
 
 
@@ -107,9 +107,7 @@ def find_repository(folder: Path, scratch: Path, *, foreign: bool = False) -> Re
 
 
 def _unusable(folder: Path, error: ProgramError) -> RequestError:
-    fix = "repair it; `git status` there says the same"
-    if "dubious ownership" in error.stderr:
-        fix = "if you trust its owner: git config --global --add safe.directory <the repository's top folder>"
+    fix = trust(error.stderr) or "repair it; `git status` there says the same"
     return RequestError(f"git cannot use the repository at {folder}", why=error.stderr.strip(), fix=fix)
 
 

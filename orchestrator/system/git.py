@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -48,6 +49,14 @@ _PROGRAMS = re.compile(
 
 _NONE = {"required": "false", "uploadpack": "git-upload-pack", "receivepack": "git-receive-pack"}
 """What stands for no program of one's own, where empty text does not."""
+
+
+def trust(told: str) -> str:
+    """Return how to have git trust a repository of another owner, if that is what it complains of; else nothing."""
+    found = re.search(r"dubious ownership in repository at '(.+)'", told)
+    if found is None:
+        return ""
+    return f"if you trust its owner: git config --global --add safe.directory {shlex.quote(found[1])}"
 
 
 def git(

@@ -435,6 +435,13 @@ def test_a_definition_that_cannot_be_read_is_named_only_where_it_matters(clone):
         resolved(clone, "broken")
 
 
+def test_a_repository_that_git_distrusts_is_refused_with_gits_own_fix(clone, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(RequestError, match="dubious ownership") as caught:
+        resolved(clone)
+    assert caught.value.fix.endswith(f"--add safe.directory {shlex.quote(str(clone))}")
+
+
 def test_what_is_no_repository_is_refused(clone, tmp_path):
     (tmp_path / "plain folder").mkdir()
     with pytest.raises(RequestError, match="not in a git working tree"):

@@ -327,6 +327,30 @@ def test_a_job_that_failed_before_its_claim_is_an_attempt_with_what_it_printed()
     assert [attempt.number for attempt in record.attempts] == [planned().attempt]
 
 
+@pytest.mark.parametrize(
+    ("output", "quoted"),
+    [
+        ("loading\nno such module\n", "no such module"),
+        ("no room\nsubmitit INFO (2026-11-30 10:00:00,000) - Starting with JobEnvironment(job_id=5_0)\n", "no room"),
+        ("submitit INFO (2026-11-30) - Loading pickle: x\nsrun: error: n0: task 0: Exited with exit code 3\n", ""),
+        ("srun: error: n[0-1]: tasks 0-3: Terminated\nsrun: Terminating StepId=5.0\n", ""),
+        (
+            "/lib/x.so: undefined symbol: y\n2026-11-30 10:00:00,000 - root - WARNING - retrying\n",
+            "/lib/x.so: undefined symbol: y",
+        ),
+        ("Traceback\n  File x\nValueError: no lr\nINFO:mlflow:bye\nclosing\n", "ValueError: no lr"),
+        ("my.mod.CustomError: a\nKeyError: 'b'\n", "KeyError: 'b'"),
+        ("slurmstepd: error: *** STEP 5.0 ON n0 CANCELLED AT 10:00 ***\norch: slurmctld does not answer\n", ""),
+        ("an error: INFORMATION lost\n", "an error: INFORMATION lost"),
+        ("", ""),
+        ("\n \n", ""),
+    ],
+)
+def test_a_failures_summary_quotes_its_cause_and_no_routine_message(output, quoted):
+    record = reconcile(planned(), [fold(1, claim(job="5_0"), [])], observation=ended(3, output), cancelled="")
+    assert (record.failure.message, record.failure.traceback) == (quoted, output)
+
+
 def test_a_requeued_run_says_what_it_waits_for_and_what_stopped_it():
     first = fold(1, claim(job="5_0"), [event(0, "interrupted", reason="preempted, stopped by SIGTERM")])
     waits = Observation(state=JobState.PENDING, reason="BeginTime", job="5_0")

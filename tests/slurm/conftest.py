@@ -9,6 +9,9 @@ the other (`accounted_slurm`). Of what is told twice, `make test` tells the less
 (`plain_first`, `accounting_first`); the campaign `slurm` tells the rest.
 """
 
+import os
+import shutil
+
 import pytest
 from cluster_contract import Gate
 from real_slurm import empty_queue, running_devcluster
@@ -61,3 +64,23 @@ def gate(tmp_path):
     gate = Gate(tmp_path / "open")
     yield gate
     gate.open()
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """What puts a program of ours before Slurm's of that name; `{real}` in its text is Slurm's."""
+    folder = tmp_path / "site's programs"
+    folder.mkdir()
+
+    before = os.environ["PATH"]
+
+    def make(name, text):
+        program = folder / name
+        program.write_text(f"#!/bin/bash\n{text.replace('{real}', shutil.which(name, path=before) or '')}\n")
+        program.chmod(0o755)
+        return program
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(folder), prepend=":")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # what others have answered is not known
+        yield make

@@ -154,6 +154,42 @@ def test_an_unknown_account_or_qos_is_named_with_the_nearest(key, wrong, there, 
     assert said.endswith(f"fix: cluster.{key}={there}")
 
 
+@pytest.fixture
+def changed_partition(request):
+    """What changes a partition for a test, and changes it back."""
+
+    def change(name, **options):
+        words = [f"{key}={value}" for key, value in options.items()]
+        output("scontrol", "update", f"partitionname={name}", *words)
+        back = [f"{key}={BEFORE[key]}" for key in options]
+        request.addfinalizer(lambda: output("scontrol", "update", f"partitionname={name}", *back))
+
+    return change
+
+
+BEFORE = {"minnodes": "0", "allowaccounts": "ALL", "denyaccounts": ""}
+
+
+def test_a_partition_for_larger_runs_is_named(changed_partition, small_slurm, tmp_path):
+    changed_partition("debug", minnodes=2)
+    said = refused(tmp_path)
+    assert "partition debug is for runs of 2 nodes or more (MinNodes)\n" in said
+    assert said.endswith("fix: change resources, or cluster.partition=limited or preemptible or urgent")
+    assert check(tmp_path, {"nodes": 2}) == ()
+
+
+@pytest.mark.parametrize("account", ["root", None])  # it is the user's default one
+@pytest.mark.parametrize("option", ["allowaccounts", "denyaccounts"])
+def test_a_partition_for_other_accounts_is_named(option, account, changed_partition, accounted_slurm, tmp_path):
+    changed_partition("debug", **{option: "phys" if option == "allowaccounts" else "root"})
+    said = refused(tmp_path, account=account)
+    why = (
+        "only for account phys (AllowAccounts)" if option == "allowaccounts" else "not for account root (DenyAccounts)"
+    )
+    assert f"account root may not run in partition debug: partition debug is {why}\n" in said
+    assert said.endswith("fix: cluster.partition=limited or preemptible or urgent")
+
+
 # --- data -------------------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import time
 
 import pytest
 from cluster_contract import states, wait_for_end
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import bench_of, output
 
+from orchestrator.cluster import JobState
 from orchestrator.errors import ClusterError, RequestError
 from orchestrator.records.record import RunState
 from orchestrator.slurm import commands, expressions, queue
@@ -18,22 +19,6 @@ from orchestrator.spec import Resources
 from orchestrator.testing.launches import scripted
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def stand_in(tmp_path):
-    """What puts a program of ours before Slurm's of that name; `{real}` in its text is Slurm's."""
-    folder = tmp_path / "site's programs"
-    folder.mkdir()
-
-    def make(name, text):
-        program = folder / name
-        program.write_text(f"#!/bin/bash\n{text.replace('{real}', shutil.which(name) or '')}\n")
-        program.chmod(0o755)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(folder), prepend=":")
-        yield make
 
 
 # --- what is asked is answered whole ----------------------------------------------------------------------
@@ -180,11 +165,66 @@ def test_where_there_is_no_sacct_a_job_that_squeue_forgot_is_forgotten(stand_in,
         assert queue.tasks(queue.Whose(NOBODY), ["7_0"]) == {}
 
 
-def test_accounting_that_does_not_answer_for_now_tells_nothing(stand_in):
-    stand_in("squeue", "exit 0")
-    stand_in("sacct", "echo 'sacct: error: Problem talking to the database: Connection refused' >&2; exit 1")
-    with pytest.raises(ClusterError, match="Connection refused"):
-        queue.tasks(queue.Whose(NOBODY), ["7_0"])
+# --- each witness answers for itself ------------------------------------------------------------------------
+
+SQUEUE = "exec echo '7_0|{}|None|n1|Unknown|x.0001|orch:t:0'"
+SACCT = "exec echo '7_0|{}|None|n1|1795392067'"
+NOTHING, FAILS, HANGS = "exit 0", "echo 'x: error: Connection refused' >&2; exit 1", "exec sleep 30"
+LATE = "no answer within 3.0 s"
+RUNNING, ENDED, UNKNOWN = JobState.RUNNING, JobState.ENDED, JobState.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "told"),
+    [
+        (SQUEUE.format("RUNNING"), FAILS, (RUNNING, "")),
+        (SQUEUE.format("RUNNING"), SACCT.format("FAILED"), (RUNNING, "")),
+        (SQUEUE.format("COMPLETED"), SACCT.format("RUNNING"), (ENDED, "ended without a word")),
+        (NOTHING, SACCT.format("TIMEOUT"), (ENDED, "time limit")),
+        (NOTHING, SACCT.format("RUNNING"), None),  # it is hours behind
+        (NOTHING, SACCT.format("PENDING"), None),
+        (NOTHING, NOTHING, None),
+        (NOTHING, SACCT.format("ODD"), (UNKNOWN, "Slurm says 'ODD', which is not known here")),
+        (NOTHING, FAILS, (UNKNOWN, "squeue no longer knows its job, and sacct does not answer: Connection refused")),
+        (FAILS, SACCT.format("OUT_OF_MEMORY"), (ENDED, "out of memory: killed by Slurm")),
+        (FAILS, SACCT.format("PREEMPTED"), (UNKNOWN, "squeue does not answer: Connection refused (sacct says ended)")),
+        (FAILS, SACCT.format("RUNNING"), (UNKNOWN, "squeue does not answer: Connection refused (sacct says running)")),
+        (FAILS, NOTHING, (UNKNOWN, "squeue does not answer: Connection refused")),
+        (FAILS, FAILS, (UNKNOWN, "squeue does not answer: Connection refused (nor does sacct: Connection refused)")),
+        (HANGS, SACCT.format("FAILED"), (ENDED, "failed in Slurm")),
+        (HANGS, HANGS, (UNKNOWN, f"squeue does not answer: {LATE} (nor does sacct: {LATE})")),
+    ],
+)
+def test_each_witness_answers_for_itself(squeue, sacct, told, stand_in, monkeypatch):
+    stand_in("squeue", squeue)
+    stand_in("sacct", sacct)
+    monkeypatch.setattr(queue, "_ANSWER_SECONDS", 3.0)
+    seen = queue.tasks(queue.Whose(NOBODY), ["7_0"]).get("7_0")
+    found = (seen.observation.state, seen.observation.reason) if seen else None
+    assert found == told
+
+
+def test_a_silent_squeue_says_how_old_its_last_answer_is(stand_in, monkeypatch):
+    stand_in("squeue", SQUEUE.format("RUNNING"))
+    stand_in("sacct", NOTHING)
+    whose = queue.Whose(NOBODY)
+    assert queue.tasks(whose, ["7_0"])["7_0"].observation.state is RUNNING
+    stand_in("squeue", FAILS)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    told = "squeue does not answer: Connection refused (2 h ago it said running)"
+    assert queue.tasks(whose, ["7_0"])["7_0"].observation.reason == told
+
+
+def test_a_hanging_squeue_is_waited_for_once_by_looks_at_many_launches(stand_in, monkeypatch):
+    program = stand_in("squeue", 'echo >> "$0.calls"; exec sleep 30')
+    stand_in("sacct", NOTHING)
+    monkeypatch.setattr(queue, "_ANSWER_SECONDS", 3.0)
+    for job in range(5):
+        assert queue.tasks(queue.Whose(NOBODY), [f"{job}_0"])[f"{job}_0"].observation.state is UNKNOWN
+        with pytest.raises(ClusterError, match=r"no answer within 3\.0 s"):
+            queue.queue(queue.Whose(NOBODY))
+    assert (program.parent / "squeue.calls").read_text() == "\n"
 
 
 # --- words of expressions ---------------------------------------------------------------------------------

@@ -115,10 +115,10 @@ def test_squeues_lines():
 
 
 def test_saccts_lines_have_no_comment():
-    text = "41_0|CANCELLED by 1000|None|n1|7\n41_1|OUT_OF_MEMORY|OutOfMemory|n2|8\n"
-    assert [(seen.job, seen.observation.reason, seen.comment) for seen in parse(text)] == [
-        ("41_0", "cancelled in Slurm", ""),
-        ("41_1", "out of memory: killed by Slurm", ""),
+    text = "41_0|CANCELLED by 1000|None|n1|7|a.0001\n41_1|OUT_OF_MEMORY|OutOfMemory|n2|8|a.0001\n"
+    assert [(seen.job, seen.observation.reason, seen.name, seen.comment) for seen in parse(text)] == [
+        ("41_0", "cancelled in Slurm", "a.0001", ""),
+        ("41_1", "out of memory: killed by Slurm", "a.0001", ""),
     ]
 
 
@@ -372,6 +372,21 @@ def test_runs_wait_for_nodes_that_are_away():
     assert limits.asleep(Resources(), [BIG, SMALL]) == ""
     told = "1 of 2 nodes that can hold a run are down or drained (n1: MIXED+DRAIN, bad disk: State=odd TmpDisk=7)"
     assert limits.asleep(Resources(nodes=2), [BIG, SMALL]) == told
+
+
+def test_a_partition_for_larger_runs_and_for_some_accounts():
+    text = "PartitionName=p Default=YES MinNodes=4 AllowAccounts=phys,bio DenyAccounts=phys"
+    (found,) = limits.partitions(text)
+    assert found.refuses(Resources()) == "partition p is for runs of 4 nodes or more (MinNodes)"
+    assert found.refuses(Resources(nodes=4)) == ""
+    assert [found.shuts_out(account) for account in ("phys", "bio")] == ["", ""]
+    assert found.shuts_out("chem") == "partition p is only for account phys or bio (AllowAccounts)"
+    (found,) = limits.partitions("PartitionName=p MinNodes=0 AllowAccounts=ALL DenyAccounts=chem")
+    assert found.refuses(Resources()) == ""
+    assert [found.shuts_out("phys"), found.shuts_out("chem")] == [
+        "",
+        "partition p is not for account chem (DenyAccounts)",
+    ]
 
 
 def test_a_partition_that_takes_no_jobs_or_has_too_few_nodes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -627,7 +628,7 @@ def test_a_repository_that_git_distrusts_is_refused_with_gits_own_fix(project, m
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.raises(RequestError, match="dubious ownership") as caught:
         name_of(project)
-    assert "safe.directory" in caught.value.fix
+    assert caught.value.fix.endswith(f"--add safe.directory {shlex.quote(str(project))}")
 
 
 def test_a_broken_repository_is_refused(project):

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from orchestrator.errors import RequestError
 from orchestrator.system.files import draft_of, make_private, take_by_rename
-from orchestrator.system.git import git, guards
+from orchestrator.system.git import git, guards, trust
 from orchestrator.system.processes import ProgramError
 
 _GIT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", "GIT_TERMINAL_PROMPT": "0"}
@@ -119,7 +119,7 @@ def _root(folder: Path) -> tuple[Path, bool]:
         raise RequestError(
             f"{folder} is not in a git working tree",
             why=error.stderr.strip().partition("\n")[0],
-            fix="set the data version's `repo` to a clone or a URL, or use `source: directory`",
+            fix=trust(error.stderr) or "set the data version's `repo` to a clone or a URL, or use `source: directory`",
         ) from error
 
 
@@ -159,7 +159,7 @@ def _mirror(url: str, rev: str, cache: Path) -> Path:
     except ProgramError as error:
         shown = without_password(url)
         why = error.stderr.strip().replace(url, shown)
-        fix = f"see what it says: git ls-remote {shlex.quote(shown)}"
+        fix = trust(error.stderr) or f"see what it says: git ls-remote {shlex.quote(shown)}"
         raise RequestError(f"the data version's repo {shown} cannot be read", why=why, fix=fix) from error
     return mirror.resolve()
 

@@ -1,0 +1,63 @@
+"""Which of a launch's jobs has a task's run: the one in the run's own claim, whatever the arrays say.
+
+Two arrays hold a task where Slurm took one late, after its answer was lost and it was submitted again, or where a
+submitter was only thought dead. The other job finds the run claimed and ends; until it starts it is cancelled here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from orchestrator.cluster import JobState
+from orchestrator.layout import LaunchPaths
+from orchestrator.records.attempts import read_claim
+from orchestrator.records.packs import read_packs
+from orchestrator.records.planned import PlannedRun, read_planned_runs
+from orchestrator.slurm import control
+from orchestrator.slurm.leases import Job
+from orchestrator.slurm.states import Seen
+from orchestrator.system.files import names_in
+
+_HELD = frozenset({"JobHeldUser", "JobHeldAdmin"})
+
+
+def jobs(launch: LaunchPaths, tasks: Collection[int]) -> dict[int, str]:
+    """Return Slurm's name of the job that has claimed each of these tasks, where one has; packs by their first task."""
+    if not tasks:
+        return {}
+    packs, started = read_packs(launch), set(names_in(launch.experiment.runs))
+    found: dict[int, str] = {}
+    for index, planned in read_planned_runs(launch, packs.all_tasks(tasks)).items():
+        if planned.run in started and (job := _job(launch, planned)):
+            found[packs.first(index)] = job
+    return found
+
+
+def _job(launch: LaunchPaths, planned: PlannedRun) -> str:
+    attempts = launch.experiment.run(planned.run).attempts()
+    for attempt in reversed([each for each in attempts if each.number >= planned.attempt]):
+        if (claim := read_claim(attempt)) is not None and claim.launch == launch.number:
+            return claim.job
+    return ""
+
+
+def is_untidy(names: Collection[str], claimed: str, seen: Mapping[str, Seen]) -> bool:
+    """Return whether of a task's jobs another than the one that has claimed it is still to end."""
+    alive = (name for name in names if name in seen and seen[name].observation.state is not JobState.ENDED)
+    return bool(claimed) and any(name != claimed for name in alive)
+
+
+def is_let_loose(name: str, seen: Mapping[str, Seen]) -> bool:
+    """Return whether Slurm may start a job at any time."""
+    told = seen[name].observation if name in seen else None
+    return told is not None and told.state is JobState.PENDING and told.reason not in _HELD
+
+
+def cancel_others(launch: LaunchPaths, arrays: Sequence[Job], cluster: str) -> None:
+    """Cancel the tasks of a launch's arrays whose run another of them has claimed."""
+    holders = Counter(index for job in arrays for index in job.indices)
+    claimed = jobs(launch, [index for index, count in holders.items() if count > 1])
+    for job in arrays:
+        theirs = [index for index in job.indices if claimed.get(index, job.name(index)) != job.name(index)]
+        control.cancel([job], theirs, cluster)
