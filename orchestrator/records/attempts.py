@@ -49,6 +49,17 @@ def claim_attempt(attempt: AttemptPaths, claim: Claim) -> bool:
         return take_by_rename(draft, attempt.path, mine=lambda: read_claim(attempt) == claim)
 
 
+def is_deposed(attempt: AttemptPaths) -> bool:
+    """Return whether a later attempt of the run has been claimed, by one listing.
+
+    Then this one is to end, and to write nothing outside its own folder. A folder that cannot be listed proves nothing.
+    """
+    try:
+        return RunPaths(attempt.path.parent).attempts()[-1].number > attempt.number
+    except (OSError, LookupError):
+        return False
+
+
 def read_claim(attempt: AttemptPaths) -> Claim | None:
     """Return who took an attempt; None where the folder exists, but the claim was never written."""
     try:

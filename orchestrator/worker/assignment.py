@@ -10,7 +10,7 @@ from typing import Self
 
 from orchestrator.errors import ClusterError
 from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
-from orchestrator.records.attempts import claim_attempt, read_attempt, read_claim
+from orchestrator.records.attempts import claim_attempt, is_deposed, read_attempt, read_claim
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import read_launch
 from orchestrator.records.planned import PlannedRun, read_planned_run
@@ -69,6 +69,11 @@ class Assignment:
         """Whether a rank other than 0 has failed, and with it the run."""
         return any(self.attempt.failed_ranks())
 
+    @property
+    def deposed(self) -> bool:
+        """Whether a later attempt of the run has been claimed: Slurm had lost this one's node."""
+        return is_deposed(self.attempt)
+
     def take(self) -> Self | None:
         """Return the assignment with the attempt that is ours; None if the run is somebody else's, or has ended.
 
@@ -125,8 +130,14 @@ class Assignment:
         return claim.restart == self.place.restart if self.place.job else claim.process.pid == self.place.leader
 
     def next_start(self) -> Self | None:
-        """Return the attempt that a start of this job begins; None if the run has ended in an earlier one."""
+        """Return the attempt that a start of this job begins; None if the run has ended in an earlier one.
+
+        Nor does a start begin any that the job has left behind: Slurm had lost its node, and started the job again.
+        """
         ours = self.attempts_of_this_job()
+        claim = read_claim(ours[-1].attempt) if ours else None
+        if claim is not None and claim.restart > self.place.restart:
+            return None
         if ours and read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
             return None
         return ours[-1].following() if ours else self
