@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from orchestrator.system.files import names_in
+
 _LAUNCH = re.compile(r"\d{4,}")
 _LOG = re.compile(r"log(\.rank\d+)?")
 _SYSTEM = re.compile(r"system\..+\.jsonl")
@@ -32,10 +34,7 @@ EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return sorted(names_in(folder))
 
 
 def _is_folder(path: Path) -> bool:

@@ -35,15 +35,32 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 def make_folder(folder: Path, *, exist_ok: bool = True) -> None:
     """Make a folder, and those above it, that nobody else may write, whatever the umask."""
     try:
-        folder.mkdir(_FOLDER, exist_ok=exist_ok)
+        _make(folder, _FOLDER, exist_ok=exist_ok)
     except FileNotFoundError:
         make_folder(folder.parent)
-        folder.mkdir(_FOLDER, exist_ok=exist_ok)
+        _make(folder, _FOLDER, exist_ok=exist_ok)
+
+
+def _make(folder: Path, mode: int, *, exist_ok: bool = True) -> None:
+    """Make a folder. An error may be a success, or come of what is remembered here: what a listing shows counts."""
+    try:
+        folder.mkdir(mode)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        if not (exist_ok and listed(folder) and folder.is_dir()):
+            raise
 
 
 def create(path: Path, mode: int = READABLE) -> None:
     """Make an empty file that was not there, not even as a link."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+    except FileExistsError:
+        raise
+    except OSError:
+        if not listed(path):  # else it was made, and only the answer was lost
+            raise
 
 
 _CHOOSE = "choose another folder for runs with --runs or $ORCH_RUNS"
@@ -54,7 +71,7 @@ def make_private(folder: Path, *, choose: str = _CHOOSE) -> None:
     try:
         if not folder.is_dir():
             make_private(folder.parent, choose=choose)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            _make(folder, 0o700)
     except OSError as error:
         raise StateError(
             f"cannot make {folder}",
@@ -147,13 +164,22 @@ def replacing(path: Path, *, sync: bool = False, suffix: str = "", mode: int = R
         _check_written(temporary)
         if sync:
             _sync(temporary)
-        temporary.replace(path)
+        _replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a file of a name that nobody else has: where that name is gone it was done, whatever the answer says."""
+    try:
+        temporary.replace(path)
+    except OSError:
+        if listed(temporary) or not listed(path):
+            raise
 
 
 def _create_like(path: Path, temporary: Path, mode: int) -> None:
@@ -218,7 +244,18 @@ def draft_of(path: Path) -> Iterator[Path]:
     try:
         yield draft
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove_draft(draft)
+
+
+def _remove_draft(draft: Path) -> None:
+    """Remove a draft if a listing still shows it.
+
+    The rename of one may be done though it is reported as failed: then the draft's name, which is still known here,
+    leads to what was published.
+    """
+    with suppress(OSError):
+        if listed(draft):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool:
@@ -226,13 +263,14 @@ def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool
 
     `mine` looks at `path`, and says whether what lies there is ours: over NFS an answer can be lost and the rename
     repeated, which then fails although it has succeeded. An empty folder is nobody's, and is replaced.
-    Raises OSError where the rename fails for another reason. The draft is gone after a failure.
+    Raises OSError where the rename fails for another reason. The draft is gone after a failure, unless it could not be
+    told from what was published.
     """
     try:
         draft.rename(path)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if mine():
+        _remove_draft(draft)
+        if listed(path) and mine():  # the listing first: the name may be remembered here as missing
             return True
         if error.errno in NOT_EMPTY or names_in(path):
             return False
@@ -316,6 +354,16 @@ def damaged(path: Path, why: str) -> StateError:
     )
 
 
+def listed(path: Path) -> bool:
+    """Return whether a name is there, by listing its folder: the one way to find out what others have made.
+
+    A client of a network filesystem believes for up to a minute that a name is missing, whoever makes it meanwhile. A
+    folder that is opened to be listed is asked for at the server; that its own name is missing may be believed, too.
+    Raises OSError where it cannot be listed.
+    """
+    return path.name in names_in(path.parent)
+
+
 def inodes(folder: Path) -> dict[str, int]:
     """Return what lies in a folder, by name, each with its inode; no more than one listing."""
     try:
@@ -329,5 +377,12 @@ def names_in(folder: Path) -> list[str]:
     """Return the names of what lies in a folder; none where there is no such folder."""
     try:
         return os.listdir(folder)
+    except NotADirectoryError:
+        return []
+    except FileNotFoundError:
+        if folder == folder.parent or not listed(folder):
+            return []
+    try:
+        return os.listdir(folder)  # it was only believed to be missing
     except (FileNotFoundError, NotADirectoryError):
         return []

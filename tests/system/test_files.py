@@ -1,11 +1,23 @@
 """Files that are whole or absent, and names that only one process can take."""
 
+import errno
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from orchestrator.system.files import draft_of, replace_text, replacing, take_by_rename
+from orchestrator.errors import StateError
+from orchestrator.system.files import (
+    create,
+    draft_of,
+    listed,
+    make_folder,
+    make_private,
+    replace_text,
+    replacing,
+    take_by_rename,
+)
 
 
 def take(path: Path, content: str, *, mine=lambda: False) -> bool:
@@ -80,3 +92,104 @@ def test_what_writes_nothing_replaces_nothing(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "file", sync=True):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+# --- a network filesystem: lost answers ------------------------------------------------------------------------
+
+
+class LostAnswer:
+    """Does what the system is asked to do, and raises for the first calls as if it had failed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int = 1) -> None:
+        self._real, self._number, self.left = getattr(os, name), number, times
+        monkeypatch.setattr(os, name, self)
+
+    def __call__(self, *args: object, **options: object) -> object:
+        found = self._real(*args, **options)
+        if self.left:
+            self.left -= 1
+            raise OSError(self._number, os.strerror(self._number), str(args[-1]))
+        return found
+
+
+LOST = [errno.EIO, errno.ENOENT, errno.ETIMEDOUT]
+"""What a soft mount says of a rename that was done, and what the server says of its repetition."""
+
+
+@pytest.mark.parametrize("number", LOST)
+def test_what_was_published_though_its_rename_failed_stays(tmp_path, monkeypatch, number):
+    name = tmp_path / "a001"
+    LostAnswer(monkeypatch, "rename", number)
+    assert take(name, "ours", mine=lambda: (name / "claim").read_text() == "ours")
+    assert (name / "claim").read_text() == "ours"
+    assert list(tmp_path.iterdir()) == [name]
+
+
+def test_a_draft_that_cannot_be_told_from_what_was_published_is_not_removed(tmp_path, monkeypatch):
+    name = tmp_path / "a001"
+    with draft_of(name) as draft:
+        draft.mkdir()
+        (draft / "claim").write_text("ours")
+        draft.rename(name)
+        name.rename(draft)  # as a name that is remembered leads there
+        monkeypatch.setattr(os, "listdir", lambda _: _raise(errno.EIO))
+    monkeypatch.undo()
+    assert (draft / "claim").read_text() == "ours"
+
+
+def _raise(number: int) -> list[str]:
+    raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", LOST)
+@pytest.mark.parametrize("earlier", [None, "old"])
+def test_a_file_whose_replacement_was_reported_as_failed_is_replaced(tmp_path, monkeypatch, number, earlier):
+    path = tmp_path / "end.json"
+    if earlier:
+        replace_text(path, earlier)
+    LostAnswer(monkeypatch, "replace", number)
+    replace_text(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EEXIST])
+def test_a_folder_or_file_that_was_made_though_that_failed_is_there(tmp_path, monkeypatch, number):
+    LostAnswer(monkeypatch, "mkdir", number)
+    make_private(tmp_path / "private" / "deep")
+    LostAnswer(monkeypatch, "mkdir", number)
+    make_folder(tmp_path / "folder" / "deep")
+    assert (tmp_path / "private" / "deep").is_dir()
+    assert (tmp_path / "folder" / "deep").is_dir()
+    LostAnswer(monkeypatch, "open", errno.EIO)
+    create(tmp_path / "file")
+    assert (tmp_path / "file").is_file()
+    with pytest.raises(FileExistsError):
+        create(tmp_path / "file")
+
+
+def test_what_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
+    with pytest.raises(StateError):
+        make_private(tmp_path / "file" / "below")
+
+
+def test_a_name_that_is_believed_to_be_missing_is_found_by_listing(tmp_path, monkeypatch):
+    """As a client that has looked for `run` before somebody else made it: only a listing of its parent shows it."""
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    (tmp_path / "runs" / "run" / "a001").touch()
+    believed, real = {str(tmp_path / "runs" / "run"), str(tmp_path / "runs")}, os.listdir
+
+    def listdir(folder: Path) -> list[str]:
+        if str(folder) in believed:
+            raise FileNotFoundError(errno.ENOENT, "believed", str(folder))
+        found = real(folder)
+        believed.difference_update(str(Path(folder) / name) for name in found)
+        return found
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert listed(tmp_path / "runs" / "run" / "a001")
+    assert not listed(tmp_path / "runs" / "run" / "a002")
+    assert not listed(tmp_path / "absent" / "deep" / "a001")
