@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from orchestrator.system.files import names_in
+from orchestrator.system.files import listed, names_in
 
 _LAUNCH = re.compile(r"\d{4,}")
 _LOG = re.compile(r"log(\.rank\d+)?")
@@ -39,7 +39,7 @@ def _names(folder: Path) -> list[str]:
 
 def _is_folder(path: Path) -> bool:
     try:
-        return path.is_dir()
+        return path.is_dir() or listed(path)
     except PermissionError:  # another user's: it hides none of the others
         return False
 

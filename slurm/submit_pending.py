@@ -32,7 +32,7 @@ from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import Seen
 from orchestrator.slurm.task import StartWorker
 from orchestrator.spec import Resources
-from orchestrator.system.files import make_private
+from orchestrator.system.files import listed, make_private
 
 _QUIET_SECONDS = 10.0  # after a try in vain only an ending job tries again at once: ten watchers are one try
 _NEVER = "it was never submitted"
@@ -281,7 +281,7 @@ def outlook(launch: LaunchPaths, turn: Turn | None) -> Callable[[int], Observati
 
 
 def _outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
-    if turn is None and launch.complete.exists():
+    if turn is None and listed(launch.complete):
         return Observation(state=JobState.ENDED, reason=_NEVER)
     if turn is not None and turn.end is not None:
         if _settled(launch, turn):
@@ -297,7 +297,7 @@ def _outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
 
 def cut_off(launch: LaunchPaths, turn: Turn | None) -> bool:
     """Return whether Slurm may have more of the launch than the last turn tells."""
-    return turn.end is None if turn else not launch.complete.exists()
+    return turn.end is None if turn else not listed(launch.complete)
 
 
 def belonging_to(launch: LaunchPaths) -> Callable[[Seen], bool]:
@@ -354,7 +354,7 @@ def _begun(launch: LaunchPaths) -> list[Job]:
 def _settled(launch: LaunchPaths, turn: Turn | None) -> bool:
     """Return whether nothing more of a launch is to be submitted."""
     if turn is None:
-        return launch.complete.exists()
+        return listed(launch.complete)
     return turn.end is not None and (turn.end.refused or not turn.end.reason)
 
 

@@ -96,7 +96,7 @@ def _memory(token: str, folder: Path) -> Path:
 
 def is_submitting(launch: Launch) -> bool | None:
     """Return whether the launch's own launcher still submits it; None if it may: nobody here can ask it."""
-    if launch.paths.complete.exists():
+    if listed(launch.paths.complete):
         return False
     alive = launch.launcher.alive()
     silent = time.time() - launch.paths.path.stat().st_mtime > SILENT_SECONDS

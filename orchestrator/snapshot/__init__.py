@@ -63,7 +63,7 @@ def write(pending: Pending, destination: CodePaths) -> Snapshot:
     Its files are read-only, so that nobody edits them by accident; its folders are not, so that it can be
     deleted. Any number of processes may write the same snapshot at once.
     """
-    if destination.header.is_file():
+    if listed(destination.header):
         return pending.snapshot
     try:
         parent = destination.path.parent.absolute()  # git runs in another folder

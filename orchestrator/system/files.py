@@ -263,8 +263,8 @@ def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool
 
     `mine` looks at `path`, and says whether what lies there is ours: over NFS an answer can be lost and the rename
     repeated, which then fails although it has succeeded. An empty folder is nobody's, and is replaced.
-    Raises OSError where the rename fails for another reason. The draft is gone after a failure, unless it could not be
-    told from what was published.
+    Raises OSError where the rename fails for another reason. The draft is gone after a failure, unless its folder
+    cannot be listed.
     """
     try:
         draft.rename(path)
@@ -357,8 +357,8 @@ def damaged(path: Path, why: str) -> StateError:
 def listed(path: Path) -> bool:
     """Return whether a name is there, by listing its folder: the one way to find out what others have made.
 
-    A client of a network filesystem believes for up to a minute that a name is missing, whoever makes it meanwhile. A
-    folder that is opened to be listed is asked for at the server; that its own name is missing may be believed, too.
+    A client of a network filesystem believes for up to a minute that a name is missing, though another makes it in the
+    meantime. A folder that is opened to be listed is asked for at the server, unless it is itself believed missing.
     Raises OSError where it cannot be listed.
     """
     return path.name in names_in(path.parent)

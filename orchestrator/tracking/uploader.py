@@ -28,6 +28,7 @@ from orchestrator.records.launches import Launch, read_launch
 from orchestrator.records.ownership import require
 from orchestrator.records.planned import read_plan, read_planned_run
 from orchestrator.records.record import Record, RunState, reconcile
+from orchestrator.system.files import listed, names_in
 from orchestrator.tracking import TrackedRun, stores
 from orchestrator.tracking.view import experiment_of, tracked_run
 
@@ -85,7 +86,7 @@ class Source:
         """Return whether all runs of the experiment have ended, by its index."""
         states = {run_id: state for run_id, (_, state) in read_marks(self.paths).items()}
         latest = {planned.run: launch for launch in self.paths.launches() for planned in read_plan(launch)}
-        wanted = {run_id for run_id, launch in latest.items() if not (launch.cancelled / run_id).exists()}
+        wanted = {run_id for run_id, launch in latest.items() if run_id not in names_in(launch.cancelled)}
         return wanted <= states.keys() and RunState.RUNNING not in states.values()
 
     @property
@@ -97,7 +98,7 @@ class Source:
         run = self.paths.run(planned.run)
         attempts = [read_attempt(run, attempt) for attempt in run.attempts()]
         stopped = bool(attempts) and attempts[-1].state is RunState.INTERRUPTED
-        cancelled = (self.launch.paths.cancelled / planned.run).exists()
+        cancelled = listed(self.launch.paths.cancelled / planned.run)
         # Beside an attempt that was interrupted, its job waits to be started again.
         seen = Observation(state=JobState.PENDING if stopped else JobState.RUNNING, reason="its job is requeued")
         return reconcile(

@@ -15,6 +15,7 @@ from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import read_launch
 from orchestrator.records.planned import PlannedRun, read_planned_run
 from orchestrator.records.record import Claim, RunState
+from orchestrator.system.files import listed, names_in
 from orchestrator.system.processes import ProcessId
 from orchestrator.worker.context import Place
 
@@ -62,7 +63,7 @@ class Assignment:
     @property
     def cancelled(self) -> bool:
         """Whether somebody has cancelled this run in its launch."""
-        return (self.launch.cancelled / self.planned.run).exists()
+        return listed(self.launch.cancelled / self.planned.run)
 
     @property
     def rank_failed(self) -> bool:
@@ -82,7 +83,7 @@ class Assignment:
         return self._claim() if self.leads else self._await_claim()
 
     def _claim(self) -> Self | None:
-        if (self.launch.cancelled / self.planned.run).exists():
+        if self.cancelled:
             return None
         chosen = self.next_start()
         if chosen is None or self.cancelled:
@@ -111,7 +112,7 @@ class Assignment:
         deadline = time.monotonic() + _LEADER_SECONDS
         while time.monotonic() < deadline:
             ours = self.attempts_of_this_job() if self.place.job else [self]
-            claim = read_claim(ours[-1].attempt) if ours else None
+            claim = read_claim(ours[-1].attempt) if ours and listed(ours[-1].attempt.path) else None
             if claim is not None and self._leads_us(claim):
                 _meet(claim.address)
                 return ours[-1]
@@ -146,8 +147,10 @@ class Assignment:
         """Return this task's attempts that the same scheduler's job has claimed, oldest first."""
         found = []
         candidate = self
-        while self.place.job and (claim := read_claim(candidate.attempt)) is not None:
-            if claim.job == self.place.job and claim.launch == self.planned.launch:
+        there = set(names_in(self.run.path)) if self.place.job else set()
+        while candidate.attempt.path.name in there:
+            claim = read_claim(candidate.attempt)
+            if claim is not None and claim.job == self.place.job and claim.launch == self.planned.launch:
                 found.append(candidate)
             candidate = candidate.following()
         return found
@@ -155,7 +158,7 @@ class Assignment:
     @property
     def taken_by_others(self) -> bool:
         """Whether another job, or another start, has claimed the attempt."""
-        claim = read_claim(self.attempt)
+        claim = read_claim(self.attempt) if listed(self.attempt.path) else None
         if claim is None:
             return False
         return claim.job != self.place.job if self.place.job else not self._leads_us(claim)

@@ -27,7 +27,7 @@ from orchestrator.records.record import RunState
 from orchestrator.records.searches import read_trial
 from orchestrator.snapshot import environment
 from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
-from orchestrator.system.files import replace_text
+from orchestrator.system.files import listed, replace_text
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.fluent import fluent
 from orchestrator.worker import deposed, log, requeue, trial
@@ -215,7 +215,7 @@ def _check_environment(assignment: Assignment) -> None:
 def _place(assignment: Assignment, view: str | None, point: Point | None) -> dict[str, object]:
     """Return the config with this node's folders in it, and of a trial with the values that it was given."""
     config = read_run_config(assignment.launch, assignment.planned, point)
-    if assignment.leads and not assignment.run.config.exists():
+    if assignment.leads and not listed(assignment.run.config):
         replace_text(assignment.run.config, yaml.safe_dump(masked(config), sort_keys=False))
     section = {key: value for key, value in config["data"].items() if key != "version"}
     placed: dict[str, Any] = _substitute({**config, "data": section}, {VIEW: view, PROJECT: assignment.code[0]})
