@@ -9,14 +9,16 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from orchestrator.errors import StateError
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 """What the system says where a folder is not empty: some filesystems the one, some the other."""
@@ -27,9 +29,26 @@ NOT_JSON = (ValueError, RecursionError, LookupError, TypeError, AttributeError, 
 READABLE, PRIVATE = 0o644, 0o600
 """The modes of our files, of which the umask may take more: whatever it is, nobody else ever writes to them."""
 
+PASSING = (errno.EIO, errno.ESTALE)
+"""What a network filesystem may say for a moment: when a server is started again, or a file has been replaced."""
+_PAUSES_SECONDS = (0.05, 0.25, 1.0)
+
 _FOLDER = 0o755
 _KEPT = 0o755  # of a file that is replaced
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def again(act: Callable[[], _T]) -> _T:
+    """Do something to a file, and again where a network filesystem fails for a moment. It may be done already."""
+    for pause in _PAUSES_SECONDS:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            log.debug("tried again in %s s: %s", pause, error)
+        time.sleep(pause)
+    return act()
 
 
 def make_folder(folder: Path, *, exist_ok: bool = True) -> None:
@@ -43,24 +62,32 @@ def make_folder(folder: Path, *, exist_ok: bool = True) -> None:
 
 def _make(folder: Path, mode: int, *, exist_ok: bool = True) -> None:
     """Make a folder. An error may be a success, or come of what is remembered here: what a listing shows counts."""
-    try:
-        folder.mkdir(mode)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        if not (exist_ok and listed(folder) and folder.is_dir()):
+
+    def act() -> None:
+        try:
+            folder.mkdir(mode)
+        except FileNotFoundError:
             raise
+        except OSError:
+            if not (exist_ok and listed(folder) and folder.is_dir()):
+                raise
+
+    again(act)
 
 
 def create(path: Path, mode: int = READABLE) -> None:
     """Make an empty file that was not there, not even as a link."""
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
-    except FileExistsError:
-        raise
-    except OSError:
-        if not listed(path):  # else it was made, and only the answer was lost
+
+    def act() -> None:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+        except FileExistsError:
             raise
+        except OSError:
+            if not listed(path):  # else it was made, and only the answer was lost
+                raise
+
+    again(act)
 
 
 _CHOOSE = "choose another folder for runs with --runs or $ORCH_RUNS"
@@ -175,11 +202,15 @@ def replacing(path: Path, *, sync: bool = False, suffix: str = "", mode: int = R
 
 def _replace(temporary: Path, path: Path) -> None:
     """Rename a file of a name that nobody else has: where that name is gone it was done, whatever the answer says."""
-    try:
-        temporary.replace(path)
-    except OSError:
-        if listed(temporary) or not listed(path):
-            raise
+
+    def act() -> None:
+        try:
+            temporary.replace(path)
+        except OSError:
+            if listed(temporary) or not listed(path):
+                raise
+
+    again(act)
 
 
 def _create_like(path: Path, temporary: Path, mode: int) -> None:
@@ -267,7 +298,7 @@ def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool
     cannot be listed.
     """
     try:
-        draft.rename(path)
+        again(lambda: draft.rename(path))
     except OSError as error:
         _remove_draft(draft)
         if listed(path) and mine():  # the listing first: the name may be remembered here as missing
@@ -279,7 +310,10 @@ def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process with flock(2); return False if another one has. For a local disk only."""
+    """Lock an open file for this process with flock(2); return False if another one has. For a local disk only.
+
+    Raises OSError where its filesystem has no locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -303,7 +337,7 @@ def open_file(path: Path) -> BinaryIO:
 
     Raises OSError.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = again(lambda: os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -312,8 +346,12 @@ def open_file(path: Path) -> BinaryIO:
 
 def read_bytes(path: Path) -> bytes:
     """Return the content of a file as `open_file` opens it."""
-    with open_file(path) as file:
-        return file.read()
+
+    def act() -> bytes:
+        with open_file(path) as file:
+            return file.read()
+
+    return again(act)
 
 
 def read_text(path: Path, *, errors: str = "strict") -> str:
@@ -325,7 +363,7 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         value = json.loads(read_bytes(path))
     except (OSError, *NOT_JSON) as error:
-        raise damaged(path, str(error)) from error
+        raise unreadable(path, error) from error
     return as_object(path, value)
 
 
@@ -337,13 +375,24 @@ def parsing(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, *NOT_JSON) as error:
-        raise damaged(path, f"{type(error).__name__}: {error!s:.200}") from error
+        raise unreadable(path, error, f"{type(error).__name__}: {error!s:.200}") from error
 
 
 def as_object(path: Path, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise damaged(path, f"it holds {str(value)[:40]!r} instead of a JSON object")
     return value
+
+
+def unreadable(path: Path, error: Exception, why: str = "") -> StateError:
+    """Return the error of a file that cannot be read: damaged, unless it is its filesystem that fails."""
+    if not isinstance(error, OSError) or error.errno not in PASSING:
+        return damaged(path, why or str(error))
+    return StateError(
+        f"cannot read {path}",
+        why=f"its filesystem fails: {error.strerror}",
+        fix="try again; if it lasts, ask who runs that filesystem. Nothing shows that the file is damaged",
+    )
 
 
 def damaged(path: Path, why: str) -> StateError:

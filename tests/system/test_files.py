@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StateError
+from orchestrator.system import files
 from orchestrator.system.files import (
     create,
     draft_of,
     listed,
     make_folder,
     make_private,
+    parsing,
+    read_json,
+    read_text,
     replace_text,
     replacing,
     take_by_rename,
@@ -193,3 +197,57 @@ def test_a_name_that_is_believed_to_be_missing_is_found_by_listing(tmp_path, mon
     assert listed(tmp_path / "runs" / "run" / "a001")
     assert not listed(tmp_path / "runs" / "run" / "a002")
     assert not listed(tmp_path / "absent" / "deep" / "a001")
+
+
+# --- a network filesystem: errors that pass ---------------------------------------------------------------------
+
+
+class Failing:
+    """Fails for the first calls, and does nothing of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: object, name: str, number: int, times: int) -> None:
+        self._real, self._number, self.left = getattr(module, name), number, times
+        monkeypatch.setattr(module, name, self)
+        monkeypatch.setattr(files, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+
+    def __call__(self, *args: object, **options: object) -> object:
+        if self.left:
+            self.left -= 1
+            raise OSError(self._number, os.strerror(self._number), str(args[0]))
+        return self._real(*args, **options)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("name", ["open", "mkdir", "replace", "rename"])
+def test_what_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch, name, number):
+    failing = Failing(monkeypatch, os, name, number, times=2)
+    make_private(tmp_path / "deep" / "er")
+    replace_text(tmp_path / "file", "text")
+    assert read_text(tmp_path / "file") == "text"
+    assert take(tmp_path / "name", "ours")
+    assert failing.left == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "file", "name"]
+
+
+@pytest.mark.parametrize(("number", "times"), [(errno.EIO, 100), (errno.ENOSPC, 1)])
+def test_what_fails_for_longer_or_for_another_reason_is_an_error(tmp_path, monkeypatch, number, times):
+    Failing(monkeypatch, os, "open", number, times)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        create(tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_filesystem_that_fails_is_not_called_a_damaged_file(tmp_path, monkeypatch, number):
+    path = tmp_path / "launch.json"
+    path.write_text("{}")
+    Failing(monkeypatch, os, "open", number, times=100)
+    with pytest.raises(StateError, match="cannot read") as failed:
+        read_json(path)
+    assert os.strerror(number) in failed.value.why
+    assert "backup" not in failed.value.fix
+    with pytest.raises(StateError, match="cannot read"), parsing(path):
+        read_text(path)
+    monkeypatch.undo()
+    path.write_text("{")
+    with pytest.raises(StateError, match="is damaged"):
+        read_json(path)
