@@ -321,6 +321,15 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def locks_work(path: Path) -> bool:
+    """Return whether flock(2) keeps others out of a file that this process has locked: not so on all filesystems."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str, *, mode: int = READABLE) -> None:
     """Write a new file. Raises FileExistsError where there is one."""
     write_bytes(path, text.encode(), mode=mode)
