@@ -24,7 +24,7 @@ from orchestrator.records.launches import ignore_in_git, read_launch
 from orchestrator.records.ownership import require
 from orchestrator.records.record import Record, RunState
 from orchestrator.refresh import count_states, read, reader, refresh, refresher
-from orchestrator.system.files import make_private
+from orchestrator.system.files import listed, make_private
 from orchestrator.tracking.stores import options_of, sync_in_background
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def launch(
 def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
     """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
     paths = _own(project, name)
-    chosen = [r for r in records if r.state.active and not (paths.launch(r.task[0]).cancelled / r.id).exists()]
+    chosen = [r for r in records if r.state.active and not listed(paths.launch(r.task[0]).cancelled / r.id)]
     for number, found in _by_launch(chosen).items():
         folder = paths.launch(number)
         make_private(folder.cancelled)

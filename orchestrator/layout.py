@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from orchestrator.system.files import listed, names_in
+
 _LAUNCH = re.compile(r"\d{4,}")
 _LOG = re.compile(r"log(\.rank\d+)?")
 _SYSTEM = re.compile(r"system\..+\.jsonl")
@@ -32,15 +34,12 @@ EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return sorted(names_in(folder))
 
 
 def _is_folder(path: Path) -> bool:
     try:
-        return path.is_dir()
+        return path.is_dir() or listed(path)
     except PermissionError:  # another user's: it hides none of the others
         return False
 

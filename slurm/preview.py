@@ -16,6 +16,7 @@ from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.spec import Resources
 from orchestrator.spec.experiment import Experiment
+from orchestrator.system.files import listed
 
 TOKEN = "TOKEN"  # noqa: S105 - stands for what is not a secret
 """Stands in a planned script for the launch's own token, which is made up when the launch is published."""
@@ -30,7 +31,7 @@ def arrays(
     unwritten = {
         pending.snapshot.tree: pending.folders
         for pending in facts.code
-        if not paths.code(pending.snapshot.tree).header.exists()
+        if not listed(paths.code(pending.snapshot.tree).header)
     }
     codes = {step.code: tuple(paths.python_path(step.code, unwritten=unwritten)) for step in acting}
     sizes = {digest: manifest.bytes for digest, manifest in facts.manifests.items()}

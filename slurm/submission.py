@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.errors import ClusterError
 from orchestrator.slurm import commands, script
 from orchestrator.slurm.task import StartWorker
-from orchestrator.system.files import close_to_others, replacing
+from orchestrator.system.files import close_to_others, listed, replacing
 from orchestrator.system.processes import ProgramError
 
 _POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z]\w+")  # the limit's own name, where Slurm tells it
@@ -195,7 +195,7 @@ def _passing(told: str) -> ClusterError:
 
 def _write_start(delayed: Any, path: Path) -> None:
     """Write what tasks are started from, once: those of an earlier array may be reading it."""
-    if not path.exists():
+    if not listed(path):
         with replacing(path) as draft:
             delayed.dump(draft)
 

@@ -32,7 +32,7 @@ from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.states import Seen
 from orchestrator.slurm.task import StartWorker
 from orchestrator.spec import Resources
-from orchestrator.system.files import make_private
+from orchestrator.system.files import listed, make_private
 
 _QUIET_SECONDS = 10.0  # after a try in vain only an ending job tries again at once: ten watchers are one try
 _NEVER = "it was never submitted"
@@ -303,7 +303,7 @@ def outlook(launch: LaunchPaths, turn: Turn | None) -> Callable[[int], Observati
 
 
 def _outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
-    if turn is None and launch.complete.exists():
+    if turn is None and listed(launch.complete):
         return Observation(state=JobState.ENDED, reason=_NEVER)
     if turn is not None and turn.end is not None:
         if _settled(launch, turn):
@@ -320,7 +320,7 @@ def _outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
 def cut_off(launch: LaunchPaths, turn: Turn | None) -> bool:
     """Return whether Slurm may have more of the launch than the last turn tells."""
     if turn is None:
-        return not launch.complete.exists()
+        return not listed(launch.complete)
     return turn.end is None or turn.end.lost_seconds > 0
 
 
@@ -383,7 +383,7 @@ def _begun(launch: LaunchPaths) -> list[Job]:
 def _settled(launch: LaunchPaths, turn: Turn | None) -> bool:
     """Return whether nothing more of a launch is to be submitted."""
     if turn is None:
-        return launch.complete.exists()
+        return listed(launch.complete)
     return turn.end is not None and (turn.end.refused or not turn.end.reason)
 
 

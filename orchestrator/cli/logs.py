@@ -17,7 +17,7 @@ from orchestrator.records.attempts import read_job_output
 from orchestrator.records.experiment import ExperimentState
 from orchestrator.records.record import Record, RunState
 from orchestrator.refresh import refresher
-from orchestrator.system.files import read_text
+from orchestrator.system.files import listed, read_text
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def handle(arguments: Namespace) -> int:
         path = state.experiment.run(record.id).attempt(number).log
         if len(begun) > 1:
             print_lines([f"==> {record.id[:8]} {described(record.point)} (attempt {number}) <=="])
-        text = read_text(path, errors="replace") if path.exists() else ""
+        text = read_text(path, errors="replace") if listed(path) else ""
         print_log(text or f"{_printed(state, record) or _without_log(record, number)}\n")
     return 0
 

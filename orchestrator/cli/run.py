@@ -14,6 +14,7 @@ from orchestrator.cli.text import say
 from orchestrator.errors import RequestError
 from orchestrator.launch.plan import Rerun
 from orchestrator.project import Project
+from orchestrator.system.files import listed
 
 if TYPE_CHECKING:
     from orchestrator.prepare import Prepared
@@ -86,6 +87,6 @@ def _run_here(project: Project, prepared: Prepared, *, message: str, rerun: Reru
         tail.copy(ended=True)
         cluster.close()
     record = api.read(project, name).records[only.run.id]
-    if record.failure and not attempt.log.exists():  # it died before it had a log of its own
+    if record.failure and not listed(attempt.log):  # it died before it had a log of its own
         say(record.failure.traceback)
     return say_how_it_ended(record)

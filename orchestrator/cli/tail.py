@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.cli.text import print_log
-from orchestrator.system.files import open_file
+from orchestrator.system.files import listed, open_file
 
 
 class Tail:
@@ -18,7 +18,7 @@ class Tail:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
     def copy(self, *, ended: bool = False) -> bool:
-        if self._path.exists():
+        if listed(self._path):
             with open_file(self._path) as file:
                 file.seek(self._offset)
                 new = file.read()

@@ -11,7 +11,7 @@ from orchestrator.records.launches import read_launch
 from orchestrator.records.planned import PlannedRun, read_planned_runs
 from orchestrator.records.record import RunState
 from orchestrator.spec import LaunchOptions
-from orchestrator.system.files import make_private, names_in
+from orchestrator.system.files import listed, make_private, names_in
 
 HELD = "held: `orch release` lets it go"
 
@@ -42,7 +42,7 @@ def safeguards(launch: LaunchPaths) -> Safeguards:
     """Return what of a launch may not start now."""
     held = frozenset(int(name) for name in names_in(launch.held) if name.isdecimal())
     canary = options(launch).canary
-    closed = _closed(launch, canary) if canary and not launch.released.exists() else ""
+    closed = _closed(launch, canary) if canary and not listed(launch.released) else ""
     return Safeguards(canary=canary, closed=closed, held=held)
 
 

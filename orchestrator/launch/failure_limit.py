@@ -10,7 +10,7 @@ import json
 from orchestrator.launch.canary import options, safeguards
 from orchestrator.layout import LaunchPaths
 from orchestrator.records.planned import PlannedRun, read_plan, read_planned_runs
-from orchestrator.system.files import make_private, names_in, replace_text
+from orchestrator.system.files import listed, make_private, names_in, replace_text
 
 
 def brake_after(launch: LaunchPaths, run_id: str, signature: str) -> list[int]:
@@ -22,7 +22,7 @@ def brake_after(launch: LaunchPaths, run_id: str, signature: str) -> list[int]:
     if not wanted.canary and wanted.brake is None:
         return []
     reason = _reason(launch, run_id, signature, brake=wanted.brake)
-    if not reason or launch.brake.exists():
+    if not reason or listed(launch.brake):
         return []
     stopped = _not_begun(launch)
     if not stopped:
@@ -60,4 +60,4 @@ def _not_begun(launch: LaunchPaths) -> list[PlannedRun]:
 
 
 def _begun(launch: LaunchPaths, planned: PlannedRun) -> bool:
-    return launch.experiment.run(planned.run).attempt(planned.attempt).path.exists()
+    return listed(launch.experiment.run(planned.run).attempt(planned.attempt).path)

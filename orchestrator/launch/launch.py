@@ -30,7 +30,7 @@ from orchestrator.snapshot import write
 from orchestrator.spec import Config, RunId
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.search import Search
-from orchestrator.system.files import check_private, make_private, reporting_write_errors
+from orchestrator.system.files import check_private, listed, make_private, reporting_write_errors
 
 _TRIES = 100
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -125,7 +125,7 @@ def _freeze(facts: Facts, paths: ExperimentPaths) -> None:
     for pending in facts.code:
         write(pending, paths.code(pending.snapshot.tree))
     for digest, manifest in facts.manifests.items():
-        if not paths.manifest(digest).exists():
+        if not listed(paths.manifest(digest)):
             make_private(paths.manifest(digest).parent)
             manifest.write(paths.manifest(digest))
 

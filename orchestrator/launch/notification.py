@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import uuid
 from collections import Counter
 from enum import StrEnum
 
@@ -17,7 +18,7 @@ from orchestrator.launch.canary import options
 from orchestrator.layout import LaunchPaths
 from orchestrator.records.attempts import read_marks
 from orchestrator.records.planned import read_plan
-from orchestrator.system.files import make_private, names_in, write_bytes
+from orchestrator.system.files import draft_of, listed, make_private, names_in, take_by_rename, write_bytes, write_text
 from orchestrator.system.processes import ProgramError, run
 
 _log = logging.getLogger(__name__)
@@ -66,14 +67,18 @@ def notify(launch: LaunchPaths, event: Event, *, run_id: str = "", reason: str =
 
 
 def _first(launch: LaunchPaths, event: Event) -> bool:
-    """Return whether no process has announced an event before: the folder is made once."""
-    folder = launch.notified(event)
+    """Return whether no process has announced an event before: the folder is taken once."""
+    folder, token = launch.notified(event), uuid.uuid4().hex
     try:
         make_private(folder.parent)
-        folder.mkdir(mode=0o700)
+        if listed(folder):
+            return False
+        with draft_of(folder) as draft:
+            make_private(draft)
+            write_text(draft / token, "")
+            return take_by_rename(draft, folder, mine=lambda: listed(folder / token))
     except (OSError, StateError):
         return False
-    return True
 
 
 def _states(launch: LaunchPaths) -> Counter[str]:

@@ -30,6 +30,7 @@ from orchestrator.records.attempts import mark_state, read_attempt, read_claim, 
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import read_launch
 from orchestrator.records.record import Attempt, Claim, RunState
+from orchestrator.system.files import listed
 from orchestrator.system.processes import NEUTRAL
 
 _log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Supervisor:
         self._headers[launch] = read_launch(launch).header
         new = []
         for task in tasks_of(launch):
-            if task.folder.path.exists():
+            if listed(task.folder.path):
                 self._adopt(task, Wanted(resources=task.resources, terms=terms))
             elif not _attempt(task).final:  # it may have failed before it could claim anything
                 new.append(task)

@@ -13,7 +13,7 @@ from orchestrator.records.launches import read_launch
 from orchestrator.records.planned import PlannedRun, read_plan, read_planned_runs
 from orchestrator.records.record import Claim
 from orchestrator.spec import Resources
-from orchestrator.system.files import names_in
+from orchestrator.system.files import listed, names_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Task:
 
     @property
     def cancelled(self) -> bool:
-        return (self.launch.cancelled / self.run_id).exists()
+        return listed(self.launch.cancelled / self.run_id)
 
 
 def observe(

@@ -35,6 +35,7 @@ from orchestrator.spec import Resources
 from orchestrator.system.files import (
     NOT_JSON,
     PRIVATE,
+    locks_work,
     make_own,
     replace_text,
     replacing,
@@ -93,7 +94,10 @@ class Workstation:
             return dict.fromkeys(tasks, Observation(state=JobState.UNKNOWN, reason=reason))
         queued = self._queue.holds(launch)
         if queued:
-            self._queue.ensure_supervisor()
+            try:
+                self._queue.ensure_supervisor()
+            except StateError as error:
+                return dict.fromkeys(tasks, Observation(state=JobState.UNKNOWN, reason=f"{error.what}: {error.why}"))
         idle = "it left the queue of the workstation"
         return observe(launch, tasks, supervised=queued, idle=idle, waits=self._queue.waits(launch))
 
@@ -125,6 +129,8 @@ class Queue:
         with self._writing(), replacing(self._entries / "probe") as probe:
             probe.write_bytes(bytes(_ENTRY_BYTES))
         self._entries.joinpath("probe").unlink(missing_ok=True)
+        with self.lock():
+            pass
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -176,13 +182,23 @@ class Queue:
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
-        """Hold the supervisor's lock; yields False if another process holds it."""
+        """Hold the supervisor's lock; yields False if another process holds it. Raises StateError where none can."""
         make_own(self._folder)
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        path = self._folder / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            yield try_lock(descriptor)
+            yield self._locked(descriptor, path)
         finally:
             os.close(descriptor)
+
+    def _locked(self, descriptor: int, path: Path) -> bool:
+        try:
+            mine, why = try_lock(descriptor), "its filesystem lets several processes lock a file at once"
+            if not mine or locks_work(path):
+                return mine
+        except OSError as error:
+            why = f"files cannot be locked on its filesystem: {error.strerror}"
+        raise StateError(f"{self._folder} cannot hold the workstation's queue", why=why, fix=_CHOOSE)
 
     def ensure_supervisor(self) -> None:
         """Start a supervisor, in a session of its own, unless one runs."""

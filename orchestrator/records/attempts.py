@@ -18,13 +18,14 @@ from orchestrator.layout import ATTEMPT_NAME, AttemptPaths, ExperimentPaths, Lau
 from orchestrator.records.record import Attempt, Claim, Event, RunState, fold, parse_event
 from orchestrator.system.files import (
     NOT_JSON,
-    damaged,
+    again,
     draft_of,
     make_private,
     names_in,
     open_file,
     read_bytes,
     take_by_rename,
+    unreadable,
     write_text,
 )
 
@@ -47,6 +48,17 @@ def claim_attempt(attempt: AttemptPaths, claim: Claim) -> bool:
         make_private(draft)
         write_text(AttemptPaths(draft).claim, json.dumps(claim.to_json()))
         return take_by_rename(draft, attempt.path, mine=lambda: read_claim(attempt) == claim)
+
+
+def is_deposed(attempt: AttemptPaths) -> bool:
+    """Return whether a later attempt of the run has been claimed, by one listing.
+
+    Then this one is to end, and to write nothing outside its own folder. A folder that cannot be listed proves nothing.
+    """
+    try:
+        return RunPaths(attempt.path.parent).attempts()[-1].number > attempt.number
+    except (OSError, LookupError):
+        return False
 
 
 def read_claim(attempt: AttemptPaths) -> Claim | None:
@@ -77,7 +89,7 @@ class EventWriter:
         line = json.dumps({**event.to_json(), **texts}, default=lambda value: self.redact(str(value)))
         line += "\n"
         left = ("\n" + line if self._torn else line).encode()  # what a full disk cut off must not swallow this one
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = again(lambda: os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
         try:
             self._torn = True
             while left:
@@ -100,7 +112,8 @@ def write_observed(run: RunPaths, attempt: int, kind: str, **data: object) -> No
 def mark_state(experiment: ExperimentPaths, run_id: str, attempt: int, state: str) -> None:
     """Leave an empty file in the index: one listing of it counts an experiment's runs by state."""
     make_private(experiment.index)
-    (experiment.index / f"{run_id}.a{attempt:03d}.{state}").touch(mode=0o600)
+    mark = experiment.index / f"{run_id}.a{attempt:03d}.{state}"
+    again(lambda: mark.touch(mode=0o600))
 
 
 def strength_of(state: str) -> int:
@@ -157,7 +170,7 @@ def read_events(path: Path) -> Iterator[Event]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
+        raise unreadable(path, error, error.strerror or "") from error
     for value in _values(content):
         try:
             event = parse_event(value)

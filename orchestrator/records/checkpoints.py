@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.layout import LAST, AttemptPaths, RunPaths
-from orchestrator.system.files import NOT_JSON, lies_in, read_bytes, replace_text
+from orchestrator.system.files import NOT_JSON, lies_in, listed, read_bytes, replace_text
 
 _VERSION = 1
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?\.ckpt")
@@ -37,14 +37,14 @@ def best_of(run: RunPaths, best: Mapping[str, object]) -> Path | None:
 
 def latest_of(attempt: AttemptPaths) -> Path | None:
     """Return the checkpoint that an attempt saved last; None where it saved none."""
-    if not attempt.state.is_dir():
-        return found if (found := attempt.checkpoints / LAST).is_file() else None
+    if not listed(attempt.state):
+        return found if listed(found := attempt.checkpoints / LAST) else None
     try:
         name = str(json.loads(read_bytes(attempt.latest))["file"])
     except (OSError, KeyError, TypeError, *NOT_JSON):
         name = ""
     found = attempt.state / Path(name).name  # a name, never a path
-    return found if _order(found) and found.is_file() else _newest(attempt.state)
+    return found if _order(found) and listed(found) else _newest(attempt.state)
 
 
 def _newest(state: Path) -> Path | None:
@@ -70,6 +70,6 @@ def latest(attempts: Sequence[AttemptPaths]) -> Path | None:
 
 def saved_by(attempt: AttemptPaths) -> list[Path]:
     """Return the files of the checkpoints that the engine has saved in an attempt, each once."""
-    folder = attempt.state if attempt.state.is_dir() else attempt.checkpoints
+    folder = attempt.state if listed(attempt.state) else attempt.checkpoints
     files = {path.stat().st_ino: path for path in sorted(folder.glob("*.ckpt"))}
     return sorted(files.values())

@@ -21,6 +21,7 @@ from orchestrator.system.files import (
     PRIVATE,
     create,
     damaged,
+    listed,
     make_own,
     make_private,
     parsing,
@@ -95,7 +96,7 @@ def _memory(token: str, folder: Path) -> Path:
 
 def is_submitting(launch: Launch) -> bool | None:
     """Return whether the launch's own launcher still submits it; None if it may: nobody here can ask it."""
-    if launch.paths.complete.exists():
+    if listed(launch.paths.complete):
         return False
     alive = launch.launcher.alive()
     silent = time.time() - launch.paths.path.stat().st_mtime > SILENT_SECONDS
@@ -133,14 +134,14 @@ def publish_launch(
                 write_text(temporary.packs, json.dumps(packs))
         remember(header.token, temporary.path)  # first: who looks once it is published takes it for what it is
     except StateError:
-        shutil.rmtree(temporary.path, ignore_errors=True)
+        shutil.rmtree(temporary.path, ignore_errors=True)  # its rename comes later
         raise
     return _swap(temporary, experiment.launch(number), header.token)
 
 
 def _swap(temporary: LaunchPaths, final: LaunchPaths, token: str) -> LaunchPaths | None:
     def is_ours() -> bool:
-        return final.header.exists() and read_launch(final).token == token
+        return listed(final.header) and read_launch(final).token == token
 
     try:
         return final if take_by_rename(temporary.path, final.path, mine=is_ours) else None

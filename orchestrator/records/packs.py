@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.layout import LaunchPaths
-from orchestrator.system.files import NOT_JSON, damaged, read_bytes
+from orchestrator.system.files import NOT_JSON, read_bytes, unreadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def read_packs(launch: LaunchPaths) -> Packs:
     except FileNotFoundError:
         return Packs()
     except (OSError, TypeError, *NOT_JSON) as error:
-        raise damaged(launch.packs, str(error)) from error
+        raise unreadable(launch.packs, error) from error
     return Packs(
         tasks_by_first={pack[0]: pack for pack in packs},
         first_by_task={task: pack[0] for pack in packs for task in pack},

@@ -13,7 +13,16 @@ from typing import Any
 
 from orchestrator.layout import LaunchPaths
 from orchestrator.spec import Point, Resources, RunId
-from orchestrator.system.files import NOT_JSON, as_object, damaged, open_file, read_bytes, write_bytes, write_text
+from orchestrator.system.files import (
+    NOT_JSON,
+    as_object,
+    damaged,
+    open_file,
+    read_bytes,
+    unreadable,
+    write_bytes,
+    write_text,
+)
 
 _OFFSET_WIDTH = 16
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -197,7 +206,7 @@ def read_planned_runs(paths: LaunchPaths, indices: Iterable[int]) -> dict[int, P
                 plan.seek(int(offsets.read(_OFFSET_WIDTH)))
                 lines[index] = json.loads(plan.readline())
     except (OSError, *NOT_JSON) as error:
-        raise damaged(paths.plan, f"line {index}: {error}") from error
+        raise unreadable(paths.plan, error, f"line {index}: {error}") from error
     parser = _Parser(paths)
     return {index: parser.planned(line) for index, line in lines.items()}
 
@@ -214,7 +223,7 @@ def _lines(paths: LaunchPaths) -> list[object]:
         lines: list[object] = json.loads(b"[%b]" % text)  # all at once: half the time
         tasks = paths.offsets.stat().st_size // (_OFFSET_WIDTH + 1)
     except (OSError, *NOT_JSON) as error:
-        raise damaged(paths.plan, str(error)) from error
+        raise unreadable(paths.plan, error) from error
     if len(lines) != tasks or not lines:  # runs that are forgotten would be run again
         raise damaged(paths.plan, f"it has {len(lines)} lines, and plan.offsets {tasks}")
     return lines

@@ -12,7 +12,7 @@ from orchestrator.layout import LaunchPaths, RunPaths
 from orchestrator.records.planned import PlannedRun, set_leaf
 from orchestrator.spec import Point
 from orchestrator.spec.search import Search, Template, Trial
-from orchestrator.system.files import NOT_JSON, damaged, parsing, read_bytes, read_json, replace_text
+from orchestrator.system.files import NOT_JSON, parsing, read_bytes, read_json, replace_text, unreadable
 
 
 def read_trial(paths: LaunchPaths, planned: PlannedRun) -> Trial | None:
@@ -32,7 +32,7 @@ def read_trial_values(run: RunPaths) -> Mapping[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, ValueError, *NOT_JSON) as error:
-        raise damaged(run.trial, str(error)) from error
+        raise unreadable(run.trial, error) from error
 
 
 def write_trial_values(run: RunPaths, values: Mapping[str, object]) -> None:

@@ -28,7 +28,7 @@ from orchestrator.snapshot.frozen import Pending, Snapshot
 from orchestrator.snapshot.repository import find_repository
 from orchestrator.snapshot.selection import MB, Selection
 from orchestrator.spec import SnapshotOptions
-from orchestrator.system.files import draft_of, make_folder, take_by_rename, write_bytes, write_text
+from orchestrator.system.files import draft_of, listed, make_folder, take_by_rename, write_bytes, write_text
 from orchestrator.system.threads import in_shares
 from orchestrator.system.units import size
 
@@ -63,7 +63,7 @@ def write(pending: Pending, destination: CodePaths) -> Snapshot:
     Its files are read-only, so that nobody edits them by accident; its folders are not, so that it can be
     deleted. Any number of processes may write the same snapshot at once.
     """
-    if destination.header.is_file():
+    if listed(destination.header):
         return pending.snapshot
     try:
         parent = destination.path.parent.absolute()  # git runs in another folder
@@ -81,7 +81,7 @@ def write(pending: Pending, destination: CodePaths) -> Snapshot:
 
 
 def _draft(pending: Pending, draft: CodePaths) -> None:
-    make_folder(draft.path, exist_ok=False)
+    make_folder(draft.path)
     pending.fill(draft.tree)
     _protect(draft.tree)
     diff = pending.diff()
@@ -98,7 +98,7 @@ def _draft(pending: Pending, draft: CodePaths) -> None:
 
 def _publish(draft: Path, destination: CodePaths) -> None:
     # Whoever was faster had the same content.
-    if not take_by_rename(draft, destination.path, mine=destination.header.is_file):
+    if not take_by_rename(draft, destination.path, mine=lambda: listed(destination.header)):
         raise StateError(
             f"{destination.path} is there but incomplete",
             why="it has no snapshot.json",

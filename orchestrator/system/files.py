@@ -9,14 +9,16 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from orchestrator.errors import StateError
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 """What the system says where a folder is not empty: some filesystems the one, some the other."""
@@ -27,23 +29,65 @@ NOT_JSON = (ValueError, RecursionError, LookupError, TypeError, AttributeError, 
 READABLE, PRIVATE = 0o644, 0o600
 """The modes of our files, of which the umask may take more: whatever it is, nobody else ever writes to them."""
 
+PASSING = (errno.EIO, errno.ESTALE)
+"""What a network filesystem may say for a moment: when a server is started again, or a file has been replaced."""
+_PAUSES_SECONDS = (0.05, 0.25, 1.0)
+
 _FOLDER = 0o755
 _KEPT = 0o755  # of a file that is replaced
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
+def again(act: Callable[[], _T]) -> _T:
+    """Do something to a file, and again where a network filesystem fails for a moment. It may be done already."""
+    for pause in _PAUSES_SECONDS:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            log.debug("tried again in %s s: %s", pause, error)
+        time.sleep(pause)
+    return act()
+
+
 def make_folder(folder: Path, *, exist_ok: bool = True) -> None:
     """Make a folder, and those above it, that nobody else may write, whatever the umask."""
     try:
-        folder.mkdir(_FOLDER, exist_ok=exist_ok)
+        _make(folder, _FOLDER, exist_ok=exist_ok)
     except FileNotFoundError:
         make_folder(folder.parent)
-        folder.mkdir(_FOLDER, exist_ok=exist_ok)
+        _make(folder, _FOLDER, exist_ok=exist_ok)
+
+
+def _make(folder: Path, mode: int, *, exist_ok: bool = True) -> None:
+    """Make a folder. An error may be a success, or come of what is remembered here: what a listing shows counts."""
+
+    def act() -> None:
+        try:
+            folder.mkdir(mode)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if not (exist_ok and listed(folder) and folder.is_dir()):
+                raise
+
+    again(act)
 
 
 def create(path: Path, mode: int = READABLE) -> None:
     """Make an empty file that was not there, not even as a link."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+
+    def act() -> None:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+        except FileExistsError:
+            raise
+        except OSError:
+            if not listed(path):  # else it was made, and only the answer was lost
+                raise
+
+    again(act)
 
 
 _CHOOSE = "choose another folder for runs with --runs or $ORCH_RUNS"
@@ -54,7 +98,7 @@ def make_private(folder: Path, *, choose: str = _CHOOSE) -> None:
     try:
         if not folder.is_dir():
             make_private(folder.parent, choose=choose)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            _make(folder, 0o700)
     except OSError as error:
         raise StateError(
             f"cannot make {folder}",
@@ -147,13 +191,26 @@ def replacing(path: Path, *, sync: bool = False, suffix: str = "", mode: int = R
         _check_written(temporary)
         if sync:
             _sync(temporary)
-        temporary.replace(path)
+        _replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a file of a name that nobody else has: where that name is gone it was done, whatever the answer says."""
+
+    def act() -> None:
+        try:
+            temporary.replace(path)
+        except OSError:
+            if listed(temporary) or not listed(path):
+                raise
+
+    again(act)
 
 
 def _create_like(path: Path, temporary: Path, mode: int) -> None:
@@ -218,7 +275,18 @@ def draft_of(path: Path) -> Iterator[Path]:
     try:
         yield draft
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove_draft(draft)
+
+
+def _remove_draft(draft: Path) -> None:
+    """Remove a draft if a listing still shows it.
+
+    The rename of one may be done though it is reported as failed: then the draft's name, which is still known here,
+    leads to what was published.
+    """
+    with suppress(OSError):
+        if listed(draft):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool:
@@ -226,13 +294,14 @@ def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool
 
     `mine` looks at `path`, and says whether what lies there is ours: over NFS an answer can be lost and the rename
     repeated, which then fails although it has succeeded. An empty folder is nobody's, and is replaced.
-    Raises OSError where the rename fails for another reason. The draft is gone after a failure.
+    Raises OSError where the rename fails for another reason. The draft is gone after a failure, unless its folder
+    cannot be listed.
     """
     try:
-        draft.rename(path)
+        again(lambda: draft.rename(path))
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if mine():
+        _remove_draft(draft)
+        if listed(path) and mine():  # the listing first: the name may be remembered here as missing
             return True
         if error.errno in NOT_EMPTY or names_in(path):
             return False
@@ -241,12 +310,24 @@ def take_by_rename(draft: Path, path: Path, *, mine: Callable[[], bool]) -> bool
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process with flock(2); return False if another one has. For a local disk only."""
+    """Lock an open file for this process with flock(2); return False if another one has. For a local disk only.
+
+    Raises OSError where its filesystem has no locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def locks_work(path: Path) -> bool:
+    """Return whether flock(2) keeps others out of a file that this process has locked: not so on all filesystems."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str, *, mode: int = READABLE) -> None:
@@ -273,7 +354,7 @@ def open_file(path: Path) -> BinaryIO:
 
     Raises OSError.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = again(lambda: os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.ENXIO, "it is not a regular file", str(path))  # as open(2) says of a socket
@@ -282,8 +363,12 @@ def open_file(path: Path) -> BinaryIO:
 
 def read_bytes(path: Path) -> bytes:
     """Return the content of a file as `open_file` opens it."""
-    with open_file(path) as file:
-        return file.read()
+
+    def act() -> bytes:
+        with open_file(path) as file:
+            return file.read()
+
+    return again(act)
 
 
 def read_text(path: Path, *, errors: str = "strict") -> str:
@@ -295,7 +380,7 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         value = json.loads(read_bytes(path))
     except (OSError, *NOT_JSON) as error:
-        raise damaged(path, str(error)) from error
+        raise unreadable(path, error) from error
     return as_object(path, value)
 
 
@@ -307,7 +392,7 @@ def parsing(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, *NOT_JSON) as error:
-        raise damaged(path, f"{type(error).__name__}: {error!s:.200}") from error
+        raise unreadable(path, error, f"{type(error).__name__}: {error!s:.200}") from error
 
 
 def as_object(path: Path, value: object) -> dict[str, object]:
@@ -316,12 +401,33 @@ def as_object(path: Path, value: object) -> dict[str, object]:
     return value
 
 
+def unreadable(path: Path, error: Exception, why: str = "") -> StateError:
+    """Return the error of a file that cannot be read: damaged, unless it is its filesystem that fails."""
+    if not isinstance(error, OSError) or error.errno not in PASSING:
+        return damaged(path, why or str(error))
+    return StateError(
+        f"cannot read {path}",
+        why=f"its filesystem fails: {error.strerror}",
+        fix="try again; if it lasts, ask who runs that filesystem. Nothing shows that the file is damaged",
+    )
+
+
 def damaged(path: Path, why: str) -> StateError:
     return StateError(
         f"{path} is damaged",
         why=why,
         fix=f"restore it from a backup, or move {path.parent} away; the runs' own folders stay as they are",
     )
+
+
+def listed(path: Path) -> bool:
+    """Return whether a name is there, by listing its folder: the one way to find out what others have made.
+
+    A client of a network filesystem believes for up to a minute that a name is missing, though another makes it in the
+    meantime. A folder that is opened to be listed is asked for at the server, unless it is itself believed missing.
+    Raises OSError where it cannot be listed.
+    """
+    return path.name in names_in(path.parent)
 
 
 def inodes(folder: Path) -> dict[str, int]:
@@ -337,5 +443,12 @@ def names_in(folder: Path) -> list[str]:
     """Return the names of what lies in a folder; none where there is no such folder."""
     try:
         return os.listdir(folder)
+    except NotADirectoryError:
+        return []
+    except FileNotFoundError:
+        if folder == folder.parent or not listed(folder):
+            return []
+    try:
+        return os.listdir(folder)  # it was only believed to be missing
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -23,6 +23,7 @@ import yaml
 
 from orchestrator.errors import RequestError
 from orchestrator.layout import AttemptPaths, RunPaths
+from orchestrator.records.attempts import is_deposed
 from orchestrator.system.files import make_folder, replacing
 from orchestrator.tracking.pictures import Image, histogram, picture
 from orchestrator.tracking.spool import SpoolWriter, is_inside, jsonable
@@ -124,6 +125,7 @@ class RunExperiment:
         self.step = 0
         self.writer = writer
         self.artifacts = RunPaths(attempt.path.parent).artifacts
+        self._attempt = attempt
         self.is_kept = writer.path != Path(os.devnull)  # another rank's
         self._warned: set[str] = set()
         self._steps: dict[str, int] = {}
@@ -377,6 +379,9 @@ class RunExperiment:
     def _save(self, path: str, write: Callable[[Path], object]) -> None:
         target = self.artifacts / _checked(path)
         if not self.is_kept:
+            return
+        if is_deposed(self._attempt):
+            log.warning("artifact %s is not saved: a later attempt of the run has been claimed", path)
             return
         try:
             make_folder(target.parent)

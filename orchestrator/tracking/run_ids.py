@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.system.files import draft_of, read_text, take_by_rename, write_text
+from orchestrator.system.files import draft_of, make_private, read_text, take_by_rename, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class RunIds:
 
     def publish(self, name: str, run_id: str) -> str:
         """Propose an id, and return the one that is agreed on: the first that was proposed."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.folder)
         place = self.folder / name
         with draft_of(place) as draft:
-            draft.mkdir(mode=0o700)
+            make_private(draft)
             write_text(draft / "id", run_id)
             take_by_rename(draft, place, mine=lambda: self.known(name) == run_id)
         agreed = self.known(name)

@@ -18,7 +18,7 @@ from orchestrator.records.experiment import ExperimentState, read_experiment
 from orchestrator.records.launches import read_launch
 from orchestrator.records.ownership import require
 from orchestrator.records.record import RunState
-from orchestrator.system.files import check_private, doubt, make_private
+from orchestrator.system.files import check_private, doubt, listed, make_private
 from orchestrator.system.processes import python, start_detached
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def store_of(project: Project, name: str) -> MlflowStore:
     """Return the tracking store of an experiment. Raises TrackingError if it cannot be used."""
     from orchestrator.tracking.mlflow_store import MlflowStore
 
-    if not (project.runs.experiment(name).path / "launches").is_dir():
+    if not listed(project.runs.experiment(name).path / "launches"):
         raise TrackingError(f"there is no experiment {name}", fix="orch status lists the experiments")
     uri = server_of(project, name)
     if uri:
@@ -87,7 +87,7 @@ def open_in_store(project: Project, name: str) -> bool:
     state = _records(project, name)
     cancelled = {launch.number: launch.paths.cancelled for launch in state.launches}
     waiting = [r for r in state.records.values() if r.last is not None and r.state is RunState.QUEUED]
-    return any((cancelled[record.task[0]] / record.id).exists() for record in waiting)
+    return any(listed(cancelled[record.task[0]] / record.id) for record in waiting)
 
 
 def register(project: Project, name: str, *, model: str | None = None) -> str | None:

@@ -1,8 +1,8 @@
-"""`python -m orchestrator.tracking.uploader LAUNCH INDEX`: carries what a run logs to a tracking server, beside it.
+"""`python -m orchestrator.tracking.uploader LAUNCH INDEX ATTEMPT`: carries what a run logs to a tracking server.
 
 A process of its own: nothing that a server does can make training wait, or end it. It ends soon after its
 standard input closes, or brings a byte, when its run has ended or died. What it has not sent by then is sent by
-the run's next attempt, or by `orch ui --once`.
+the run's next attempt, or by `orch ui --once`. Once a later attempt has been claimed it ends, and that one's sends all.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from orchestrator.cluster import JobState, Observation
 from orchestrator.errors import OrchError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.project import Project
-from orchestrator.records.attempts import read_attempt, read_marks
+from orchestrator.records.attempts import is_deposed, read_attempt, read_marks
 from orchestrator.records.launches import Launch, read_launch
 from orchestrator.records.ownership import require
 from orchestrator.records.planned import read_plan, read_planned_run
 from orchestrator.records.record import Record, RunState, reconcile
+from orchestrator.system.files import listed, names_in
 from orchestrator.tracking import TrackedRun, stores
 from orchestrator.tracking.view import experiment_of, tracked_run
 
@@ -48,12 +49,21 @@ class Source:
     paths: ExperimentPaths
     launch: Launch
     index: int
+    attempt: int | None = None
 
     @classmethod
-    def of(cls, folder: Path, index: int) -> Source:
+    def of(cls, folder: Path, index: int, attempt: int | None = None) -> Source:
         launch = read_launch(LaunchPaths(folder))
         require(launch.paths.experiment, [launch])
-        return cls(paths=launch.paths.experiment, launch=launch, index=index)
+        return cls(paths=launch.paths.experiment, launch=launch, index=index, attempt=attempt)
+
+    @property
+    def deposed(self) -> bool:
+        """Whether the run goes on in a later attempt, beside which another uploader sends."""
+        if self.attempt is None:
+            return False
+        planned = read_planned_run(self.launch.paths, self.index)
+        return is_deposed(self.paths.run(planned.run).attempt(self.attempt))
 
     @property
     def end_seconds(self) -> float:
@@ -76,7 +86,7 @@ class Source:
         """Return whether all runs of the experiment have ended, by its index."""
         states = {run_id: state for run_id, (_, state) in read_marks(self.paths).items()}
         latest = {planned.run: launch for launch in self.paths.launches() for planned in read_plan(launch)}
-        wanted = {run_id for run_id, launch in latest.items() if not (launch.cancelled / run_id).exists()}
+        wanted = {run_id for run_id, launch in latest.items() if run_id not in names_in(launch.cancelled)}
         return wanted <= states.keys() and RunState.RUNNING not in states.values()
 
     @property
@@ -88,7 +98,7 @@ class Source:
         run = self.paths.run(planned.run)
         attempts = [read_attempt(run, attempt) for attempt in run.attempts()]
         stopped = bool(attempts) and attempts[-1].state is RunState.INTERRUPTED
-        cancelled = (self.launch.paths.cancelled / planned.run).exists()
+        cancelled = listed(self.launch.paths.cancelled / planned.run)
         # Beside an attempt that was interrupted, its job waits to be started again.
         seen = Observation(state=JobState.PENDING if stopped else JobState.RUNNING, reason="its job is requeued")
         return reconcile(
@@ -108,14 +118,17 @@ class Carrier:
     def carry(self, closed: threading.Event) -> bool:
         """Send until `closed`, then a last time. Return whether all has been sent."""
         while not closed.wait(self._pause_seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter, no secret
+            if self._source.deposed:
+                return True
             self._send(last=False)
         deadline = time.monotonic() + self._source.end_seconds
-        while not self._send(last=True):
+        while not self._source.deposed and not self._send(last=True):
             if time.monotonic() > deadline:
                 _log.warning("not all was sent to the tracking server; `orch ui --once` sends the rest")
                 return False
             time.sleep(_LAST_PAUSE_SECONDS)
-        self._finish_parent()
+        if not self._source.deposed:
+            self._finish_parent()
         return True
 
     def _finish_parent(self) -> None:
@@ -181,16 +194,20 @@ def _closing(read: Callable[[], object]) -> threading.Event:
     return closed
 
 
-def main(folder: str, index: str) -> int:
-    """Carry a task's run until standard input closes. Returns 0 once everything has been sent."""
+def main(folder: str, index: str, attempt: str = "") -> int:
+    """Carry a task's run until standard input closes. Returns 0 once everything has been sent.
+
+    `attempt`: beside which one; a program of version 0.1 does not say.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
         signal.signal(number, signal.SIG_IGN)  # what ends the run has a last word to send
     os.nice(10)
-    return 0 if Carrier(Source.of(Path(folder), int(index))).carry(_closing(lambda: sys.stdin.buffer.read(1))) else 1
+    source = Source.of(Path(folder), int(index), int(attempt) if attempt else None)
+    return 0 if Carrier(source).carry(_closing(lambda: sys.stdin.buffer.read(1))) else 1
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="tracking: %(message)s", stream=sys.stderr)
-    status = main(sys.argv[1], sys.argv[2])
+    status = main(*sys.argv[1:])
     sys.stderr.flush()
     os._exit(status)  # no library's exit handler may hold up the end of the job

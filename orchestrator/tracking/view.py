@@ -16,7 +16,7 @@ from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import Launch, read_run_config
 from orchestrator.records.planned import PlannedRun, read_planned_run
 from orchestrator.records.record import Record, RunState
-from orchestrator.system.files import read_json, read_text
+from orchestrator.system.files import listed, read_json, read_text
 from orchestrator.tracking import Artifact, Dataset, TrackedExperiment, TrackedRun
 from orchestrator.tracking import notes as tracking_notes
 
@@ -231,14 +231,14 @@ def _best(run: RunPaths, record: Record, attempts: Sequence[AttemptPaths]) -> Pa
     """Return the best checkpoint by the objective; where there is none, the latest."""
     if record.last and (kept := best_of(run, record.last.best)):
         return kept
-    old = [attempt.checkpoints / BEST for attempt in attempts if not attempt.state.is_dir()]
-    return next((path for path in reversed(old) if path.is_file()), latest(attempts))
+    old = [attempt.checkpoints / BEST for attempt in attempts if not listed(attempt.state)]
+    return next((path for path in reversed(old) if listed(path)), latest(attempts))
 
 
 def _users(attempt: AttemptPaths) -> list[Path]:
     """Return what callbacks of the user's own have saved; in runs of version 0.1 the engine's best lies among them."""
     found = sorted(attempt.checkpoints.glob("*.ckpt"))
-    return found if attempt.state.is_dir() else [path for path in found if path.name != BEST]
+    return found if listed(attempt.state) else [path for path in found if path.name != BEST]
 
 
 def _ms(seconds: float | None) -> int | None:

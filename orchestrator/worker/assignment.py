@@ -10,11 +10,12 @@ from typing import Self
 
 from orchestrator.errors import ClusterError
 from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
-from orchestrator.records.attempts import claim_attempt, read_attempt, read_claim
+from orchestrator.records.attempts import claim_attempt, is_deposed, read_attempt, read_claim
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import read_launch
 from orchestrator.records.planned import PlannedRun, read_planned_run
 from orchestrator.records.record import Claim, RunState
+from orchestrator.system.files import listed, names_in
 from orchestrator.system.processes import ProcessId
 from orchestrator.worker.context import Place
 
@@ -62,12 +63,17 @@ class Assignment:
     @property
     def cancelled(self) -> bool:
         """Whether somebody has cancelled this run in its launch."""
-        return (self.launch.cancelled / self.planned.run).exists()
+        return listed(self.launch.cancelled / self.planned.run)
 
     @property
     def rank_failed(self) -> bool:
         """Whether a rank other than 0 has failed, and with it the run."""
         return any(self.attempt.failed_ranks())
+
+    @property
+    def deposed(self) -> bool:
+        """Whether a later attempt of the run has been claimed: Slurm had lost this one's node."""
+        return is_deposed(self.attempt)
 
     def take(self) -> Self | None:
         """Return the assignment with the attempt that is ours; None if the run is somebody else's, or has ended.
@@ -77,7 +83,7 @@ class Assignment:
         return self._claim() if self.leads else self._await_claim()
 
     def _claim(self) -> Self | None:
-        if (self.launch.cancelled / self.planned.run).exists():
+        if self.cancelled:
             return None
         chosen = self.next_start()
         if chosen is None or self.cancelled:
@@ -106,7 +112,7 @@ class Assignment:
         deadline = time.monotonic() + _LEADER_SECONDS
         while time.monotonic() < deadline:
             ours = self.attempts_of_this_job() if self.place.job else [self]
-            claim = read_claim(ours[-1].attempt) if ours else None
+            claim = read_claim(ours[-1].attempt) if ours and listed(ours[-1].attempt.path) else None
             if claim is not None and self._leads_us(claim):
                 _meet(claim.address)
                 return ours[-1]
@@ -125,8 +131,14 @@ class Assignment:
         return claim.restart == self.place.restart if self.place.job else claim.process.pid == self.place.leader
 
     def next_start(self) -> Self | None:
-        """Return the attempt that a start of this job begins; None if the run has ended in an earlier one."""
+        """Return the attempt that a start of this job begins; None if the run has ended in an earlier one.
+
+        Nor does a start begin any that the job has left behind: Slurm had lost its node, and started the job again.
+        """
         ours = self.attempts_of_this_job()
+        claim = read_claim(ours[-1].attempt) if ours else None
+        if claim is not None and claim.restart > self.place.restart:
+            return None
         if ours and read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
             return None
         return ours[-1].following() if ours else self
@@ -135,8 +147,10 @@ class Assignment:
         """Return this task's attempts that the same scheduler's job has claimed, oldest first."""
         found = []
         candidate = self
-        while self.place.job and (claim := read_claim(candidate.attempt)) is not None:
-            if claim.job == self.place.job and claim.launch == self.planned.launch:
+        there = set(names_in(self.run.path)) if self.place.job else set()
+        while candidate.attempt.path.name in there:
+            claim = read_claim(candidate.attempt)
+            if claim is not None and claim.job == self.place.job and claim.launch == self.planned.launch:
                 found.append(candidate)
             candidate = candidate.following()
         return found
@@ -144,7 +158,7 @@ class Assignment:
     @property
     def taken_by_others(self) -> bool:
         """Whether another job, or another start, has claimed the attempt."""
-        claim = read_claim(self.attempt)
+        claim = read_claim(self.attempt) if listed(self.attempt.path) else None
         if claim is None:
             return False
         return claim.job != self.place.job if self.place.job else not self._leads_us(claim)

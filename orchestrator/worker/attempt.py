@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from orchestrator.records.record import RunState
 from orchestrator.records.searches import read_trial
 from orchestrator.snapshot import environment
 from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
-from orchestrator.system.files import replace_text
+from orchestrator.system.files import listed, replace_text
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.fluent import fluent
-from orchestrator.worker import log, requeue, trial
+from orchestrator.worker import deposed, log, requeue, trial
 from orchestrator.worker import on_run_end as aftermath
 from orchestrator.worker import staging as data
 from orchestrator.worker.assignment import Assignment
@@ -54,7 +55,8 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
     events.write("started", launch=assignment.planned.launch, attempt=attempt.number, usage=usage.to_json())
     _mark(assignment, RunState.RUNNING)
     uploader = Uploader.beside(assignment)
-    with usage.followed(events) if assignment.leads else nullcontext():
+    leave = partial(_leave, assignment, events, usage)
+    with usage.followed(events) if assignment.leads else nullcontext(), deposed.watched(assignment, leave):
         try:
             status = _run(assignment, events, usage, stop, work or _train)
         except InterruptedByInfrastructureError as error:
@@ -73,6 +75,7 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
         after.require(assignment.launch)
         _check_environment(assignment)
         with measured(assignment), data.staged(assignment, events, stop) as view:
+            deposed.check(assignment)
             config = _place(assignment, view, trial.given(assignment, events))
             secrets = Secrets.of(config)
             if secrets:
@@ -81,14 +84,13 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
             if stop.received:
                 raise InterruptedByInfrastructureError(stop.received)
             result = work(assignment, secrets.placed(config), events, stop)
+        deposed.check(assignment)
     except InterruptedByInfrastructureError as error:
         _say_interrupted(assignment, events, usage, error)
         raise
     except BaseException as error:
-        if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
-            # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
+        if stopped := _cause(assignment, stop, error):
             sys.stderr.write(events.redact("".join(traceback.format_exception(error))))
-            stopped = InterruptedByInfrastructureError(stop.received)
             _say_interrupted(assignment, events, usage, stopped)
             raise stopped from error
         _fail(assignment, events, usage, error)
@@ -99,6 +101,25 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
     if assignment.leads:
         aftermath.ended(assignment)
     return 0
+
+
+def _cause(assignment: Assignment, stop: StopSignal, error: BaseException) -> InterruptedByInfrastructureError | None:
+    """Return what has interrupted a run, where its error is only a symptom; None where the error is the cause."""
+    if assignment.deposed:
+        return deposed.error()
+    if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
+        # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
+        return InterruptedByInfrastructureError(stop.received)
+    return None
+
+
+def _leave(assignment: Assignment, events: EventWriter, usage: Usage) -> None:
+    """End this process from another thread: the training may hang, and nothing of it is needed any more."""
+    try:
+        _say_interrupted(assignment, events, usage, deposed.error())
+        sys.stderr.flush()
+    finally:
+        os._exit(143)
 
 
 def _say_interrupted(
@@ -167,7 +188,9 @@ def _start(assignment: Assignment, frozen: start.Start | None) -> Path | None:
 
 
 def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str:
-    """Return why a run was asked to stop, as far as that can be known from here."""
+    """Return why a run has stopped, as far as that can be known from here."""
+    if not error.asked:
+        return str(error)
     claim, hours = read_claim(assignment.attempt), assignment.planned.resources.hours
     over = bool(hours and claim and time.time() - claim.process.started >= hours * 3600)
     if over and not assignment.cancelled:
@@ -193,7 +216,7 @@ def _check_environment(assignment: Assignment) -> None:
 def _place(assignment: Assignment, view: str | None, point: Point | None) -> dict[str, object]:
     """Return the config with this node's folders in it, and of a trial with the values that it was given."""
     config = read_run_config(assignment.launch, assignment.planned, point)
-    if assignment.leads and not assignment.run.config.exists():
+    if assignment.leads and not listed(assignment.run.config):
         replace_text(assignment.run.config, yaml.safe_dump(masked(config), sort_keys=False))
     section = {key: value for key, value in config["data"].items() if key != "version"}
     placed: dict[str, Any] = _substitute({**config, "data": section}, {VIEW: view, PROJECT: assignment.code[0]})
@@ -239,5 +262,5 @@ def signature(error: BaseException, roots: list[str]) -> str:
 
 
 def _mark(assignment: Assignment, state: RunState) -> None:
-    if assignment.leads:
+    if assignment.leads and not assignment.deposed:
         mark_state(assignment.experiment, assignment.planned.run, assignment.planned.attempt, state.value)

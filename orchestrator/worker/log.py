@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.config.credentials import Redact
+from orchestrator.system.files import again
 
 
 def to_stderr() -> None:
@@ -32,7 +33,7 @@ class _Redacting(logging.Formatter):
 
 def to_file(path: Path) -> None:
     """Send all that this process, and what it starts, prints and logs to a file, and work in its folder."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = again(lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(descriptor, 1)

@@ -31,7 +31,7 @@ from orchestrator.local.prefork import Forking
 from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Supervisor
 from orchestrator.local.tasks import Task
-from orchestrator.records.attempts import mark_state, read_attempt, read_attempts
+from orchestrator.records.attempts import mark_state, read_attempt, read_attempts, read_claim
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import read_launch
 from orchestrator.records.orphans import record_replaced
@@ -77,6 +77,13 @@ class Pack:
     @property
     def rank_failed(self) -> bool:
         return False
+
+    @property
+    def deposed(self) -> bool:
+        """Whether a later start of the job has begun a run of it."""
+        lasts = [ours[-1] for run in self.runs if (ours := run.attempts_of_this_job())]
+        claims = (read_claim(last.attempt) for last in lasts)
+        return any(claim is not None and claim.restart > self.place.restart for claim in claims)
 
     @property
     def cancelled(self) -> bool:

@@ -23,6 +23,7 @@ from orchestrator.worker.signals import InterruptedByInfrastructureError
 
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 3600.0
+_LOOK_SECONDS = 1.0
 _LEADER_SECONDS = 40.0
 _ANSWER_SECONDS = 5.0  # between a signal and SIGKILL there may be little more
 _MAX_REQUEUES = 20
@@ -80,6 +81,10 @@ class Owing(Protocol):
     def rank_failed(self) -> bool:
         """Whether another process of it has failed, and with it the whole."""
 
+    @property
+    def deposed(self) -> bool:
+        """Whether the scheduler has started it again elsewhere, and this is a process that it has lost."""
+
 
 def after_interruption(assignment: Assignment, error: InterruptedByInfrastructureError) -> None:
     """Return at once where nothing is owed; else requeue if that is ours to do, and wait to be killed."""
@@ -90,15 +95,15 @@ def after_interruption(assignment: Assignment, error: InterruptedByInfrastructur
 def answer(job: Owing, error: InterruptedByInfrastructureError, *, exhausted: Callable[[], bool]) -> None:
     """Do what `after_interruption` does, for a run or a pack."""
     signal = str(error)
-    if not job.place.job or job.cancelled or signal == _LIMIT:
+    if not error.asked or not job.place.job or job.cancelled or job.deposed or signal == _LIMIT:
         return
     if signal == TIME_LIMIT and exhausted():
         return
     if signal == TIME_LIMIT or _node_goes_down(job, error):
         _requeue(job)
     deadline = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < deadline and not job.cancelled and not job.rank_failed:
-        time.sleep(0.5)
+    while time.monotonic() < deadline and not (job.cancelled or job.rank_failed or job.deposed):
+        time.sleep(_LOOK_SECONDS)
 
 
 def _requeue(job: Owing) -> None:

@@ -11,12 +11,13 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2: the time li
 class InterruptedByInfrastructureError(BaseException):
     """The run was asked to stop, and has saved what it can. Not an Exception: user code must not swallow it.
 
-    `together`: all ranks have agreed on it, and so none of them was dead.
+    `together`: all ranks have agreed on it, and so none of them was dead. `asked`: by a signal, which the scheduler has
+    an answer to; else this process has found by itself that it cannot go on, and ends at once.
     """
 
-    def __init__(self, told: str | None, *, together: bool = False) -> None:
+    def __init__(self, told: str | None, *, together: bool = False, asked: bool = True) -> None:
         super().__init__(told)
-        self.together = together
+        self.together, self.asked = together, asked
 
 
 class StopSignal:

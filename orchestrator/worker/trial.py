@@ -13,6 +13,7 @@ from orchestrator.records.attempts import EventWriter
 from orchestrator.records.searches import read_trial, read_trial_values, write_trial_values
 from orchestrator.spec import Point
 from orchestrator.spec.search import Trial
+from orchestrator.system.files import listed
 from orchestrator.worker.assignment import Assignment
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _await(assignment: Assignment) -> Point:
     """Return the values that rank 0 has written down."""
     deadline = time.monotonic() + _LEADER_SECONDS
     while time.monotonic() < deadline:
-        if found := read_trial_values(assignment.run):
+        if listed(assignment.run.trial) and (found := read_trial_values(assignment.run)):
             point: Point = found["point"]
             return point
         time.sleep(0.1)

@@ -32,7 +32,7 @@ class Uploader:
         tracking = assignment.header.tracking
         if not assignment.leads or tracking["kind"] != "server" or tracking["upload"] != "jobs":
             return None
-        task = (str(assignment.launch.path), str(assignment.planned.index))
+        task = (str(assignment.launch.path), str(assignment.planned.index), str(assignment.planned.attempt))
         argv = python("-m", "orchestrator.tracking.uploader", *task)
         try:
             return cls(argv)

@@ -24,6 +24,7 @@ from orchestrator.records.launches import read_run_config
 from orchestrator.records.planned import read_planned_run
 from orchestrator.records.record import Record
 from orchestrator.spec import PROJECT
+from orchestrator.system.files import listed
 from orchestrator.system.processes import NEUTRAL, ProgramError, python, run
 from orchestrator.tracking import TrackedExperiment
 from orchestrator.tracking import notes as tracking_notes
@@ -73,7 +74,7 @@ def _wish(state: ExperimentState, name: str, record: Record, value: float) -> Wi
     launch = state.launch(last.claim.launch)
     planned = read_planned_run(launch.paths, last.claim.index)
     code = tuple(state.experiment.python_path(record.code))
-    examples = [attempt.example for n in record.history if (attempt := run.attempt(n.number)).example.exists()]
+    examples = [attempt.example for n in record.history if listed((attempt := run.attempt(n.number)).example)]
     metric = str(last.best.get("metric"))
     return Wish(
         name=name,

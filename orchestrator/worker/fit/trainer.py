@@ -25,7 +25,7 @@ from orchestrator.config.build import SAVE_DIR, build, locate
 from orchestrator.config.credentials import Redact, unchanged
 from orchestrator.errors import ConfigError
 from orchestrator.layout import AttemptPaths, RunPaths
-from orchestrator.records.attempts import EventWriter
+from orchestrator.records.attempts import EventWriter, is_deposed
 from orchestrator.records.checkpoints import best_of
 from orchestrator.spec import EVALUATIONS, Objective, Resources
 from orchestrator.system.files import make_folder
@@ -141,7 +141,7 @@ def _evaluate(
 
 def _keep_predictions(training: Training, predictions: object) -> None:
     """Write what `predict_step` returned, batch by batch, each rank its own; nothing where it returned nothing."""
-    if not predictions:
+    if not predictions or is_deposed(AttemptPaths(training.folder)):
         return
     rank = f".rank{training.place.rank}" if training.resources.world_size > 1 else ""
     AtomicCheckpointIO().save_checkpoint({"predictions": predictions}, training.artifacts / f"predictions{rank}.pt")
