@@ -55,11 +55,9 @@ def unprotected(experiment: ExperimentPaths, launches: Iterable[Launch] = ()) ->
 def require(experiment: ExperimentPaths, launches: Iterable[Launch] | None = None) -> None:
     """Raise StateError where an experiment is only to be read."""
     if why := why_read_only(experiment, launches):
-        raise StateError(
-            f"{experiment.name} is read only",
-            why=why,
-            fix=f"orch adopt {experiment.name}, if they are your own; else launch under another name, or with --runs",
-        )
+        adopt = f"orch adopt {experiment.name}, if they are your own; else launch under another name, or with --runs"
+        fix = f"chmod -R go-w {experiment.path}" if "others may write" in why else adopt
+        raise StateError(f"{experiment.name} is read only", why=why, fix=fix)
 
 
 def _whose(folder: Path) -> str:

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from processes import ROOT
-
-from orchestrator.records.launches import remember
+from states import adopt
 
 ARCHIVE = Path(__file__).parents[1] / "assets" / "runs-0.1.0.tar.xz"
 THERE = "/tmp/orch-fixture"
@@ -41,7 +40,9 @@ class OldRuns:
         self.python = _environment(folder / "env")
         (folder / "tmp").mkdir()
         if adopted:
-            _adopt(self.runs, folder / "state")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+                adopt(self.runs)
         own = {"XDG_CACHE_HOME": "cache", "XDG_STATE_HOME": "state", "TMPDIR": "tmp"}
         own = {key: str(folder / name) for key, name in own.items()}
         self.env = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
@@ -90,13 +91,6 @@ def _environment(folder: Path) -> Path:
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "outer.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
     return folder / "bin" / "python"
-
-
-def _adopt(runs: Path, state: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(state))
-        for header in runs.glob("*/launches/*/launch.json"):
-            remember(json.loads(header.read_bytes())["token"], header.parent)
 
 
 def _mute_slurm(folder: Path) -> Path:
