@@ -57,7 +57,7 @@ class Handle(Protocol):
     def ended(self) -> int | None:
         """Return the exit status (negative: a signal; 0 if it is not known), None while one of them runs.
 
-        Where there are several, one that died ends the others, and its signal is reported as 128 and its number.
+        Where there are several, one that died ends the others, and its status is reported.
         """
 
     @property
@@ -201,9 +201,12 @@ def died(status: int | None) -> bool:
 
 
 def final_status(ranks: Sequence[int | None]) -> int:
-    """Return the exit status of a task by those of its ranks: that of the first dead one, else of rank 0."""
-    status = next(filter(died, ranks), ranks[0]) or 0
-    return 128 - status if status < 0 and len(ranks) > 1 else status
+    """Return the exit status of a task by those of its ranks: of the dead the highest, as srun does, else of rank 0.
+
+    A signal counts as 128 and its number there: a rank that lost its connection to one that was killed ends with 1.
+    """
+    dead = filter(died, ranks)
+    return max(dead, key=lambda status: 128 - status if status < 0 else status, default=ranks[0]) or 0
 
 
 def describe_deaths(ranks: Sequence[int | None]) -> str:

@@ -20,10 +20,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from orchestrator.errors import StateError
 from orchestrator.launch import canary, failure_limit, notification
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.device_locks import DeviceLocks, describe_holder
-from orchestrator.local.launcher import Children, Found, Handle, Starter, start_of
+from orchestrator.local.launcher import Children, Found, Handle, Starter, died, start_of
 from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, describe_wait
 from orchestrator.local.tasks import Task, tasks_of
 from orchestrator.records.attempts import mark_state, read_attempt, read_claim, write_observed
@@ -276,7 +277,10 @@ class Supervisor:
         if claim is not None and (claim.launch != running.task.launch.number or claim.process.alive() is not False):
             self._adopt(running.task, running.wanted)  # somebody else has taken the attempt
         else:
-            self._record_end(running.task, status, running.reason, output)
+            try:
+                self._record_end(running.task, status, running.reason, output)
+            except (OSError, StateError) as error:  # the next look sees that it has ended
+                _log.warning("the end of run %s is not recorded: %s", running.task.run_id, error)
         if self._restarts:
             notification.notify_if_ended(running.task.launch)
         elif not self._stopping and not self.busy(running.task.launch):
@@ -290,7 +294,7 @@ class Supervisor:
         if self._restarts and attempt.claim is None and (status <= 0 or reason):
             return
         state = RunState.INTERRUPTED
-        if status > 0 and not reason:
+        if status > 0 and died(status) and not reason:
             state = RunState.FAILED
             signature = f"exit status {status} before training" if attempt.claim is None else f"exit status {status}"
             last = output.splitlines()[-1] if output else ""

@@ -19,7 +19,8 @@ from orchestrator.records.planned import PlannedRun
 from orchestrator.spec import Point, RunId
 from orchestrator.system.processes import ProcessId
 
-_SIGNALLED = 128  # a shell's exit status of what was killed by signal n: this and n
+_SIGNALLED = range(129, 193)
+"""A shell's exit status of what was killed by signal n: 128 and n."""
 _ASKED_TO_STOP = 143
 
 EVENT_VERSION = 1
@@ -435,18 +436,17 @@ def _with_exit(
 ) -> tuple[Attempt, ...]:
     """Return the attempts with the failure of a job that ended without a final event, or before it could claim one.
 
-    A run of one process that was killed is interrupted; where there are several, one that is killed fails the run,
-    unless all of them had stopped before.
+    A run of which a process was killed is interrupted. One of several that ended by itself fails the run, unless all
+    of them had stopped before.
     """
     status = observation.status if observation else None
     begun = bool(attempts) and attempts[-1].number >= planned.attempt
     last = attempts[-1] if begun else Attempt(number=planned.attempt, claim=None)
-    killed = status is not None and status > _SIGNALLED and planned.resources.world_size == 1
-    if not observation or not status or status == _ASKED_TO_STOP or killed:
+    if not observation or not status or status in _SIGNALLED:
         return attempts
     if last.state not in {RunState.RUNNING, RunState.INTERRUPTED} or last.together:
         return attempts
-    exit_text = f"killed by signal {status - _SIGNALLED}" if status > _SIGNALLED else f"exit status {status}"
+    exit_text = f"exit status {status}"
     failure = Failure(
         signature=exit_text if last.claim else f"{exit_text} before training",
         message=cause(observation.output),

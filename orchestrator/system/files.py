@@ -90,6 +90,16 @@ def create(path: Path, mode: int = READABLE) -> None:
     again(act)
 
 
+def _create_own(path: Path, mode: int) -> None:
+    """Make an empty file of a name that nobody else makes: an empty one that is there is ours, its answer was lost."""
+    try:
+        create(path, mode)
+    except FileExistsError:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size or status.st_uid != os.getuid():
+            raise
+
+
 _CHOOSE = "choose another folder for runs with --runs or $ORCH_RUNS"
 
 
@@ -215,7 +225,7 @@ def _replace(temporary: Path, path: Path) -> None:
 
 def _create_like(path: Path, temporary: Path, mode: int) -> None:
     """Make an empty file with the mode of an earlier one, if there is any."""
-    create(temporary, mode)
+    _create_own(temporary, mode)
     with suppress(FileNotFoundError):
         earlier = path.lstat().st_mode
         if stat.S_ISREG(earlier):
@@ -331,13 +341,13 @@ def locks_work(path: Path) -> bool:
 
 
 def write_text(path: Path, text: str, *, mode: int = READABLE) -> None:
-    """Write a new file. Raises FileExistsError where there is one."""
+    """Write a new file. Raises FileExistsError where there is one that is not empty."""
     write_bytes(path, text.encode(), mode=mode)
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = READABLE) -> None:
     """Write a new file as `write_text` does."""
-    create(path, mode)
+    _create_own(path, mode)
     path.write_bytes(content)
 
 

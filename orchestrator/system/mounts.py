@@ -26,11 +26,21 @@ def is_network(folder: Path, *, mounts: str | None = None) -> bool:
 
 def kind_of(folder: Path, *, mounts: str | None = None) -> str:
     """Return the kind of filesystem that a folder lies on, such as `ext4`; empty where that is not known."""
+    return _mount_of(folder, mounts)[1]
+
+
+def described(folder: Path, *, mounts: str | None = None) -> str:
+    """Return where the filesystem is mounted that a folder lies on, and its kind: `/home (nfs4)`."""
+    point, kind = _mount_of(folder, mounts)
+    return f"{point} ({kind})" if kind else "an unknown filesystem"
+
+
+def _mount_of(folder: Path, mounts: str | None) -> tuple[Path, str]:
     try:
         text = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape") if mounts is None else mounts
     except OSError:
-        return ""
-    at, kind = folder.resolve(), ""
+        return folder, ""
+    at, found = folder.resolve(), (folder, "")
     longest = -1
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
@@ -39,5 +49,5 @@ def kind_of(folder: Path, *, mounts: str | None = None) -> str:
             point = Path(_OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4]))
             depth = len(point.parts)
             if depth >= longest and (point == at or point in at.parents):  # of two at one place the later one counts
-                longest, kind = depth, after.split(" ")[0]
-    return kind
+                longest, found = depth, (point, after.split(" ")[0])
+    return found

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from orchestrator.config.build import build
 from orchestrator.records.attempts import EventWriter
@@ -67,5 +67,6 @@ def _played(assignment: Assignment) -> Iterator[None]:
 
 if __name__ == "__main__":
     status = main(sys.argv[1], sys.argv[2], play)
-    sys.stdout.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     os._exit(status)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,19 @@ def main(folder: str, index: str, work: Work | None = None) -> int:
     from orchestrator.system.files import check_private
     from orchestrator.worker.assignment import Assignment
     from orchestrator.worker.attempt import run
+    from orchestrator.worker.cause import failing_disk
     from orchestrator.worker.log import to_file
 
     try:
         assignment = Assignment.read(Path(folder), int(index))
         check_private(assignment.experiment.path)
         taken = assignment.take()
-    except OrchError as error:
+    except (OrchError, OSError) as error:
+        if failing_disk(error, Path(folder)):
+            sys.stderr.write(f"{error}\n")
+            return 143
+        if isinstance(error, OSError):
+            raise
         sys.stderr.write(f"{error}\n")
         return 2
     if taken is None:
@@ -43,6 +50,7 @@ def main(folder: str, index: str, work: Work | None = None) -> int:
 
 if __name__ == "__main__":
     status = main(sys.argv[1], sys.argv[2])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # of a full disk: the status says how the run has ended
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)  # no library's exit handler may change the status, or hang

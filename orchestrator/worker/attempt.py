@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 
 from orchestrator.config.credentials import masked
 from orchestrator.config.secrets import Secrets
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, StateError
 from orchestrator.launch import dependencies as after
 from orchestrator.launch import starts as start
 from orchestrator.records.attempts import EventWriter, mark_state, read_claim
@@ -30,7 +30,7 @@ from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
 from orchestrator.system.files import listed, replace_text
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.fluent import fluent
-from orchestrator.worker import deposed, log, requeue, trial
+from orchestrator.worker import cause, deposed, log, requeue, trial
 from orchestrator.worker import on_run_end as aftermath
 from orchestrator.worker import staging as data
 from orchestrator.worker.assignment import Assignment
@@ -52,8 +52,6 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
     attempt = assignment.attempt
     events = EventWriter(attempt.events if assignment.leads else Path(os.devnull))
     usage = Usage.of(assignment.place)
-    events.write("started", launch=assignment.planned.launch, attempt=attempt.number, usage=usage.to_json())
-    _mark(assignment, RunState.RUNNING)
     uploader = Uploader.beside(assignment)
     leave = partial(_leave, assignment, events, usage)
     with usage.followed(events) if assignment.leads else nullcontext(), deposed.watched(assignment, leave):
@@ -71,6 +69,9 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
 
 def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSignal, work: Work) -> int:
     try:
+        attempt = assignment.attempt.number
+        events.write("started", launch=assignment.planned.launch, attempt=attempt, usage=usage.to_json())
+        _mark(assignment, RunState.RUNNING)
         requeue.check(assignment)
         after.require(assignment.launch)
         _check_environment(assignment)
@@ -85,17 +86,17 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
                 raise InterruptedByInfrastructureError(stop.received)
             result = work(assignment, secrets.placed(config), events, stop)
         deposed.check(assignment)
+        events.write("done", **result, usage=usage.to_json())
     except InterruptedByInfrastructureError as error:
         _say_interrupted(assignment, events, usage, error)
         raise
     except BaseException as error:
         if stopped := _cause(assignment, stop, error):
-            sys.stderr.write(events.redact("".join(traceback.format_exception(error))))
+            _show(events.redact("".join(traceback.format_exception(error))))
             _say_interrupted(assignment, events, usage, stopped)
             raise stopped from error
         _fail(assignment, events, usage, error)
         return 1
-    events.write("done", **result, usage=usage.to_json())
     _mark(assignment, RunState.DONE)
     _log.info("done")
     if assignment.leads:
@@ -110,14 +111,14 @@ def _cause(assignment: Assignment, stop: StopSignal, error: BaseException) -> In
     if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
         # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
         return InterruptedByInfrastructureError(stop.received)
-    return None
+    disk = cause.failing_disk(error, assignment.attempt.path)
+    return InterruptedByInfrastructureError(disk, asked=False) if disk else None
 
 
 def _leave(assignment: Assignment, events: EventWriter, usage: Usage) -> None:
     """End this process from another thread: the training may hang, and nothing of it is needed any more."""
     try:
         _say_interrupted(assignment, events, usage, deposed.error())
-        sys.stderr.flush()
     finally:
         os._exit(143)
 
@@ -127,8 +128,18 @@ def _say_interrupted(
 ) -> None:
     _log.warning("stopped by %s", error)
     together = {"together": True} if error.together else {}
-    events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json(), **together)
+    try:
+        events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json(), **together)
+    except OSError as refused:  # by the disk that it is about: the exit status says the same
+        _log.warning("not recorded: %s", refused)
     _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
+
+
+def _show(text: str) -> None:
+    """Print to the log, as far as its disk takes it."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _by_stopping(assignment: Assignment, signal: str) -> bool:
@@ -237,9 +248,13 @@ def _substitute(node: Any, places: Mapping[str, str | None]) -> Any:
 
 def _fail(assignment: Assignment, events: EventWriter, usage: Usage, error: BaseException) -> None:
     text = "".join(traceback.format_exception(error))
-    sys.stderr.write(events.redact(text))
+    _show(events.redact(text))
+    if cause.lost_rank(error) and not assignment.rank_failed:
+        # It may have been killed, or have failed so early that it could not say so: its exit status says which.
+        _log.warning("the connection to another rank is lost")
+        return
     mark_state(assignment.experiment, assignment.planned.run, assignment.planned.attempt, RunState.FAILED.value)
-    if any(assignment.attempt.failed_ranks()):  # and so this rank lost its connection: that is no cause
+    if assignment.rank_failed:  # and so this rank lost its connection: that is no cause
         events.write("interrupted", reason="another rank has failed", usage=usage.to_json())
         return
     if not assignment.leads:
@@ -262,5 +277,10 @@ def signature(error: BaseException, roots: list[str]) -> str:
 
 
 def _mark(assignment: Assignment, state: RunState) -> None:
-    if assignment.leads and not assignment.deposed:
+    """Leave a mark in the index, which is derived: where the disk refuses it, the run is still what its events say."""
+    if not assignment.leads or assignment.deposed:
+        return
+    try:
         mark_state(assignment.experiment, assignment.planned.run, assignment.planned.attempt, state.value)
+    except (OSError, StateError) as error:
+        _log.warning("not marked as %s: %s", state, error)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.signals import InterruptedByInfrastructureError
 
-_EVERY_SECONDS = 30.0
+EVERY_SECONDS = 30.0
+"""How often an attempt, or a pack of runs, looks whether it goes on elsewhere."""
 
 
 def error() -> InterruptedByInfrastructureError:
@@ -28,7 +29,7 @@ def check(assignment: Assignment) -> None:
 
 
 @contextmanager
-def watched(assignment: Assignment, end: Callable[[], object], *, every_s: float = _EVERY_SECONDS) -> Iterator[None]:
+def watched(assignment: Assignment, end: Callable[[], object], *, every_s: float = EVERY_SECONDS) -> Iterator[None]:
     """Call `end`, in a thread, once a later attempt has been claimed; on rank 0."""
     over = threading.Event()
 

@@ -19,6 +19,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from orchestrator.system.files import check_private
 from orchestrator.worker import requeue
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.context import JOB, RESTART, Place
+from orchestrator.worker.deposed import EVERY_SECONDS
 
 _LOOK_SECONDS = 1.0
 _KEPT = ("SLURM_CONF", "SLURM_TMPDIR", "SLURM_ARRAY_TASK_COUNT")
@@ -151,8 +153,15 @@ def work(pack: Pack, stop: StopSignal) -> int:
     need = pack.runs[0].planned.resources
     terms = Terms(cpus=need.job.cpus_per_node, grace_seconds=options.grace_seconds)
     supervisor.queue(pack.launch, pack.tasks(), terms)
+    due = time.monotonic() + EVERY_SECONDS
     while not stop.received and supervisor.step():
         forking.wait(_LOOK_SECONDS)
+        if time.monotonic() > due:
+            due = time.monotonic() + EVERY_SECONDS
+            if pack.deposed:
+                supervisor.stop("its job was started again", grace_seconds=options.grace_seconds)
+                forking.close()
+                return 143
     if stop.received:
         limited = stop.received == requeue.TIME_LIMIT
         grace = max(options.grace_seconds, options.signal_seconds - _LAST_SECONDS) if limited else _UNLIMITED_SECONDS

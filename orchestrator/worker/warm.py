@@ -25,6 +25,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import psutil
@@ -150,8 +151,9 @@ def _become(module: str, request: Mapping[str, Any], output: int) -> NoReturn:
     except BaseException:  # noqa: BLE001 - whatever it is, it ends this run and not the next
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # of a full disk
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
 
 

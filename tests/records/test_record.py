@@ -298,8 +298,9 @@ def ended(status, output=""):
         (1, "running", 143, RunState.INTERRUPTED),
         (1, "interrupted", 143, RunState.INTERRUPTED),
         (2, "running", 3, RunState.FAILED),
-        (2, "running", 137, RunState.FAILED),  # one rank died, and the others with it
-        (2, "interrupted", 137, RunState.FAILED),
+        (1, "running", 255, RunState.FAILED),  # no signal
+        (2, "running", 137, RunState.INTERRUPTED),  # one rank was killed, and the others ended with it
+        (2, "interrupted", 137, RunState.INTERRUPTED),
         (2, "interrupted", 143, RunState.INTERRUPTED),
         (2, "together", 137, RunState.INTERRUPTED),  # all had stopped before: on some node processes are killed sooner
         (2, "done", 137, RunState.DONE),

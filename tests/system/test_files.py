@@ -21,6 +21,7 @@ from orchestrator.system.files import (
     replace_text,
     replacing,
     take_by_rename,
+    write_text,
 )
 
 
@@ -170,6 +171,13 @@ def test_a_folder_or_file_that_was_made_though_that_failed_is_there(tmp_path, mo
     assert (tmp_path / "file").is_file()
     with pytest.raises(FileExistsError):
         create(tmp_path / "file")
+    LostAnswer(monkeypatch, "open", errno.EEXIST)
+    replace_text(tmp_path / "replaced", "text")
+    LostAnswer(monkeypatch, "open", errno.EEXIST)
+    write_text(tmp_path / "written", "text")
+    with pytest.raises(FileExistsError):
+        write_text(tmp_path / "written", "other")
+    assert (tmp_path / "replaced").read_text() == (tmp_path / "written").read_text() == "text"
 
 
 def test_what_cannot_be_made_is_an_error(tmp_path):

@@ -24,6 +24,7 @@ from orchestrator.tracking.uploader import Carrier
 from orchestrator.worker import deposed, requeue
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.context import Place
+from orchestrator.worker.pack import Pack
 from orchestrator.worker.signals import InterruptedByInfrastructureError
 
 
@@ -72,6 +73,17 @@ def test_a_start_that_its_job_has_left_behind_begins_nothing_and_does_not_requeu
     requeue.answer(assignment, error, exhausted=lambda: False)  # asks Slurm for nothing, and does not wait
     again = replace(assignment, place=replace(assignment.place, restart=1))
     assert again.next_start().planned.attempt == 3
+
+
+def test_a_pack_is_deposed_once_a_later_start_of_its_job_has_begun_a_run_of_it(assignment):
+    other = replace(assignment, planned=replace(assignment.planned, run="ba9876543210", index=1))
+    pack = Pack(launch=assignment.launch, header=assignment.header, runs=(assignment, other), place=assignment.place)
+    claim(other.attempt)
+    assert not pack.deposed
+    claim(other.following().attempt, restart=1)
+    assert pack.deposed
+    assert [run.planned.run for run in pack.left().runs] == [assignment.planned.run]
+    assert not replace(pack, place=replace(pack.place, restart=1)).deposed
 
 
 def test_a_deposed_attempt_saves_no_artifact(assignment, caplog):

@@ -1,0 +1,72 @@
+"""What an error is a symptom of: a rank that is gone, or a disk that fails. Neither is a failure of the user's code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.system.mounts import described
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (*_FULL, errno.EIO, errno.ESTALE)
+_PACKAGE = Path(__file__).parents[1]
+_WRITERS = tuple(
+    str(_PACKAGE / part) for part in ("records/", "system/files.py", "tracking/spool.py", "worker/fit/checkpoints.py")
+)
+"""Where we read and write for a run: its records, its spool and its checkpoints, those of a callback too."""
+_LOST = re.compile(
+    r"connection (was likely )?(closed|reset)|broken pipe|remote process exited|ncclRemoteError|got 0 bytes",
+    re.IGNORECASE,
+)
+
+
+def lost_rank(error: BaseException) -> bool:
+    """Return whether an error of torch.distributed says that another process is gone, and not what has ended it."""
+    return any(
+        isinstance(each, RuntimeError)
+        and (type(each).__name__.startswith("Dist") or "gloo" in str(each).lower())
+        and _LOST.search(str(each))
+        for each in _chain(error)
+    )
+
+
+def failing_disk(error: BaseException, folder: Path) -> str:
+    """Return what has failed in reading or writing for a run, and where; empty for any other error.
+
+    `folder` is the run's: an error of a file that is open already does not name it. A user's own file is not meant,
+    but for what is printed to a log that does not fit.
+    """
+    chain = list(_chain(error))
+    ours = any(map(_is_ours, chain))
+    for each in chain:
+        if isinstance(each, OSError) and each.errno in _DISK and (ours or (each.errno in _FULL and _is_full(folder))):
+            place = Path(os.fsdecode(each.filename)) if isinstance(each.filename, str | bytes) else folder
+            return f"{each.strerror}: {place}, on {described(place)}"
+    return ""
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return os.statvfs(folder).f_bavail == 0
+    except OSError:
+        return False
+
+
+def _is_ours(error: BaseException) -> bool:
+    return any(frame.filename.startswith(_WRITERS) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it came of: torch reports a file that it cannot close over what went wrong."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            left += [each.__cause__, each.__context__]
