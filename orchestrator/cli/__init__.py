@@ -15,7 +15,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from orchestrator import __version__
 from orchestrator.cli.text import Formatter, harmless, paint, say
@@ -69,6 +69,13 @@ _EPILOG = """examples:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, harmless(f"error: {message}\nfix: {self.prog} --help\n"))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:  # argparse would not say that it cannot be written
+            file.write(message)
+            file.flush()
+        else:
+            super()._print_message(message, file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

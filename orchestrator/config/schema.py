@@ -172,6 +172,8 @@ def check_top_level(config: Mapping[str, object]) -> None:
     for key in TOP_LEVEL:
         if key not in config and key not in {"experiment", "vars", "after", "init_from_trusted", *STARTS}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
+    if config.get("vars") is not None:
+        check_mapping("vars", config["vars"])
     for section in ("data", "model", "trainer", "resources", "cluster", "tracking", "sweep", "snapshot", "launch"):
         check_mapping(section, config.get(section))
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.credentials import Redact, unchanged
+from orchestrator.errors import StateError
 from orchestrator.layout import ATTEMPT_NAME, AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
-from orchestrator.records.record import Attempt, Claim, Event, RunState, fold, parse_event
+from orchestrator.records.record import EVENT_VERSION, Attempt, Claim, Event, RunState, fold, parse_event
 from orchestrator.system.files import (
     NOT_JSON,
     again,
@@ -172,6 +173,12 @@ def read_events(path: Path) -> Iterator[Event]:
     except OSError as error:
         raise unreadable(path, error, error.strerror or "") from error
     for value in _values(content):
+        if isinstance(value, dict) and type(version := value.get("v")) is int and version > EVENT_VERSION:
+            raise StateError(  # a run that is done would be taken for interrupted, and run again
+                f"{path} has events of version {version}",
+                why=f"this version reads {EVENT_VERSION}",
+                fix="use the version of orch that ran the job, or a newer one",
+            )
         try:
             event = parse_event(value)
         except (TypeError, AttributeError, *NOT_JSON):

@@ -386,6 +386,7 @@ TARGETS = [
 # --- interpolations ---------------------------------------------------------------------------------------
 
 INTERPOLATIONS = [
+    words("vars as a value", "vars=3", ["vars is 3", "write vars: {key: value}"]),
     words("missing key", "model.lr=${vars.nowhere}", ["model.lr", "vars.nowhere"]),
     words("cycle", "+vars.a=${vars.b}", "+vars.b=${vars.a}", "model.lr=${vars.a}", ["cannot be resolved"]),
     words("itself", "model.lr=${model.lr}", ["model.lr", "cannot be resolved"]),
@@ -846,7 +847,7 @@ def test_a_run_whose_line_cannot_be_read_is_named(project, refused, kind, file):
 @pytest.mark.parametrize(
     ("verb", "kind"),
     [
-        *(("status", kind) for kind in DAMAGE),
+        *(("status", kind) for kind in DAMAGE if kind != "a newer format"),
         ("compare", "torn"),
         ("logs", "NUL"),
         ("show", "a list"),
@@ -869,6 +870,14 @@ def test_what_a_dying_process_left_is_no_error_and_no_completion(project, capsys
     if verb == "status":
         done = file == "claim.json" or kind == "torn"
         assert (" done " in out) == done
+
+
+@pytest.mark.parametrize("argv", LOOKING, ids=lambda argv: argv[0])
+def test_what_a_newer_version_has_recorded_is_not_guessed_at(project, refused, argv):
+    first, _ = launched(project)
+    events = project / "runs" / "base" / "runs" / first / "a001" / "events.jsonl"
+    events.write_bytes(DAMAGE["a newer format"])
+    refused(*argv, status=1).names(str(events), "has events of version 99", "the version of orch that ran the job")
 
 
 def test_runs_whose_folders_have_vanished_are_not_done(project, capsys):

@@ -261,7 +261,6 @@ def test_events_are_read_back_in_order(experiment):
         b"\n\n",
         b'{"v": 1, "seq": 1, "kind": "done", "time": null}\n',
         b'{"v": 1, "seq": 1, "kind": "done", "time": "x"}\n',
-        b'{"v": 2, "seq": 1, "kind": "done", "time": 1}\n',
         b'{"v": 1, "seq": null, "kind": "done"}\n',
         b"{}\n",
         b"",
@@ -275,6 +274,16 @@ def test_torn_nul_and_foreign_lines_are_skipped(experiment, noise):
         file.write(noise)
     assert list(read_events(attempt.events)) == [started]
     assert read_attempt(experiment.run(RUN), attempt).state is RunState.RUNNING
+
+
+def test_an_event_of_a_newer_version_is_not_passed_over(experiment):
+    """A run that is done by it would be started again."""
+    attempt = experiment.run(RUN).attempt(1)
+    claim_attempt(attempt, claim())
+    attempt.events.write_text('{"v": 2, "seq": 1, "kind": "done", "time": 1}\n')
+    with pytest.raises(StateError, match="has events of version 2") as caught:
+        read_attempt(experiment.run(RUN), attempt)
+    assert "version of orch that ran the job" in caught.value.fix
 
 
 def test_an_observer_is_heard_where_the_attempt_is_silent(experiment):
