@@ -6,7 +6,6 @@ by its comment.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from orchestrator.launch.canary import safeguards
 from orchestrator.layout import ExperimentPaths, LaunchPaths, RunsRoot
 from orchestrator.records.attempts import read_job_output
 from orchestrator.records.launches import read_launch
+from orchestrator.records.ownership import why_read_only
 from orchestrator.records.packs import read_packs
 from orchestrator.slurm import claims, control, limits, packed, preflight, queue, script, submission
 from orchestrator.slurm import leases as turns
@@ -254,7 +254,7 @@ class _Look:
 
 def _tidy(launch: LaunchPaths) -> None:
     """Put right what arrays do that Slurm took late. Raises ClusterError."""
-    if launch.path.stat().st_uid != os.getuid():
+    if why_read_only(launch.experiment):
         return
     known = {job.id for job in jobs_of(launch)}
     arrays = queued_jobs(launch, listed=queue.listed)
