@@ -147,7 +147,7 @@ def _impossible(need: Resources, why: str, fix: str) -> RequestError:
 
 def _other_partitions(site: Site, need: Resources) -> str:
     able = [name for name, each in site.partitions.items() if each not in site.chosen and _could(site, each, need)]
-    return f"change resources, or cluster.partition={' or '.join(able)}" if able else "ask for less in resources"
+    return f"change resources, or cluster.partition={' or '.join(sorted(able))}" if able else "ask for less in resources"
 
 
 def _could(site: Site, partition: limits.Partition, need: Resources) -> bool:
@@ -206,7 +206,7 @@ def _shut_out(site: Site) -> OrchError | None:
     mine = [each for each in site.accounts("account") if not all(part.shuts_out(each) for part in site.chosen)]
     able = [name for name, part in site.partitions.items() if not part.hidden and not part.shuts_out(account)]
     fixes = [f"cluster.account={' or '.join(mine)}"] if mine else []
-    fixes += [f"cluster.partition={' or '.join(able)}"] if able else []
+    fixes += [f"cluster.partition={' or '.join(sorted(able))}"] if able else []
     what = f"account {account} may not run in partition {site.options.partition or site.chosen[0].name}"
     return RequestError(what, why="; ".join(reasons), fix=", or ".join(fixes) or "ask the site for access")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +171,7 @@ def changed_partition(request):
 BEFORE = {"minnodes": "0", "allowaccounts": "ALL", "denyaccounts": ""}
 
 
-def test_a_partition_for_larger_runs_is_named(changed_partition, small_slurm, tmp_path):
+def test_a_partition_for_larger_runs_is_named(small_slurm, changed_partition, tmp_path):
     changed_partition("debug", minnodes=2)
     said = refused(tmp_path)
     assert "partition debug is for runs of 2 nodes or more (MinNodes)\n" in said
@@ -180,7 +181,7 @@ def test_a_partition_for_larger_runs_is_named(changed_partition, small_slurm, tm
 
 @pytest.mark.parametrize("account", ["root", None])  # it is the user's default one
 @pytest.mark.parametrize("option", ["allowaccounts", "denyaccounts"])
-def test_a_partition_for_other_accounts_is_named(option, account, changed_partition, accounted_slurm, tmp_path):
+def test_a_partition_for_other_accounts_is_named(option, account, accounted_slurm, changed_partition, tmp_path):
     changed_partition("debug", **{option: "phys" if option == "allowaccounts" else "root"})
     said = refused(tmp_path, account=account)
     why = (
@@ -277,7 +278,7 @@ def test_what_plan_prints_is_what_sbatch_gets(small_slurm, project):
     token = json.loads(launch.header.read_text())["token"]
     jobs = jobs_of(launch)
     got = [output("scontrol", "write", "batch_script", job.id, "-") for job in jobs]
-    assert [script["text"].replace("TOKEN", token).strip() for script in told["scripts"]] == got
+    assert [re.sub(r"\bTOKEN\b", token, script["text"]).strip() for script in told["scripts"]] == got
     lines = [json.loads(line)["run"] for line in launch.plan.read_text().splitlines()]
     assert [[lines[index] for index in job.indices] for job in jobs] == [script["runs"] for script in told["scripts"]]
     assert all("/tree/src" in text for text in got)  # although nothing was frozen yet
@@ -293,7 +294,7 @@ def test_what_plan_prints_of_packs_is_what_sbatch_gets(small_slurm, project):
     launch = ExperimentPaths(project / "runs" / "planned").launch(1)
     token, packs, jobs = json.loads(launch.header.read_text())["token"], read_packs(launch), jobs_of(launch)
     got = [output("scontrol", "write", "batch_script", job.id, "-") for job in jobs]
-    assert [script["text"].replace("TOKEN", token).strip() for script in told] == got
+    assert [re.sub(r"\bTOKEN\b", token, script["text"]).strip() for script in told] == got
     lines = [json.loads(line)["run"] for line in launch.plan.read_text().splitlines()]
     shared = [[lines[index] for first in job.indices for index in packs.tasks(first)] for job in jobs]
     assert shared == [script["runs"] for script in told]
