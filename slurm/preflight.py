@@ -70,6 +70,11 @@ class Site:
         found = _words([*argv, f"format={column}"], "")
         return sorted({name for line in found for name in line.split(",") if name})
 
+    def default_account(self) -> str:
+        """Return the account that this user's jobs are charged to unless another one is named; empty without any."""
+        argv = ["sacctmgr", "--noheader", "--parsable2", "show", "user", getpass.getuser(), "format=defaultaccount"]
+        return next(iter(_words(argv, "")), "")
+
     def reservations(self) -> list[str]:
         found = _words(["scontrol", "--oneliner", "show", "reservation"], self.cluster)
         return [match[1] for line in found if (match := re.match(r"ReservationName=(\S+)", line))]
@@ -146,8 +151,9 @@ def _impossible(need: Resources, why: str, fix: str) -> RequestError:
 
 
 def _other_partitions(site: Site, need: Resources) -> str:
-    able = [name for name, each in site.partitions.items() if each not in site.chosen and _could(site, each, need)]
-    return f"change resources, or cluster.partition={' or '.join(sorted(able))}" if able else "ask for less in resources"
+    others = {name: each for name, each in site.partitions.items() if each not in site.chosen}
+    able = sorted(name for name, each in others.items() if _could(site, each, need))
+    return f"change resources, or cluster.partition={' or '.join(able)}" if able else "ask for less in resources"
 
 
 def _could(site: Site, partition: limits.Partition, need: Resources) -> bool:
@@ -199,7 +205,7 @@ def _account(site: Site) -> OrchError | None:
 
 def _shut_out(site: Site) -> OrchError | None:
     """Return the error of an account that may use none of the partitions; one that is not named is Slurm's default."""
-    account = site.options.account or next(iter(site.accounts("defaultaccount")), "")
+    account = site.options.account or site.default_account()
     reasons = [partition.shuts_out(account) for partition in site.chosen] if account else []
     if not reasons or not all(reasons):
         return None

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
-from orchestrator.records.ownership import TOKEN
+from orchestrator.records.ownership import LAUNCH_ID
 from orchestrator.slurm.options import TEXTS, SlurmOptions
 from orchestrator.spec import Resources
 
@@ -223,7 +223,7 @@ def setup(array: Array, options: SlurmOptions, folder: Path, *, token: str) -> l
         "OMP_NUM_THREADS": str(_cpus_per_process(array.shape.resources)),
     }
     return [
-        f"export {TOKEN}={shlex.quote(token)}",
+        f"export {LAUNCH_ID}={shlex.quote(token)}",
         f"orch_exit={here}/{task}.exit",
         'rm -f "$orch_exit"',
         "orch_end() {",

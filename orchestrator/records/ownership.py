@@ -18,7 +18,7 @@ from orchestrator.layout import ExperimentPaths
 from orchestrator.records.launches import Launch, read_launch, was_made_here
 from orchestrator.system.files import doubt, user_of
 
-TOKEN = "ORCH_LAUNCH_TOKEN"  # noqa: S105 - the name of a variable
+LAUNCH_ID = "ORCH_LAUNCH_ID"
 """In the environment of a job: the token of the launch that it belongs to."""
 
 
@@ -30,7 +30,7 @@ def why_read_only(experiment: ExperimentPaths, launches: Iterable[Launch] | None
     known = list(map(read_launch, experiment.launches())) if launches is None else list(launches)
     if why := unprotected(experiment, known):
         return why
-    if os.environ.get(TOKEN) in {launch.token for launch in known}:
+    if os.environ.get(LAUNCH_ID) in {launch.token for launch in known}:
         return ""
     foreign = [launch for launch in known if not was_made_here(launch)]
     if not foreign:

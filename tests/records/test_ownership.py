@@ -23,7 +23,7 @@ from orchestrator.project import Project
 from orchestrator.records.checkpoints import best_of
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import publish_launch, read_launch
-from orchestrator.records.ownership import TOKEN, why_read_only
+from orchestrator.records.ownership import LAUNCH_ID, why_read_only
 from orchestrator.spec import LaunchOptions
 from orchestrator.tracking import stores
 from orchestrator.tracking.uploader import Source
@@ -186,12 +186,12 @@ def test_a_link_of_another_user_leads_to_nothing_that_is_acted_on(here: Here) ->
 def test_a_job_needs_no_home_to_show_whose_it_is(here: Here) -> None:
     token = read_launch(ExperimentPaths(here.runs / "ended").launch(1)).token
     away = str(here.ada.home / "elsewhere")
-    here.ada.orch("status", "ended", runs=here.runs, XDG_STATE_HOME=away, **{TOKEN: "f00d"})
+    here.ada.orch("status", "ended", runs=here.runs, XDG_STATE_HOME=away, **{LAUNCH_ID: "f00d"})
     assert here.marks(here.ada) == []
-    here.ada.orch("status", "ended", runs=here.runs, XDG_STATE_HOME=away, **{TOKEN: token})
+    here.ada.orch("status", "ended", runs=here.runs, XDG_STATE_HOME=away, **{LAUNCH_ID: token})
     assert here.marks(here.ada) == ["mark-notify-me"]
     here.clear()
-    here.eve.orch("status", "ended", runs=here.runs, **{TOKEN: token})  # it can be read in their files
+    here.eve.orch("status", "ended", runs=here.runs, **{LAUNCH_ID: token})  # it can be read in their files
     assert here.marks(here.eve) == []
 
 

@@ -44,7 +44,7 @@ PLAIN = """\
 #SBATCH --signal=USR2@90
 
 # setup
-export ORCH_LAUNCH_TOKEN=f00d
+export ORCH_LAUNCH_ID=f00d
 orch_exit='/home/you/it'"'"'s runs/digits/launches/0007/submitit'/"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID".exit
 rm -f "$orch_exit"
 orch_end() {
