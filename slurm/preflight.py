@@ -97,7 +97,7 @@ def check(site: Site, need: Resources, script: str) -> str:
     """
     if why := limits.refusal(need, (site.options.partition or "").split(","), site.partitions):
         raise _impossible(need, why, _other_partitions(site, need))
-    if site.options.account and (shut_out := _shut_out(site)):  # Slurm takes such a job, and never starts it
+    if shut_out := _shut_out(site):  # Slurm takes such a job, and never starts it
         raise shut_out
     argv = ["sbatch", "--test-only"]
     try:
@@ -205,6 +205,8 @@ def _account(site: Site) -> OrchError | None:
 
 def _shut_out(site: Site) -> OrchError | None:
     """Return the error of an account that may use none of the partitions; one that is not named is Slurm's default."""
+    if not all(partition.accounts or partition.denied for partition in site.chosen):
+        return None
     account = site.options.account or site.default_account()
     reasons = [partition.shuts_out(account) for partition in site.chosen] if account else []
     if not reasons or not all(reasons):
