@@ -18,6 +18,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ Start = Mapping[str, Any]
 """
 _PROBE = Path(__file__).with_name("unpickle_probe.py")
 _PROBE_SECONDS = 600.0
+_SAFE_TORCH = (2, 10)
 
 
 def resolve(key: str, text: str, *, runs: RunsRoot, project: Path, after: Collection[str], trusted: bool) -> Start:
@@ -67,21 +69,33 @@ def resolve(key: str, text: str, *, runs: RunsRoot, project: Path, after: Collec
 
 def _check_plain(key: str, text: str, path: Path) -> None:
     """Raise ConfigError for a checkpoint that holds more than weights and plain values. The answer is kept."""
+    if problem := _unsafe_torch() or _more_than_plain(path):
+        raise ConfigError(
+            f"{key} is {text!r}, of which only weights and plain values may be loaded",
+            why=f"{problem}; loading it could run any code, and you have not made it here as a run",
+            fix="init_from_trusted=true, if you trust who made it; or ask them for the state dict alone",
+        )
+
+
+def _unsafe_torch() -> str:
+    """Return why no checkpoint of others can be loaded safely here: older versions of torch can be deceived."""
+    version = metadata.version("torch")
+    major, minor, *_ = re.findall(r"\d+", version)
+    safe = (int(major), int(minor)) >= _SAFE_TORCH
+    told = f"torch {version} can be made to run code even so (CVE-2025-32434, CVE-2026-24747)"
+    return "" if safe else f"{told}; torch {'.'.join(map(str, _SAFE_TORCH))} and newer cannot"
+
+
+def _more_than_plain(path: Path) -> str:
     answers, question = Answers(cache_dir() / "starts"), ("plain", *_version_of(path))
     problem = answers.read(*question)
     if problem is None:
         try:
             problem = ask([str(_PROBE)], str(path), timeout_s=_PROBE_SECONDS)
         except ProgramError as error:
-            problem = error.reason
-        else:
-            answers.write(problem, *question)
-    if problem:
-        raise ConfigError(
-            f"{key} is {text!r}, and it holds more than weights and plain values",
-            why=f"{problem}; loading it could run any code, and you have not made it here as a run",
-            fix="init_from_trusted=true, if you trust who made it; or ask them for the state dict alone",
-        )
+            return error.reason
+        answers.write(problem, *question)
+    return str(problem)
 
 
 def _resolve(key: str, text: str, *, runs: RunsRoot, project: Path, after: Collection[str]) -> Start:

@@ -17,7 +17,7 @@ def _problem(path: str) -> str:
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001 - whatever a foreign file provokes
-        named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         return f"it names {named[1]}" if named else (str(error).splitlines() or [type(error).__name__])[0]
     return ""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -173,7 +175,7 @@ def test_a_file_that_names_code_is_loaded_only_where_its_maker_is_trusted(desk, 
     plain, trap, mark = latest_of(pretrained), desk.folder / "trap.ckpt", tmp_path / "executed"
     torch.save({**torch.load(plain, weights_only=False), "more": Trap(mark)}, trap)
     for key in ("init_from", "resume_from"):
-        with pytest.raises(RequestError, match=f"{key} is 'trap.ckpt', and it holds more than weights") as caught:
+        with pytest.raises(RequestError, match=f"{key} is 'trap.ckpt', of which only weights") as caught:
             desk.drafted("tune", f"{key}={trap.name}")
         assert "it names posix.mkdir" in caught.value.why
         assert caught.value.fix.startswith("init_from_trusted=true")
@@ -191,6 +193,16 @@ def test_a_file_that_names_code_is_loaded_only_where_its_maker_is_trusted(desk, 
     assert not mark.exists()
     AtomicCheckpointIO(foreign=plain).load_checkpoint(trap)
     assert mark.exists()
+
+
+def test_a_torch_that_can_be_deceived_loads_no_checkpoint_of_others(desk, monkeypatch):
+    (desk.folder / "bare.ckpt").unlink(missing_ok=True)
+    torch.save({"layer.weight": torch.zeros(2, 32)}, desk.folder / "bare.ckpt")
+    monkeypatch.setattr(metadata, "version", lambda name: "2.9.1+cu128" if name == "torch" else version(name))
+    with pytest.raises(RequestError, match=r"torch 2.9.1\+cu128 can be made to run code.*CVE-2026-24747") as caught:
+        desk.drafted("tune", "init_from=bare.ckpt")
+    assert "init_from_trusted=true" in caught.value.fix
+    assert desk.drafted("tune", "init_from=bare.ckpt", "init_from_trusted=true")
 
 
 def test_of_runs_that_were_not_made_here_only_weights_and_plain_values_are_loaded(desk):
