@@ -191,7 +191,7 @@ def test_a_file_that_names_code_is_loaded_only_where_its_maker_is_trusted(desk, 
         with pytest.raises(UnpicklingError):
             load()
     assert not mark.exists()
-    AtomicCheckpointIO(foreign=plain).load_checkpoint(trap)
+    AtomicCheckpointIO(foreign=plain).load_checkpoint(trap, weights_only=False)
     assert mark.exists()
 
 
