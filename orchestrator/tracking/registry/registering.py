@@ -1,10 +1,10 @@
 """The best run of an experiment -> a version of a registered model, once.
 
-    wanted      which run that is, by the records; pure but for looking whether its checkpoint is there
-    register    logs its model and gives it a version, unless that was done before
+    wanted      finds the run in the records; pure, except that it checks whether the checkpoint exists
+    register    logs its model and gives it a version, unless that is already done
 
-The user's model is built and loaded by `registrar`, a process with the run's frozen code; here only MLflow is
-loaded. Nothing is locked: who makes a second version of the same run at the same moment takes his own back.
+`registrar`, a process with the run's frozen code, builds and loads the user's model; only MLflow is loaded here.
+There is no lock: of two processes that create a version of the same run at the same moment, one deletes its own.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _REQUIRED = ("torch", "pytorch-lightning", "lightning", "torchmetrics", "numpy",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is to be registered: a run's checkpoint as a version of the model `name`.
+    """A registration to make: a run's checkpoint as a version of the model `name`.
 
-    `tags` tell the run; `job` is what the registrar is told, but for where to write.
+    `tags` identify the run; `job` is the input of the registrar, except for the folder to write to.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Wish:
 
 
 def wanted(state: ExperimentState, *, model: str | None = None) -> Wish | None:
-    """Return what an experiment wants registered now: None before all its runs have ended, or without a best one.
+    """Return the registration to make now; None until all runs have ended, or if there is no best one.
 
-    As which model, its last launch says, or `model`.
+    The model's name is `model`, or else comes from the experiment's last launch.
     """
     header = state.launches[-1].header
     name, objective = model or header.tracking.get("register"), tracking_notes.objective_of(header)
@@ -100,7 +100,7 @@ def _wish(state: ExperimentState, name: str, record: Record, value: float) -> Wi
 
 
 def _placed(node: object, project: str) -> object:
-    """Return a config with the folder of the frozen project in it."""
+    """Return a config with the folder of the frozen project filled in."""
     if isinstance(node, dict):
         return {key: _placed(value, project) for key, value in node.items()}
     if isinstance(node, list):
@@ -109,15 +109,15 @@ def _placed(node: object, project: str) -> object:
 
 
 def _requirements(environment: Mapping[str, Any]) -> list[str]:
-    """Return what a model may need to be loaded, as pip reads it: without what only one index knows, such as `+cpu`."""
+    """Return the packages that loading a model may need, for pip, without local version labels such as `+cpu`."""
     found = environment.get("distributions", {})
     return [f"{name}=={found[name].partition('+')[0]}" for name in _REQUIRED if name in found]
 
 
 def register(wish: Wish, store: MlflowStore) -> str | None:
-    """Log the model and give it a version; return what was done, or None if it had been done.
+    """Log the model and give it a version; return a message, or None if it was registered already.
 
-    Raises TrackingError if the store or the registrar fails; what was logged by then is used the next time.
+    Raises TrackingError if the store or the registrar fails; a model logged until then is used the next time.
     """
     from orchestrator.tracking.mlflow_model import Registry
 
@@ -137,10 +137,10 @@ def register(wish: Wish, store: MlflowStore) -> str | None:
 
 
 def _save(wish: Wish, folder: Path, model: Mapping[str, str]) -> Path:
-    """Have the registrar write the model to a folder. `model` are MLflow's ids of it and of its run."""
+    """Let the registrar write the model to a folder. `model` has MLflow's ids of the model and of its run."""
     job = {**wish.job, "folder": str(folder), "mlflow": dict(model)}
     paths = os.pathsep.join([*wish.import_path, *filter(None, [os.environ.get("PYTHONPATH")])])
-    argv = python("-m", "orchestrator.registrar")  # in code frozen before 0.2 it has no other name
+    argv = python("-m", "orchestrator.registrar")  # its only name in code frozen before 0.2
     environment = {
         "PYTHONPATH": paths,
         "PYTHONSAFEPATH": "1",
@@ -153,6 +153,6 @@ def _save(wish: Wish, folder: Path, model: Mapping[str, str]) -> Path:
         raise TrackingError(
             f"the model of {wish.told} cannot be registered",
             why=error.reason,
-            fix="its code and its checkpoint must make the model again, by themselves; then `orch ui --once`",
+            fix="correct the cause: its code and checkpoint alone must rebuild the model; then `orch ui --once`",
         ) from error
     return folder
