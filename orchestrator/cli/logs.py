@@ -22,8 +22,8 @@ from orchestrator.system.files import listed, read_text
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_selection(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="until the run has ended, across attempts")
-    parser.add_argument("--attempt", type=int, metavar="N", help="of one attempt (default: the latest)")
+    parser.add_argument("-f", "--follow", action="store_true", help="follow until the run has ended, across attempts")
+    parser.add_argument("--attempt", type=int, metavar="N", help="the log of one attempt (default: the latest)")
 
 
 def handle(arguments: Namespace) -> int:
@@ -46,7 +46,7 @@ def handle(arguments: Namespace) -> int:
 
 
 def _printed(state: ExperimentState, record: Record) -> str:
-    """Return what a scheduler's job printed that has ended: all that is left of one that never came to its run."""
+    """Return the output of a job that has ended: the only trace of one that never started its run."""
     if not record.job or record.state.active or record.state is RunState.DONE:
         return ""
     launch = state.experiment.launch(record.task[0])

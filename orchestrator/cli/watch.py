@@ -23,7 +23,7 @@ _STATE_COLOURS: Mapping[RunState, str] = {
 }  # fmt: skip
 _PERIOD_SECONDS = 1.0
 _SHARE = 0.2
-"""Of its time it looks at most: where that takes long, as of 10,000 runs on a slow filesystem, it looks less often."""
+"""The most of its time spent reading: if that is slow, as for 10,000 runs on a slow filesystem, it reads less often."""
 
 
 class Watch:
@@ -37,7 +37,7 @@ class Watch:
         self._told: dict[str, RunState] = {}
 
     def tick(self) -> bool:
-        """Show what has changed. Returns whether something still waits or runs."""
+        """Show what has changed; return whether a run still waits or runs."""
         began = time.monotonic()
         if began < self._due:
             return True
@@ -47,7 +47,7 @@ class Watch:
         return active
 
     def show(self) -> bool:
-        """Show now, whenever it was last shown."""
+        """Show now, even if it was shown a moment ago."""
         state = self._look()
         records = [r for r in state.records.values() if self._launch in (None, r.planned.launch)]
         if self._stream.isatty():
@@ -57,7 +57,7 @@ class Watch:
         return any(record.state.active for record in records)
 
     def until_ended(self) -> None:
-        """Show until nothing waits or runs."""
+        """Show until no run waits or runs."""
         while self.tick():
             time.sleep(0.2)
         self.show()
@@ -95,7 +95,7 @@ class Watch:
 
 
 def wait(project: Project, name: str, launch: int, *, quiet: bool) -> None:
-    """Return when no run of a launch waits or runs any more."""
+    """Wait until no run of a launch waits or runs."""
     if not quiet:
         Watch(project, name, launch=launch).until_ended()
         return
