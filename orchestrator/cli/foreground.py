@@ -34,7 +34,7 @@ class Foreground:
     def __init__(self, project: Project, name: str, cluster: Cluster, launch: LaunchPaths, step: Step) -> None:
         self._project, self._name, self._cluster, self._launch, self._step = project, name, cluster, launch, step
         self._tails: dict[Path, Tail] = {}
-        self._told = ""
+        self._shown = ""
 
     def follow(self) -> Record:
         """Show the run's output, and what it waits for, until its job has ended; return its last record."""
@@ -44,7 +44,7 @@ class Foreground:
             self._copy(record, ended=ended)
             if ended:
                 return record
-            self._tell(record)
+            self._say_what_it_waits_for(record)
             time.sleep(_PERIOD_SECONDS)
 
     def cancel(self) -> Record:
@@ -81,12 +81,12 @@ class Foreground:
             paths = self._project.runs.experiment(self._name).run(record.id).attempt(attempt.number)
             yield from ((paths.rank_log(rank), f"[rank {rank}] " if rank else "") for rank in range(ranks))
 
-    def _tell(self, record: Record) -> None:
+    def _say_what_it_waits_for(self, record: Record) -> None:
         waiting = not record.attempts or record.attempts[-1].number < self._step.attempt or record.attempts[-1].final
-        told = f"{record.id[:8]}: {record.state.value}{f' ({record.reason})' if record.reason else ''}"
-        if waiting and told != self._told:
-            say(told)
-        self._told = told if waiting else self._told
+        text = f"{record.id[:8]}: {record.state.value}{f' ({record.reason})' if record.reason else ''}"
+        if waiting and text != self._shown:
+            say(text)
+        self._shown = text if waiting else self._shown
 
 
 def launch_and_follow(project: Project, prepared: Prepared, cluster: Cluster, *, message: str) -> Record:

@@ -63,9 +63,9 @@ def _without_log(record: Record, number: int) -> str:
 def _follow(project: Project, name: str, record: Record) -> int:
     tails: dict[int, Tail] = {}
     told = ""
-    look = refresher(project, name)
+    refresh = refresher(project, name)
     while True:
-        record = look().records[record.id]
+        record = refresh().records[record.id]
         for attempt in record.history:
             path = project.runs.experiment(name).run(record.id).attempt(attempt.number).log
             tails.setdefault(attempt.number, Tail(path)).copy()

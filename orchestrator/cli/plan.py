@@ -130,8 +130,8 @@ def _checkpoint_line(found: DiskForecast) -> str:
         why = found.problem or "none of these models was trained here; --forecast builds them to count parameters"
         return f"checkpoints: unknown ({why}); {free}"
     each = f"{size(found.largest_bytes)} a run" if found.runs > 1 else ""
-    told = f"checkpoints: about {size(found.bytes)}{f', up to {each}' if each else ''}; {free}"
-    return told + (f"; unknown of {count(missing)}{f' ({found.problem})' if found.problem else ''}" if missing else "")
+    text = f"checkpoints: about {size(found.bytes)}{f', up to {each}' if each else ''}; {free}"
+    return text + (f"; unknown of {count(missing)}{f' ({found.problem})' if found.problem else ''}" if missing else "")
 
 
 def script_lines(planned: Plan, scripts: Sequence[tuple[Sequence[Step], str]]) -> list[str]:
@@ -179,8 +179,8 @@ def need(resources: Resources) -> str:
 
 
 def _pack(pack: Pack) -> str:
-    told = f"packed by {pack.runs or 'auto'}"
-    return f"{told}, {pack.at_once} at once" if pack.at_once > 1 else told
+    text = f"packed by {pack.runs or 'auto'}"
+    return f"{text}, {pack.at_once} at once" if pack.at_once > 1 else text
 
 
 def step_json(step: Step) -> dict[str, object]:

@@ -103,7 +103,7 @@ def _same(value: object, text: str) -> bool:
 
 
 def select(
-    project: Project, words: Sequence[str], *, look: Callable[[Project, str], ExperimentState] = refresh
+    project: Project, words: Sequence[str], *, read_state: Callable[[Project, str], ExperimentState] = refresh
 ) -> tuple[str, ExperimentState, list[Record]]:
     """Return the experiment that words name, or else the only one whose runs they choose, and the chosen runs."""
     experiments = [paths.name for paths in project.runs.experiments()]
@@ -114,7 +114,7 @@ def select(
     candidates = named or experiments
     found = [
         (state, chosen.choose(state.records.values(), state.tags))
-        for state in (look(project, name) for name in candidates)
+        for state in (read_state(project, name) for name in candidates)
     ]
     only_states = not (chosen.ids or chosen.point or chosen.tags)
     _check_keys(chosen, [record for state, _ in found for record in state.records.values()])

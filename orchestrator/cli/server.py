@@ -49,16 +49,16 @@ def serve(project: Project, names: Sequence[str], *, port: int | None, browse: b
     Ctrl-C, SIGTERM and a closed terminal stop it, whatever a library does at that moment: the work is done in another
     thread, while this one only waits for a signal. Raises TrackingError if the server ends by itself.
     """
-    told: list[int] = []
+    received_signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under `nohup`
-            signal.signal(number, lambda received, _: told.append(received))
+            signal.signal(number, lambda received, _: received_signals.append(received))
     with listen(port) as listening:
         if port is None and listening.getsockname()[1] != (usual := usual_port(os.getuid())):
             _say(f"not on port {usual}, as usual: {taken(usual)}")
         service = _Service(project, names, listening, browse=browse)
         service.start()
-        while not told and service.is_alive():
+        while not received_signals and service.is_alive():
             time.sleep(_LOOK_SECONDS)
         service.stop()
     if service.is_alive():  # stuck in a library call: nothing is lost by not waiting for it

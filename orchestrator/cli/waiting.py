@@ -16,7 +16,7 @@ from orchestrator.records.record import Record
 def act_on_waiting(arguments: Namespace, done: str, act: Callable[[Project, str, list[Record]], list[Record]]) -> int:
     """Call `act` on the chosen runs; it returns those that waited. `done` is the past participle to print."""
     project = project_of(arguments)
-    name, _, records = select(project, arguments.words, look=api.read)  # reading does not submit pending runs
+    name, _, records = select(project, arguments.words, read_state=api.read)  # reading does not submit pending runs
     chosen = act(project, name, records)
     say(f"{name}: {len(chosen)} of {len(records)} chosen runs {done}" if chosen else f"{name}: no chosen run waits")
     return 0

@@ -179,7 +179,7 @@ def _searched(
     _check_there(keys, [each.keys for each in found.values()])
     first = [each.points[0] for each in found.values()]
     others = [point for each in found.values() for point in each.points[1:]]
-    drafted = _assemble(head, [*first, *others], definition, _told(wanted, found))
+    drafted = _assemble(head, [*first, *others], definition, _search_notes(wanted, found))
     _check_same(drafted.points)
     objectives = wanted.objectives or ((drafted.objective,) if drafted.objective else ())
     if not objectives:
@@ -197,7 +197,7 @@ def _searched(
     )
 
 
-def _told(wanted: search.Definition, found: Mapping[str, Searched]) -> tuple[str, ...]:
+def _search_notes(wanted: search.Definition, found: Mapping[str, Searched]) -> tuple[str, ...]:
     """Return notes on a search for the user."""
     by = [str(node["_target_"]).rpartition(".")[2] for node in (wanted.sampler, wanted.pruner) if node]
     notes = [f"sweep.optuna: trials are asked for when they start, by {' and '.join(by)}"]

@@ -237,7 +237,7 @@ class _Base:
     def _first(self, point: Point, values: Mapping[str, object]) -> Resolved:
         self._set(values)
         _refuse({at: read for at, read in self._reads.items() if ".".join(at) not in values})
-        self._resolved = resolve(self._config, where=_told(point))
+        self._resolved = resolve(self._config, where=_point_text(point))
         return Resolved(point=point, config=self._resolved, choices=self._choices)
 
     def _read(self, at: Path, readers: Mapping[Path, Pieces | None], changed: dict[Path, object]) -> object:
@@ -264,9 +264,9 @@ class _Base:
         try:
             composition = self._composer.compose([*self._overrides, *extra])
         except ConfigError as error:
-            raise ConfigError(f"point {_told(point)}: {error.what}", why=error.why, fix=error.fix) from error
+            raise ConfigError(f"point {_point_text(point)}: {error.what}", why=error.why, fix=error.fix) from error
         _refuse(_all_reads(_raw(composition.config)))
-        config = resolve(composition.config, where=_told(point))
+        config = resolve(composition.config, where=_point_text(point))
         return Resolved(point=point, config=config, choices=composition.choices)
 
     def _readers(self, keys: tuple[str, ...]) -> Mapping[Path, Pieces | None] | None:
@@ -420,5 +420,5 @@ def _interpolated(value: object) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _told(point: Point) -> str:
+def _point_text(point: Point) -> str:
     return " ".join(f"{key}={value}" for key, value in point.items()) or "the only point"

@@ -146,10 +146,10 @@ class Selection:
         """Return the size of each file. Raises RequestError if they are over the limits."""
         sizes = dict.fromkeys(paths, 0)
 
-        def look(some: Sequence[str]) -> None:
+        def measure(some: Sequence[str]) -> None:
             sizes.update((path, _size(f"{self.project}/{path}")) for path in some)
 
-        in_shares(look, list(sizes), least=_FILES_PER_THREAD)
+        in_shares(measure, list(sizes), least=_FILES_PER_THREAD)
         self._refuse_large(sizes)
         return sizes
 

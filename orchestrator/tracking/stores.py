@@ -101,8 +101,8 @@ def register(project: Project, name: str, *, model: str | None = None) -> str | 
 
     require(project.runs.experiment(name))
     asked = model or options_of(project.runs.experiment(name)).get("register")
-    wish = wanted(_records(project, name), model=model) if asked else None
-    return act(wish, store_of(project, name)) if wish else None
+    registration = wanted(_records(project, name), model=model) if asked else None
+    return act(registration, store_of(project, name)) if registration else None
 
 
 def _records(project: Project, name: str) -> ExperimentState:

@@ -20,7 +20,7 @@ _FORMS = {
     for module in ("typing", "typing_extensions")
     for name in ("Optional", "Union", "Literal", "Annotated")
 }
-_TOLD = {"int": "an int", "float": "a float", "bool": "true or false", "str": "text", "NoneType": "null"}
+_WORDS = {"int": "an int", "float": "a float", "bool": "true or false", "str": "text", "NoneType": "null"}
 _UNKNOWN = object()
 
 
@@ -41,9 +41,9 @@ class Accepts:
         return any(type(value) is type(literal) and value == literal for literal in self.literals)
 
     def __str__(self) -> str:
-        told = [repr(literal) for literal in self.literals if literal is not None]
-        told += [_TOLD[kind] for kind in self.types]
-        return " or ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+        words = [repr(literal) for literal in self.literals if literal is not None]
+        words += [_WORDS[kind] for kind in self.types]
+        return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def accepts(node: ast.expr | None, qualified: Qualified, default: ast.expr | None = None) -> Accepts | None:
