@@ -1,6 +1,6 @@
-"""The one door of the command line: `orch`, and `python -m orchestrator`.
+"""The entry point of the command line: `orch`, and `python -m orchestrator`.
 
-Nothing is imported before an interrupt, or a stream that takes nothing, can be told without a traceback.
+Imports wait until an interrupt, or a stream that cannot be written, can be reported without a traceback.
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command of this process and return its exit status: 130 where it was interrupted."""
+    """Run the command of this process and return its exit status: 130 if it was interrupted."""
     try:
         _open_streams()
         from orchestrator.cli import main as command
@@ -16,7 +16,7 @@ def main() -> int:
         status = command()
         sys.stdout.flush()
     except BrokenPipeError:
-        status = 0  # who reads has enough
+        status = 0  # the reader has closed the pipe
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:
@@ -27,9 +27,9 @@ def main() -> int:
 
 
 def _open_streams() -> None:
-    """Have all three streams: the next file that is opened would take the number of one that is closed.
+    """Make sure that all three streams are open: otherwise the next opened file would get a closed one's number.
 
-    What their encoding cannot say is escaped.
+    Characters that their encoding cannot represent are escaped.
     """
     for number in range(3):
         try:
@@ -44,7 +44,7 @@ def _open_streams() -> None:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C is behind an error: some libraries make another one of it while they are imported."""
+    """Return whether Ctrl-C caused an error: some libraries turn it into another error while they are imported."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, KeyboardInterrupt):
@@ -55,7 +55,7 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def _close_output() -> bool:
-    """Write what is left, so that Python does not fail at it at its very end; return False where that is impossible."""
+    """Flush standard output, so that Python does not fail to at exit; return False if that is impossible."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:

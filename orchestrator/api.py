@@ -1,7 +1,7 @@
-"""The public Python API: what a program, or the command line, can ask of the orchestrator.
+"""The public Python API: the calls of the orchestrator for a program, or for the command line.
 
     prepare, prepare_again, plan, scripts, launch      from overrides to jobs
-    read, reader, refresh, refresher, count_states     what became of them
+    read, reader, refresh, refresher, count_states     the state of runs
     cancel, hold, release, change, hide                act on runs
     resolve_data                                       the data version that overrides choose
 
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 DEBUG_BATCHES = 3
-"""The first allocates, the second finds the optimizer's state there, the third is like all others."""
+"""The first batch allocates, the second finds the optimizer's state, the third is like all later ones."""
 
 
 # --- prepare, plan and launch -----------------------------------------------------------------------------
@@ -65,43 +65,43 @@ DEBUG_BATCHES = 3
 def prepare(
     project: Project, overrides: Sequence[str], *, batches: int | None = None
 ) -> AbstractContextManager[Prepared]:
-    """Compose and check an experiment, and gather what it will run with: `orchestrator.prepare.prepare`."""
+    """Compose and check an experiment, and gather the facts that it will run with: `orchestrator.prepare.prepare`."""
     from orchestrator.prepare import prepare
 
     return prepare(project, overrides, batches=batches)
 
 
 def prepare_again(project: Project, records: Sequence[Record], name: str) -> AbstractContextManager[Prepared]:
-    """Prepare known runs of one experiment as they were launched, to be retried with today's code."""
+    """Prepare known runs of one experiment as they were launched, to be retried with the current code."""
     from orchestrator.prepare import prepare_again
 
-    require(project.runs.experiment(name))  # what they were launched with is composed again, and names code
+    require(project.runs.experiment(name))  # their launches' overrides are composed again, and name code to import
     return prepare_again(project, records, name)
 
 
 def tagged(prepared: Prepared, tags: Sequence[str]) -> Prepared:
-    """Return the same with further tags. Raises ConfigError for a word that cannot be one."""
+    """Return a copy of `prepared` with further tags. Raises ConfigError for a word that cannot be a tag."""
     from orchestrator.prepare import tagged
 
     return tagged(prepared, tags)
 
 
 def resolve_data(project: Project, overrides: Sequence[str]) -> Manifest | None:
-    """Return the manifest of the data version that overrides choose; None where they choose none."""
+    """Return the manifest of the data version that overrides choose; None if they choose none."""
     from orchestrator.prepare import resolve_data
 
     return resolve_data(project, overrides)
 
 
 def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh: bool = False) -> Plan:
-    """Return what a launch would do now. `weigh`: build the models that no earlier run tells the size of."""
+    """Return what a launch would do now. `weigh`: build models whose checkpoint size no earlier run shows."""
     from orchestrator.dry_run import plan
 
     return plan(project, prepared, rerun=rerun, weigh=weigh)
 
 
 def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], str]]:
-    """Return what a launch would hand to sbatch: for each array its steps and its script. Raises RequestError."""
+    """Return the scripts that a launch would pass to sbatch, each with the steps of its array. Raises RequestError."""
     from orchestrator.dry_run import scripts
 
     return scripts(prepared, planned)
@@ -118,9 +118,9 @@ def launch(
     worker: Sequence[str] | None = None,
     confirm: Callable[[Sequence[Step]], None] = lambda _: None,
 ) -> Launched:
-    """Launch what is missing. With a cluster that is not in the background, the caller then has it `run`.
+    """Launch the missing runs. If the cluster is not a background one, the caller then calls its `run`.
 
-    `confirm` is given the steps before anything is written, and may raise.
+    `confirm` receives the steps before anything is written, and may raise.
     """
     from orchestrator.dry_run import models
     from orchestrator.launch.estimate import disk_forecast
@@ -152,7 +152,7 @@ def launch(
 
 
 def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
-    """Cancel runs that wait or run, and return those. Marks first: a supervisor that starts later sees them."""
+    """Cancel waiting or running runs, and return them. Writes marks first, for a supervisor that starts later."""
     paths = _own(project, name)
     chosen = [r for r in records if r.state.active and not listed(paths.launch(r.task[0]).cancelled / r.id)]
     for number, found in _by_launch(chosen).items():
@@ -163,22 +163,22 @@ def cancel(project: Project, name: str, records: Iterable[Record]) -> list[Recor
         header = read_launch(folder).header
         observers()[header.cluster_kind].cancel(folder, [record.task[1] for record in found])
         if header.tracking_kind != "none" and any(record.last and record.last.final for record in found):
-            sync_in_background(project, paths)  # MLflow has it as SCHEDULED, and nobody will report it again
+            sync_in_background(project, paths)  # MLflow shows it as SCHEDULED, and no process will report it again
     return chosen
 
 
 def hold(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
-    """Keep runs that wait from starting, and return those."""
+    """Keep waiting runs from starting, and return them."""
     return _mark_and_request(project, name, records, canary.hold, lambda cluster: cluster.hold)
 
 
 def release(project: Project, name: str, records: Iterable[Record]) -> list[Record]:
-    """Let go what holds runs back, a hold or the canary before them, and return the runs."""
+    """Let runs start that a hold or a canary keeps back, and return them."""
     return _mark_and_request(project, name, records, canary.release, lambda cluster: cluster.release)
 
 
 def change(project: Project, name: str, records: Iterable[Record], wanted: Change) -> list[Record]:
-    """Give runs that wait other limits, and return those."""
+    """Change the limits of waiting runs, and return them."""
     return _mark_and_request(
         project,
         name,
@@ -195,7 +195,7 @@ def _mark_and_request(
     mark: Callable[[LaunchPaths, Collection[int]], None],
     say: Callable[[Cluster], Callable[[LaunchPaths, Collection[int]], None]],
 ) -> list[Record]:
-    """Mark runs that wait, then tell their cluster, a launch at a time."""
+    """Mark waiting runs, then call their cluster, one launch at a time."""
     paths = _own(project, name)
     chosen = [record for record in records if record.state in {RunState.QUEUED, RunState.WAITING}]
     for number, found in _by_launch(chosen).items():
@@ -207,7 +207,7 @@ def _mark_and_request(
 
 
 def _own(project: Project, name: str) -> ExperimentPaths:
-    """Return an experiment's folder. Raises StateError where it is only to be read."""
+    """Return an experiment's folder. Raises StateError if it may only be read."""
     paths = project.runs.experiment(name)
     require(paths)
     return paths
@@ -221,7 +221,7 @@ def _by_launch(records: Iterable[Record]) -> dict[int, list[Record]]:
 
 
 def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool = False) -> None:
-    """Leave runs out of what is shown, or show them again. Nothing of them is deleted, and a launch knows them."""
+    """Hide runs from output, or show them again. They are not deleted, and launches still take them into account."""
     paths = _own(project, name)
     folder = paths.hidden
     make_private(folder)
@@ -231,4 +231,4 @@ def hide(project: Project, name: str, records: Iterable[Record], *, undo: bool =
         else:
             (folder / record.id).touch(mode=0o600)
     if options_of(paths).get("kind", "none") != "none":
-        sync_in_background(project, paths)  # its best run may be another one now
+        sync_in_background(project, paths)  # its best run may have changed

@@ -1,4 +1,4 @@
-"""What every cluster can do; `local/` and `slurm/` implement it, tests/support/cluster_contract.py holds them to it."""
+"""The interface of a cluster, implemented by `local/` and `slurm/` and tested by tests/support/cluster_contract.py."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orchestrator.system.units import size
 
 
 class JobState(StrEnum):
-    """What a scheduler says of one task of a launch."""
+    """The state of one task of a launch, according to its scheduler."""
 
-    WAITING = "waiting"  # kept by its cluster, which hands it over later
+    WAITING = "waiting"  # kept by its cluster, which submits it later
     PENDING = "pending"
     RUNNING = "running"
     ENDED = "ended"
@@ -26,12 +26,12 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A scheduler's last word on one task: its state, why, the job's name there, and the node.
+    """The latest answer of a scheduler about one task: its state, the reason, the job's name there, and the node.
 
-    `status` is the exit status of a job that failed by itself, `output` what it printed. `ended` is when it ended,
-    in seconds since the epoch. `unattended`: it has ended, and nobody but who looks will ever write down how.
-    `forgotten`: the scheduler has no memory of it, so that `reason` is no news. `untidy`: its jobs are not as they
-    should be, and the cluster's `go_on` puts that right.
+    `status` is the exit status of a job that failed by itself, `output` its output. `ended` is when it ended, in
+    seconds since the epoch. `unattended`: it has ended, and no process of its own will record how. `forgotten`: the
+    scheduler no longer knows it, so that `reason` adds no information. `untidy`: its jobs are not in their intended
+    state, which the cluster's `go_on` corrects.
     """
 
     state: JobState
@@ -48,7 +48,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """How many tasks a cluster had no room for, why, and who hands them over later."""
+    """The number of tasks that could not be submitted yet, why, and which process submits them later."""
 
     tasks: int
     reason: str
@@ -57,9 +57,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scratch:
-    """How much a node's scratch holds. `bytes`: on the largest node; None: unknown, and `where` says why.
+    """The capacity of a node's scratch. `bytes`: on the largest node; None if unknown, and `where` says why.
 
-    `least_bytes`: on the smallest node. `free_bytes`: of these, what is free now; None where only the node knows.
+    `least_bytes`: on the smallest node. `free_bytes`: the part that is free now; None if only the node knows.
     """
 
     where: str
@@ -70,9 +70,9 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What a cluster has for a run, as far as it tells.
+    """What a cluster offers a run, as far as it is known.
 
-    `hours`: the time limit of a run that asks for none; None: it has none, or nobody knows.
+    `hours`: the time limit of a run that requests none; None if it has no limit, or it is unknown.
     """
 
     scratch: Scratch
@@ -81,9 +81,9 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What queued tasks are given instead of what they were launched with; None, or no entry: as it was.
+    """New limits of queued tasks; None, or a missing entry, leaves a limit as it was.
 
-    `options` are a cluster's own: partition, account, qos. `throttle`: at most so many at once; 0: no limit.
+    `options` are a cluster's own: partition, account, qos. `throttle`: the most tasks at once; 0: no limit.
     """
 
     hours: float | None = None
@@ -98,7 +98,7 @@ class Change:
         return asdict(self)
 
     def then(self, later: Change) -> Change:
-        """Return both, where the later one overrules."""
+        """Return both changes combined; `later` takes precedence."""
         return Change(
             hours=self.hours if later.hours is None else later.hours,
             throttle=self.throttle if later.throttle is None else later.throttle,
@@ -109,7 +109,7 @@ class Change:
 class Cluster(Protocol):
     """Runs the tasks of launches. A task is named by its launch and its index in the launch's plan.
 
-    A cluster keeps what it must remember in files of its own; it never changes records.
+    A cluster keeps its state in files of its own; it never changes records.
     """
 
     @property
@@ -119,42 +119,42 @@ class Cluster(Protocol):
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:
         """Raise RequestError if a run of one of these shapes can never start here, or not from this folder.
 
-        `data` are the sizes of data versions, in bytes: each must fit on a node. Returns what a person should know.
+        `data` are the sizes of data versions, in bytes: each must fit on a node. Returns notes for the user.
         """
 
     def capacity(self) -> Capacity:
-        """Return what this cluster has for a run."""
+        """Return what this cluster offers a run."""
 
     def submit(self, launch: LaunchPaths) -> Waiting | None:
-        """Hand over the tasks of a published launch; return what must wait for room, which is its own to remember.
+        """Submit the tasks of a published launch; return those that have to wait, which the cluster keeps track of.
 
-        Raises ClusterError where tasks are refused: those before them are handed over, the others never will be.
+        Raises ClusterError if tasks are refused: those before them are submitted, the others never will be.
         """
 
     def go_on(self, launch: LaunchPaths) -> int:
-        """Hand over what had to wait, as far as there is room now; return how many tasks. Raises nothing.
+        """Submit tasks that had to wait, as far as possible now; return how many. Raises nothing.
 
-        What was observed as `untidy` is put right, too.
+        Also corrects tasks that were observed as `untidy`.
         """
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
-        """Return what is known of these tasks. What cannot be asked is UNKNOWN, never ENDED."""
+        """Return what is known about these tasks. A task that cannot be queried is UNKNOWN, never ENDED."""
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         """Stop these tasks, whether they have started or not. Their `cancelled` marks are set already."""
 
     def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        """Keep these tasks, which wait, from starting. Their `held` marks are set already."""
+        """Keep these waiting tasks from starting. Their `held` marks are set already."""
 
     def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        """Let these tasks start. Their `held` marks are gone already."""
+        """Let these tasks start. Their `held` marks are already removed."""
 
     def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
-        """Give these tasks, which wait, other limits. Raises RequestError where this cluster has none to give."""
+        """Change the limits of these waiting tasks. Raises RequestError if this cluster cannot do that."""
 
 
 def check_data(data: Mapping[str, int], scratch: Scratch, *, fix: str) -> None:
-    """Refuse a data version that fits on no node's scratch; nothing is refused where its size is unknown."""
+    """Refuse a data version that fits on no node's scratch; one of unknown size is not refused."""
     for name, needed in data.items():
         if scratch.bytes is not None and needed > scratch.bytes:
             raise RequestError(

@@ -1,4 +1,4 @@
-"""The cluster that a `cluster:` section describes. Each kind is imported only when it is asked for."""
+"""The cluster that a `cluster:` section describes. Each kind is imported only when needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cluster_for(options: Mapping[str, Any]) -> Cluster:
 def with_defaults(
     options: Mapping[str, object], environ: Mapping[str, str]
 ) -> tuple[Mapping[str, object], tuple[str, ...]]:
-    """Return a `cluster:` section with the defaults that the user's environment has for it, and a note for each."""
+    """Return a `cluster:` section with defaults from the user's environment, and a note on each."""
     if options["kind"] != "slurm":
         return options, ()
     from orchestrator.slurm import site_defaults
@@ -42,7 +42,7 @@ def with_defaults(
 
 
 def in_foreground(options: Mapping[str, Any]) -> Inline:
-    """Return the cluster that runs in this process, with what a `cluster:` section of any kind says of this machine."""
+    """Return the cluster that runs in this process, with the machine settings of any `cluster:` section."""
     from orchestrator.local.inline import Inline
     from orchestrator.local.machine import given
 
@@ -50,7 +50,7 @@ def in_foreground(options: Mapping[str, Any]) -> Inline:
 
 
 class _Observers(Mapping[str, Cluster]):
-    """A cluster of each kind; made, and its code loaded, when it is asked for."""
+    """A cluster of each kind; created, and its code loaded, when first needed."""
 
     _KINDS = ("inline", "workstation", "slurm")
 
@@ -70,5 +70,5 @@ class _Observers(Mapping[str, Cluster]):
 
 
 def observers() -> Mapping[str, Cluster]:
-    """Return a cluster of each kind, to ask about launches."""
+    """Return a cluster of each kind, for queries about launches."""
     return _Observers()

@@ -1,4 +1,4 @@
-"""What a launch would do now, and what it would ask for. Nothing is written."""
+"""The plan of a launch: its steps, and the resources it would request. Nothing is written."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from orchestrator.slurm import preview, script
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a launch would do now: its steps, and what those to do would ask for.
+    """What a launch would do now: its steps, and the resources it would request.
 
-    `acting` are the steps to do, `launch` is the folder that it would get, `arrays` what it would submit (None: the
-    cluster knows no arrays).
+    `acting` are the steps that start runs, `launch` is the folder that it would get, `arrays` what it would submit
+    (None: the cluster has no arrays).
     """
 
     steps: tuple[Step, ...]
@@ -47,7 +47,7 @@ class Plan:
 
 
 def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh: bool = False) -> Plan:
-    """Return what a launch would do now. `weigh`: build the models that no earlier run tells the size of."""
+    """Return what a launch would do now. `weigh`: build models whose checkpoint size no earlier run shows."""
     experiment, facts = prepared.experiment, prepared.facts
     paths, cluster = project.runs.experiment(experiment.name), cluster_for(experiment.cluster)
     state = read(project, experiment.name)
@@ -55,7 +55,7 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh:
     acting = sized(to_do(steps), state.records)
     needs = {step.run.resources for step in acting}
     notes = cluster.check(needs, paths.path, data_of(acting, facts.manifests)) if acting else ()
-    capacity = cluster.capacity() if acting else Capacity(scratch=Scratch(where=""))  # then nobody is asked
+    capacity = cluster.capacity() if acting else Capacity(scratch=Scratch(where=""))  # no query without steps
     arrays = preview.arrays(cluster, acting, facts, paths, canary=experiment.launch.canary) if acting else None
     counted = None if arrays is None else Counter(array.shape.resources for array in arrays)
     jobs = None if arrays is None else preview.jobs(arrays)
@@ -74,12 +74,12 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh:
 
 
 def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], str]]:
-    """Return what a launch would hand to sbatch: for each array its steps and its script. Raises RequestError."""
+    """Return the scripts that a launch would pass to sbatch, each with the steps of its array. Raises RequestError."""
     return preview.scripts(prepared.experiment, planned.acting, planned.launch, planned.arrays)
 
 
 def models(project: Project, facts: Facts, *, ask: bool) -> Models:
-    """Return what tells the size of the models' checkpoints; with `ask`, models never trained are built for it."""
+    """Return a forecast of the models' checkpoint sizes; with `ask`, models never trained are built for it."""
     return Models(
         project=project.folder,
         search_path=search_path(project),

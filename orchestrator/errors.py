@@ -5,10 +5,10 @@
     |   +-- ConfigError       ... in a YAML file or an override
     +-- ClusterError          the cluster refused, or did not answer: try again later      (exit 1)
     +-- DataError             a data version cannot be staged or is damaged                (exit 1)
-    +-- StateError            our own files are unreadable, unwritable or not ours         (exit 1)
+    +-- StateError            files in runs/ are unreadable, unwritable or not the user's  (exit 1)
     +-- TrackingError         the tracking store cannot be used                            (exit 1)
 
-Any other exception that leaves the package is a bug of ours and shows its traceback.
+Any other exception that leaves the package is a bug in `orch` and shows its traceback.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DataError(OrchError):
 
 
 class StateError(OrchError):
-    """Files of ours are unreadable, unwritable or belong to somebody else."""
+    """Files in runs/ are unreadable, unwritable or belong to another user."""
 
 
 class TrackingError(OrchError):

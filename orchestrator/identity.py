@@ -1,9 +1,9 @@
-"""What makes a run the same run: its identity document and the id hashed from it (docs/explanation/how-it-works.md).
+"""The identity of a run: its identity document and the id hashed from it (docs/explanation/how-it-works.md).
 
-In it: the resolved model, datamodule and trainer with their arguments, the data digest, the seed, the task
-and the world size; and where it starts from other weights, whose they are. Not in it: partition, time, memory,
-cluster, tracking, devices, loggers, paths.
-The golden ids in tests/test_identity.py never change: ids lie in users' folders and MLflow stores.
+The document contains the resolved model, datamodule and trainer with their arguments, the data digest, the seed,
+the task, the world size, and the origin of any weights that the run starts from. It does not contain partition,
+time, memory, cluster, tracking, devices, loggers or paths.
+The golden ids in tests/test_identity.py never change: ids are stored in users' folders and MLflow stores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.spec import STARTS, Config, RunId
 
 ID_VERSION = 1
 
-# A built-in key that equals its default is left out, so that a key we add later changes no id.
+# A built-in key that equals its default is left out, so that a key that is added later changes no id.
 _DEFAULTS: Mapping[str, object] = {"seed": 0, "task": "fit", "world_size": 1, "data": {}, "data_digest": None}
 
 TRAINER_DEFAULTS: Mapping[str, object] = {
@@ -44,7 +44,7 @@ TRAINER_NOT_IDENTITY = TRAINER_FLAGS | {"logger"}
 
 
 def _where(value: object, wrong: Callable[[object], bool], at: str = "") -> str:
-    """Return the key of the first leaf that is wrong; empty text where none is."""
+    """Return the key of the first leaf that is wrong; empty text if none is."""
     if isinstance(value, Mapping | list | tuple):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         named = ((f"{at}.{key}" if at else str(key), entry) for key, entry in items)
@@ -63,16 +63,16 @@ def _is_no_text(value: object) -> bool:
 def canonical(document: Mapping[str, object]) -> str:
     """Return canonical JSON: sorted keys, `repr` of floats, no NaN or infinity.
 
-    Raises ConfigError for what JSON cannot say.
+    Raises ConfigError for a value that JSON cannot represent.
     """
     try:
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-        if "\\ud" in text:  # half of a character, unless its other half follows
+        if "\\ud" in text:  # half of a surrogate pair, unless the other half follows
             json.dumps(document, ensure_ascii=False).encode()
         return text
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{_where(document, _is_no_text)} holds half of a character",
+            f"{_where(document, _is_no_text)} contains half of a character",
             why=f"{error.reason} (\\u{ord(error.object[error.start]):04x})",
             fix="write the whole character",
         ) from error
@@ -84,7 +84,7 @@ def canonical(document: Mapping[str, object]) -> str:
         ) from error
     except TypeError as error:
         raise ConfigError(
-            "the configuration holds what is no plain value",
+            "the configuration contains a value that is not plain",
             why=str(error),
             fix="use null, true, false, numbers, strings, lists, and mappings with strings as keys",
         ) from error
@@ -113,7 +113,7 @@ def document(config: Config, *, data_digest: str | None, world_size: int) -> dic
 
 
 def _weights(start: Mapping[str, object]) -> dict[str, object]:
-    """Return what names the weights that a run starts from: not where they lie, nor how they are loaded."""
+    """Return what identifies the weights that a run starts from, without their path or how they are loaded."""
     return {key: value for key, value in start.items() if key not in {"experiment", "path", "weights_only"}}
 
 
@@ -123,7 +123,7 @@ def run_id(identity: Mapping[str, object]) -> RunId:
 
 
 def search_id(template_documents: Sequence[Mapping[str, object]], definition: Mapping[str, object]) -> str:
-    """Return the id of an adaptive sweep: all that its trials depend on but their number.
+    """Return the id of an adaptive sweep, hashed from everything that its trials depend on except their number.
 
     `template_documents` are the identity documents of its templates, each with its choices and fills.
     """
@@ -131,7 +131,7 @@ def search_id(template_documents: Sequence[Mapping[str, object]], definition: Ma
 
 
 def trial_id(search: str, number: int) -> RunId:
-    """Return the run id of a search's trial: known before what it will train."""
+    """Return the run id of a search's trial, which is known before its values are chosen."""
     return run_id({"id_version": ID_VERSION, "search": search, "trial": number})
 
 

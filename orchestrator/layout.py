@@ -1,14 +1,14 @@
-"""Where everything lies on disk: the one place that knows paths. See docs/reference/on-disk.md.
+"""The layout on disk: the only module that knows paths. See docs/reference/on-disk.md.
 
-<runs>/<experiment>/launches/0007/         what was asked for, written whole, never changed
+<runs>/<experiment>/launches/0007/         one launch: its request, written whole, never changed
 <runs>/<experiment>/code/<tree>/           frozen code, shared by launches
 <runs>/<experiment>/data/<digest>.json     manifests, shared by launches
 <runs>/<experiment>/runs/<run id>/a001/    one attempt, one writer
-<runs>/<experiment>/tracking/<server>/     which of a tracking server's runs are ours
-<runs>/<experiment>/hidden/                empty files named by run: left out of what is shown
+<runs>/<experiment>/tracking/<server>/     the agreed ids of the runs on a tracking server
+<runs>/<experiment>/hidden/                empty files named by run: runs that are not shown
 <runs>/<experiment>/index/                 empty files `<run>.<attempt>.<state>`; derived, rebuildable
 <runs>/.mlflow/                            the embedded tracking store (without its database on a network filesystem)
-<runs>/.waiting/                           empty files `<experiment>.<launch>`: not all of it was submitted; a hint
+<runs>/.waiting/                           empty files `<experiment>.<launch>`: hints that part of it is not submitted
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SYSTEM = re.compile(r"system\..+\.jsonl")
 ATTEMPT_NAME = re.compile(r"a(\d{3,})")
 BEST = "best.ckpt"
 LAST = "last.ckpt"
-"""In an attempt's `checkpoints/`: what version 0.1 resumes from. See records/checkpoints.py."""
+"""In an attempt's `checkpoints/`: the file that version 0.1 resumes from. See records/checkpoints.py."""
 
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -40,13 +40,13 @@ def _names(folder: Path) -> list[str]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir() or listed(path)
-    except PermissionError:  # another user's: it hides none of the others
+    except PermissionError:  # another user's: the other folders are still listed
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder whose layout is known. One dataclass for all of them: each takes a millisecond to make."""
+    """A folder with a known layout. One dataclass for all: creating a dataclass takes a millisecond."""
 
     path: Path
 
@@ -73,7 +73,7 @@ class AttemptPaths(_Folder):
         return self.path / f"events.rank{rank}.jsonl"
 
     def rank_staged(self, rank: int) -> Path:
-        """What a rank other than 0 copied to its node; each rank writes its own."""
+        """The report of a rank other than 0 on the data that it copied to its node; each rank writes its own."""
         return self.path / f"staged.rank{rank}.jsonl"
 
     def failed_ranks(self) -> Iterator[Path]:
@@ -84,7 +84,7 @@ class AttemptPaths(_Folder):
         return self.path / "metrics.jsonl"
 
     def system(self, node: str) -> Path:
-        """What a node itself does while the attempt runs there; one writer each, in the format of `metrics`."""
+        """The load of a node while the attempt runs there; one writer each, in the format of `metrics`."""
         return self.path / f"system.{node}.jsonl"
 
     def system_metrics(self) -> list[Path]:
@@ -92,12 +92,12 @@ class AttemptPaths(_Folder):
 
     @property
     def state(self) -> Path:
-        """The engine's own checkpoints; no callback of the user's is given this folder."""
+        """The engine's own checkpoints; the user's callbacks do not write to this folder."""
         return self.path / "state"
 
     @property
     def latest(self) -> Path:
-        """Which of the engine's checkpoints the run resumes from."""
+        """The record of which engine checkpoint the run resumes from."""
         return self.state / "latest.json"
 
     @property
@@ -106,12 +106,12 @@ class AttemptPaths(_Folder):
         return self.path / "checkpoints"
 
     def logger(self, name: str) -> Path:
-        """Where a logger of the user's own writes, unless it is told otherwise."""
+        """The default folder of a logger of the user's own."""
         return self.path / "loggers" / name
 
     @property
     def example(self) -> Path:
-        """A few samples of the first validation batch; only if the best run is to be registered."""
+        """A few samples of the first validation batch; exists only if the best run is to be registered."""
         return self.path / "example.pt"
 
     @property
@@ -137,7 +137,7 @@ class RunPaths(_Folder):
 
     @property
     def trial(self) -> Path:
-        """The values that a trial of an adaptive sweep was given: once, for all of its attempts."""
+        """The values of a trial of an adaptive sweep: chosen once, for all of its attempts."""
         return self.path / "trial.json"
 
     @property
@@ -146,7 +146,7 @@ class RunPaths(_Folder):
 
     @property
     def observed(self) -> Path:
-        """What others saw of attempts that ended without a word; one file per observer and attempt."""
+        """Observations of attempts that ended without a final event; one file per observer and attempt."""
         return self.path / "observed"
 
     def attempt(self, number: int) -> AttemptPaths:
@@ -158,7 +158,7 @@ class RunPaths(_Folder):
 
 
 class TurnPaths(_Folder):
-    """The folder of one submitter's turn at a launch; taken by a rename, written by that submitter alone."""
+    """The folder of one submit lease of a launch; taken by a rename, written by the process that took it alone."""
 
     __slots__ = ()
 
@@ -180,7 +180,7 @@ class TurnPaths(_Folder):
 
 
 class LaunchPaths(_Folder):
-    """The folder of one launch; published whole by a rename, then only added to by who submits it."""
+    """The folder of one launch; published whole by a rename, then only added to by the process that submits it."""
 
     __slots__ = ()
 
@@ -209,7 +209,7 @@ class LaunchPaths(_Folder):
 
     @property
     def packs(self) -> Path:
-        """Which tasks share a job; absent where none do."""
+        """The tasks that share a job; absent if none do."""
         return self.path / "packs.json"
 
     @property
@@ -229,16 +229,16 @@ class LaunchPaths(_Folder):
 
     @property
     def waits(self) -> Path:
-        """The empty file that is there while some of the launch may still have to be submitted."""
+        """The empty file that exists while some of the launch may still have to be submitted."""
         return self.runs.waiting / f"{self.experiment.name}.{self.path.name}"
 
     @property
     def submitit(self) -> Path:
-        """What Slurm's jobs are started from, what they print beside their runs, and how they ended."""
+        """The folder of files that start Slurm's jobs, their output outside of runs, and their exit statuses."""
         return self.path / "submitit"
 
     def outputs(self, job: str, *, processes: int) -> list[Path]:
-        """Return the files that a job's script and its processes print to until they have a log, or have died."""
+        """Return the files for the output of a job's script and of its processes until these have a log."""
         return [self.submitit / f"{job}{end}.out" for end in ("", *(f"_{i}" for i in range(processes)))]
 
     def script(self, job: str) -> Path:
@@ -251,17 +251,17 @@ class LaunchPaths(_Folder):
 
     @property
     def cancelled(self) -> Path:
-        """Empty files named by run id: these runs shall not start, and stop if they have."""
+        """Empty files named by run id: these runs must not start, and stop if they have started."""
         return self.path / "cancelled"
 
     @property
     def held(self) -> Path:
-        """Empty files named by index: these tasks shall not start until somebody releases them."""
+        """Empty files named by index: these tasks must not start until they are released."""
         return self.path / "held"
 
     @property
     def released(self) -> Path:
-        """An empty file: the others need no longer wait for the canary."""
+        """An empty file: the remaining runs no longer wait for the canary."""
         return self.path / "released"
 
     def failures(self, signature: str) -> Path:
@@ -270,18 +270,18 @@ class LaunchPaths(_Folder):
 
     @property
     def brake(self) -> Path:
-        """Which runs the brake has cancelled, and why."""
+        """The runs that the failure limit has cancelled, and why."""
         return self.path / "brake.json"
 
     def change(self, number: int) -> Path:
-        """Return the file of a change to what has not been submitted yet; later ones overrule earlier ones."""
+        """Return the file of a change to tasks that are not submitted yet; later changes take precedence."""
         return self.path / "changes" / f"{number:04d}.json"
 
     def changes(self) -> list[Path]:
         return [self.path / "changes" / name for name in _names(self.path / "changes") if name.endswith(".json")]
 
     def notified(self, event: str) -> Path:
-        """Return the folder that whoever tells of an event makes: it is told once."""
+        """Return the folder that a process creates before it reports an event, so that it is reported once."""
         return self.path / "notified" / event
 
     @property
@@ -322,7 +322,7 @@ class ExperimentPaths(_Folder):
 
     @property
     def unsynced(self) -> Path:
-        """An empty file: somebody has seen runs end of which the tracking store has not been told."""
+        """An empty file: runs were seen to end whose end is not in the tracking store yet."""
         return self.path / "unsynced"
 
     def launch(self, number: int) -> LaunchPaths:
@@ -337,10 +337,10 @@ class ExperimentPaths(_Folder):
         return CodePaths(self.path / "code" / tree)
 
     def python_path(self, code: str, *, unwritten: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[str]:
-        """Return where a job's imports come from: the project's frozen tree, then those of editable installs.
+        """Return the folders that a job imports from: the project's frozen tree, then those of editable installs.
 
         `code` is one tree, or several joined by `+`, the project's first. A `src/` folder is searched too.
-        `unwritten` are the folders in trees that do not lie here yet.
+        `unwritten` are the folders in trees that are not written yet.
         """
         found = []
         for tree in code.split("+"):
@@ -353,12 +353,12 @@ class ExperimentPaths(_Folder):
         return self.path / "data" / f"{digest}.json"
 
     def tracking(self, uri: str) -> Path:
-        """Return the folder that says which runs of a tracking server are ours."""
+        """Return the folder with the agreed ids of the runs on a tracking server."""
         return self.path / "tracking" / short_digest(uri)
 
     @property
     def hidden(self) -> Path:
-        """Empty files named by run id: these runs are left out of what is shown."""
+        """Empty files named by run id: these runs are not shown."""
         return self.path / "hidden"
 
     @property
@@ -383,7 +383,7 @@ class RunsRoot(_Folder):
         return self.path / ".waiting"
 
     def launches_waiting(self) -> list[LaunchPaths]:
-        """Return the launches of which some may still have to be submitted, from one listing."""
+        """Return the launches that may not be submitted completely, from one listing."""
         found = (name.rpartition(".") for name in _names(self.waiting))
         return [self.experiment(name).launch(int(number)) for name, _, number in found if _LAUNCH.fullmatch(number)]
 
@@ -397,7 +397,7 @@ class RunsRoot(_Folder):
 
 
 def short_digest(text: str) -> str:
-    """Return a file name for a text that may hold anything."""
+    """Return a file name for an arbitrary text."""
     import hashlib
 
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]

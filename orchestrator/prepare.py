@@ -1,4 +1,4 @@
-"""From overrides to a checked experiment, task by task. Nothing is written but caches."""
+"""From overrides to a checked experiment, task by task. Writes caches only."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Prepared:
 
 @contextmanager
 def prepare(project: Project, overrides: Sequence[str], *, batches: int | None = None) -> Iterator[Prepared]:
-    """Compose and check an experiment, and gather what it will run with.
+    """Compose and check an experiment, and gather the facts that it will run with.
 
-    With `batches` it is a debug run of so many: an experiment of its own, `<name>-debug`. Raises ConfigError or
-    RequestError for everything that can be known to be wrong before a run starts.
+    With `batches` it is a debug run of that many batches, in a separate experiment `<name>-debug`. Raises ConfigError
+    or RequestError for every error that can be found before a run starts.
     """
     with placing(project.folder, overrides):
         targets = targets_of(project)
@@ -77,7 +77,7 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
 
 @contextmanager
 def prepare_again(project: Project, records: Sequence[Record], name: str) -> Iterator[Prepared]:
-    """Prepare known runs of one experiment as they were launched, to be retried with today's code."""
+    """Prepare known runs of one experiment as they were launched, to be retried with the current code."""
     paths = project.runs.experiment(name)
     launches = {launch.number: launch for launch in map(read_launch, paths.launches())}
     runs = tuple(_run_again(launches[record.planned.launch].paths, record) for record in records)
@@ -104,7 +104,7 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
 
 
 def tagged(prepared: Prepared, tags: Sequence[str]) -> Prepared:
-    """Return the same with further tags. Raises ConfigError for a word that cannot be one."""
+    """Return a copy of `prepared` with further tags. Raises ConfigError for a word that cannot be a tag."""
     experiment = prepared.experiment
     return replace(prepared, experiment=replace(experiment, tags=schema.tags([*experiment.tags, *tags])))
 
@@ -112,21 +112,21 @@ def tagged(prepared: Prepared, tags: Sequence[str]) -> Prepared:
 def check_cluster(project: Project, composed: ComposedExperiment) -> tuple[str, ...]:
     """Check the options of the cluster, and that the launches named by `after` can be waited for there.
 
-    Returns notes for a person.
+    Returns notes for the user.
     """
     cluster_for(composed.cluster)
     return tuple(dependencies.check(project.runs, composed.name, composed.after, observers(), composed.cluster["kind"]))
 
 
 def targets_of(project: Project) -> Targets:
-    """Return the targets that a project's configs may name, looked for where a run will look."""
+    """Return a checker of the targets that a project's configs name, which searches where a run will."""
     found = search_path(project)
     left_out = {str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
     return Targets(found, cache_dir() / "signatures", elsewhere=sorted(left_out - {*found}))
 
 
 def search_path(project: Project) -> list[str]:
-    """Return where modules are looked for: the project, what is installed, and us. Not PYTHONPATH, nor the folder here.
+    """Return the search path of modules: the project, installed packages, this package; neither PYTHONPATH nor the cwd.
 
     A folder that is installed in place (`pip install --editable`) is named in a `.pth` file.
     """
@@ -153,7 +153,7 @@ def check_frozen(targets: Targets, code: Sequence[Pending], options: SnapshotOpt
             include = [*options.include, *sorted({_unfrozen_folder(path, pending.paths) for path in missing})]
             raise ConfigError(
                 f"{pending.root / missing[0]} is the source of a target, and not frozen with the code",
-                why="git ignores it, or it lies among outputs; a run has only what is frozen",
+                why="git ignores it, or it is among outputs; a run has frozen files only",
                 fix=f"git add --force {missing[0]}, in {pending.root}"
                 if place
                 else as_override("snapshot.include", include, plain=True),
@@ -167,9 +167,9 @@ def _unfrozen_folder(path: str, frozen: Collection[str]) -> str:
 
 
 def check_search(project: Project, composed: ComposedExperiment, experiment: Experiment) -> None:
-    """Ask a sampler that the user chose for a first trial: it may not fit the space. Optuna's own defaults do.
+    """Ask a sampler that the user chose for a first trial, since it may not fit the space. Optuna's defaults always do.
 
-    In a process of its own: it imports what is named, from the search path. Raises ConfigError.
+    Runs in a separate process, which imports the named classes from the search path. Raises ConfigError.
     """
     trial = experiment.runs[0].trial
     if not (trial and composed.search and composed.search.definition.custom):
@@ -184,14 +184,14 @@ def check_search(project: Project, composed: ComposedExperiment, experiment: Exp
 
 
 def resolve_data(project: Project, overrides: Sequence[str]) -> Manifest | None:
-    """Return the manifest of the data version that overrides choose; None where they choose none."""
+    """Return the manifest of the data version that overrides choose; None if they choose none."""
     with placing(project.folder, overrides):
         version = data_version(project.folder, overrides)
         return resolve(version, project=project.folder, cache=cache_dir() / "data") if version else None
 
 
 def resolve_versions(project: Project, composed: ComposedExperiment) -> dict[str, Manifest]:
-    """Return the manifest of each distinct data version that a point names, by the version as canonical JSON."""
+    """Return the manifest of each distinct data version of the points, by the version as canonical JSON."""
     manifests: dict[str, Manifest] = {}
     for point in composed.points:
         version = point.config["data"].get("version")
@@ -207,7 +207,7 @@ def resolve_versions(project: Project, composed: ComposedExperiment) -> dict[str
 
 
 def _notes(experiment: Experiment, facts: Facts) -> tuple[str, ...]:
-    own = facts.code[0].snapshot.message  # of the project; what is installed elsewhere is not its user's to mend
+    own = facts.code[0].snapshot.message  # of the project only; the user cannot fix packages installed elsewhere
     notes = [*experiment.notes, *([own] if own else [])]
     gpus = any(run.resources.gpus_per_node for run in experiment.runs)
     if gpus and experiment.cluster["kind"] != "slurm" and not _has_gpu():

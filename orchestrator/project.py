@@ -1,4 +1,4 @@
-"""Where a user stands: the project's folder, and its runs/ folder."""
+"""The user's project: its folder, and its runs/ folder."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from orchestrator.system.mounts import is_network
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """A folder with a user's conf/ and packages, and the folder that its experiments are kept in."""
+    """A folder with a user's conf/ and packages, and the folder of its experiments."""
 
     folder: Path
     runs: RunsRoot
 
     @classmethod
     def around(cls, runs: RunsRoot) -> Self:
-        """Return what a process beside the runs knows of the project: its runs, and the folder that they lie in."""
+        """Return the project as known to a process that has only the runs: its runs, and their parent folder."""
         return cls(folder=runs.path.parent, runs=runs)
 
     @property
     def tracking_store(self) -> Path:
-        """Where the embedded tracking store lies: beside the runs, unless other machines share that filesystem.
+        """The folder of the embedded tracking store: beside the runs, unless other machines share that filesystem.
 
-        A database there would be damaged sooner or later. Then it is the user's own, on this machine's disk, and filled
-        by `orch ui` here: whatever it lacks is in the runs.
+        A database on a shared filesystem would be damaged sooner or later. There, the store is on this machine's disk
+        instead, owned by the user, and filled by `orch ui` here: it can always be rebuilt from the runs.
         """
         if not is_network(self.runs.path):
             return self.runs.mlflow
@@ -40,14 +40,14 @@ class Project:
 
     @property
     def import_path(self) -> list[str]:
-        """Where the project's packages are found: the folder itself, and src/ below it."""
+        """The folders with the project's packages: the folder itself, and src/ below it."""
         return [str(path) for path in (self.folder, self.folder / "src") if path.is_dir()]
 
 
 def find_project(start: Path, *, runs: str | None = None) -> Project:
-    """Return the project around a folder: the nearest one above it that holds conf/, else `start` itself.
+    """Return the project around a folder: the nearest folder above it with a conf/, else `start` itself.
 
-    `runs` is the --runs option; without it $ORCH_RUNS counts, then runs/ in the project's folder.
+    `runs` is the --runs option; the default is $ORCH_RUNS, then runs/ in the project's folder.
     """
     try:
         here = start.resolve(strict=True)
@@ -56,7 +56,7 @@ def find_project(start: Path, *, runs: str | None = None) -> Project:
             f"there is no folder {start}", why=error.strerror or "", fix="give --project an existing folder"
         ) from error
     if not here.is_dir():
-        raise RequestError(f"{start} is no folder", fix="give --project an existing folder")
+        raise RequestError(f"{start} is not a folder", fix="give --project an existing folder")
     folder = next((path for path in (here, *here.parents) if (path / "conf").is_dir()), here)
     chosen = runs or os.environ.get("ORCH_RUNS")
     return Project(folder=folder, runs=RunsRoot(Path(chosen).absolute() if chosen else folder / "runs"))

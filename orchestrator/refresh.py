@@ -1,9 +1,9 @@
-"""Read an experiment, and see to what was left undone: the only things that a look changes.
+"""Read an experiment, and do its pending work: the only changes that commands which read make.
 
-What waits for a place in a queue is submitted as far as there is one. How attempts ended that left no final event is
-recorded. A process that nobody waits for brings the tracking store up to date. The code for all of these is imported
-where there is something to see to: most often there is not, and reading records takes milliseconds. Where the runs are
-not this user's to act on (`records/ownership.py`), a look changes nothing.
+Pending runs are submitted as far as the queue has free places. Attempts that ended without a final event are recorded.
+A background process brings the tracking store up to date. The code for these is imported only if there is such work:
+mostly there is none, and reading records takes milliseconds. If the runs are not this user's to act on
+(`records/ownership.py`), a refresh changes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RETRY_SECONDS = 60.0
 
 
 def read(project: Project, name: str) -> ExperimentState:
-    """Return all that is known of an experiment; an experiment never launched has no records."""
+    """Return all that is known about an experiment; an experiment that was never launched has no records."""
     return reader(project, name)()
 
 
@@ -41,7 +41,7 @@ def reader(project: Project, name: str) -> Callable[[], ExperimentState]:
 
 
 def refresh(project: Project, name: str) -> ExperimentState:
-    """Return what `read` returns, once what was left undone has been seen to."""
+    """Do the experiment's pending work, then return what `read` returns."""
     return refresher(project, name)()
 
 
@@ -75,7 +75,7 @@ def count_states(project: Project, experiment: ExperimentPaths) -> dict[str, int
 
 
 def _submit_pending(state: ExperimentState) -> bool:
-    """Submit what waits in the experiment's launches, as far as there is a place; return whether anything was."""
+    """Submit pending runs of the experiment's launches, as far as places are free; return whether any was submitted."""
     if not any(record.awaits_cluster for record in state.records.values()):
         return False
     from orchestrator.launch.pending import hand_over
@@ -114,7 +114,7 @@ def _apply_safeguards(state: ExperimentState, orphans: Iterable[Record]) -> None
 
 
 def _sync_is_due(unsynced: Path, *, news: bool) -> bool:
-    """Return whether to sync now: there is news, or an earlier sync has not worked for a while."""
+    """Return whether to sync now: there is news, or an earlier sync failed a while ago."""
     try:
         return time.time() - unsynced.stat().st_mtime > _RETRY_SECONDS
     except OSError:

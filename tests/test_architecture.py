@@ -381,14 +381,20 @@ PLAIN = (
     "CHANGELOG.md",
     "docs/**/*.md",
     "conf/**/*.yaml",
+    "orchestrator/*.py",
+    "orchestrator/cli/**/*.py",
+    "orchestrator/config/**/*.py",
     "orchestrator/data/**/*.py",
     "orchestrator/launch/**/*.py",
     "orchestrator/local/**/*.py",
     "orchestrator/records/**/*.py",
     "orchestrator/report/**/*.py",
     "orchestrator/search/**/*.py",
+    "orchestrator/snapshot/**/*.py",
     "orchestrator/spec/**/*.py",
     "orchestrator/system/**/*.py",
+    "orchestrator/testing/**/*.py",
+    "orchestrator/tracking/**/*.py",
 )
 """Where the list holds. A pattern for other Python files, such as `slurm/**/*.py`, may join once they are edited."""
 

@@ -170,7 +170,7 @@ def test_what_is_not_equal_to_itself_or_no_number_is_refused(value):
 
 @pytest.mark.parametrize("value", [b"bytes", {1, 2}, Path("x"), {1: "a", "b": 2}, object()])
 def test_what_json_cannot_say_is_refused(value):
-    with pytest.raises(ConfigError, match="no plain value") as caught:
+    with pytest.raises(ConfigError, match="a value that is not plain") as caught:
         identity(changed(["model", "lr"], value))
     assert caught.value.fix
 

@@ -166,7 +166,7 @@ def test_the_installed_command_answers(site_packages: Path, tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONPATH": str(site_packages)}
     command = [sys.executable, str(site_packages / "bin" / "orch"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert "launch what is missing of an experiment" in done.stdout
+    assert "launch the missing runs of an experiment" in done.stdout
 
 
 def test_the_metadata_names_the_command_and_the_licence(wheel: Path) -> None:

@@ -1,9 +1,9 @@
-"""The command line. Results go to standard output, talk to standard error.
+"""The command line. Results go to standard output, messages to standard error.
 
 Exit status: 0 ok; 1 a run or the cluster failed; 2 the request was wrong and nothing was done.
 
-A verb is the module of its name: what it takes (`add_arguments`), what it does and prints (`handle`). Only the one
-that is asked for is imported, and none for `--help`, `--version` or a word that is no verb.
+Each verb is a module of the same name: `add_arguments` defines its arguments, `handle` runs it and prints the result.
+Only the verb that is used is imported, and none for `--help`, `--version` or an unknown verb.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from orchestrator.cli.text import Formatter, harmless, paint, say
 from orchestrator.errors import OrchError, StateError, nearest
 
 VERBS: Mapping[str, str] = {
-    "plan": "show what a launch would do, and why, and what it would ask for",
-    "launch": "launch what is missing of an experiment",
+    "plan": "show what a launch would do and why, and the resources it would request",
+    "launch": "launch the missing runs of an experiment",
     "run": "run one run in the foreground, its output in the terminal",
     "status": "show experiments, or the runs of one",
-    "show": "show everything known of a run",
+    "show": "show everything known about a run",
     "diff": "compare two runs: config, code, data, environment",
     "logs": "show the log of runs",
-    "cancel": "cancel runs that wait or run",
-    "hold": "keep runs that wait from starting",
-    "release": "let held runs go, and those that wait for a canary",
-    "change": "give runs that wait in Slurm's queue other limits",
-    "retry": "start failed runs again from scratch, with today's code; go on with interrupted ones",
+    "cancel": "cancel waiting or running runs",
+    "hold": "keep waiting runs from starting",
+    "release": "let held runs start, and those that wait for a canary",
+    "change": "change the limits of runs that wait in Slurm's queue",
+    "retry": "start failed runs again from scratch, with your current code; resume interrupted ones",
     "compare": "rank the runs of an experiment",
-    "adopt": "make runs that were copied here one's own: what waits can then be submitted",
+    "adopt": "make copied runs your own: those that wait can then be submitted",
     "hide": "leave runs out of status and compare; nothing is deleted",
     "ui": "bring MLflow up to date and open its UI on loopback",
-    "data": "show data versions, and look after those on this node",
+    "data": "show data versions, and manage those on this node",
 }
-"""Each verb and what it is for, in the order in which `--help` lists them. Its module's docstring says the same."""
+"""Each verb with its purpose, in the order in which `--help` lists them. Module docstrings begin the same way."""
 
 _OTHERS, _FULL = "it is another user's: ask them, or use --runs", "free some space there"
 _ENVIRONMENT: Mapping[int | None, str] = {
@@ -55,7 +55,7 @@ _ENVIRONMENT: Mapping[int | None, str] = {
     errno.EIO: "see what its disk, or its server, reports",
     errno.ESTALE: "see what its disk, or its server, reports",
 }
-"""What the system says that is no fault of ours, and what to do."""
+"""System errors that are not bugs in `orch`, with their fixes."""
 
 _EPILOG = """examples:
   orch plan experiment=digits_lr
@@ -71,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, harmless(f"error: {message}\nfix: {self.prog} --help\n"))
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if file is sys.stdout:  # argparse would not say that it cannot be written
+        if file is sys.stdout:  # argparse would not report that it cannot be written
             file.write(message)
             file.flush()
         else:
@@ -80,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    gc.set_threshold(100_000, 10, 10)  # records are many and no cycles: looking through them took a tenth of `status`
+    gc.set_threshold(100_000, 10, 10)  # the many records form no cycles: collecting took a tenth of `status`
     try:
         arguments = parse(sys.argv[1:] if argv is None else list(argv))
         level = logging.INFO if arguments.verbose else logging.WARNING
@@ -104,11 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed command. Words that are no options may stand anywhere after the verb."""
+    """Return the parsed command. Positional words may come anywhere after the verb."""
     verb = next((word for word in argv if not word.startswith("-")), None)
     if verb is not None and verb not in VERBS:
-        _Parser(prog="orch").error(f"{verb!r} is no verb{nearest(verb, VERBS)}; there are {', '.join(VERBS)}")
-    comes_first = verb is not None and argv[0] == verb  # then it is not `--help` of all
+        _Parser(prog="orch").error(f"{verb!r} is not a verb{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}")
+    comes_first = verb is not None and argv[0] == verb  # `--help` before the verb is that of `orch`
     parser, parsers = _parsers([str(verb)] if comes_first else VERBS)
     if verb is not None:
         _add_arguments(parsers[verb], verb)
@@ -124,10 +124,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parsers(verbs: Iterable[str]) -> tuple[_Parser, Mapping[str, _Parser]]:
-    """Return the parser of a command, and those of verbs, which it chooses from and which have no arguments yet."""
+    """Return the parser of `orch`, and its subparser of each verb, which has no arguments yet."""
     parser = _Parser(
         prog="orch",
-        description="Declarative experiments: plan, launch, look, compare.",
+        description="Declarative experiments: plan, launch, watch, compare.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,11 +137,11 @@ def _parsers(verbs: Iterable[str]) -> tuple[_Parser, Mapping[str, _Parser]]:
 
 
 def _add_arguments(parser: _Parser, verb: str) -> None:
-    """Import a verb, and add to its parser what it takes, after what every verb does."""
+    """Import a verb, and add to its parser the options of every verb, then its own arguments."""
     module = importlib.import_module(f"{__name__}.{verb}")
     parser.add_argument("--project", default=".", metavar="DIR", help="the folder that holds conf/ (default: here)")
     parser.add_argument("--runs", metavar="DIR", help="the folder for runs (default: $ORCH_RUNS, or runs/)")
-    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
+    parser.add_argument("--verbose", action="store_true", help="print more on standard error")
     module.add_arguments(parser)
     parser.set_defaults(handle=module.handle)
 

@@ -1,4 +1,4 @@
-"""`orch adopt`: make runs that were copied here one's own: what waits can then be submitted."""
+"""`orch adopt`: make copied runs your own: those that wait can then be submitted."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def handle(arguments: Namespace) -> int:
         say(f"{name}: it is your own already")
         return 0
     say(f"{name}: {len(launches)} of {len(state.launches)} launches were not made here. Once they are yours:")
-    say(*(f"  {line}" for line in adoption.consequences(state, launches) or ["nothing of them can act"]))
+    say(*(f"  {line}" for line in adoption.consequences(state, launches) or ["none of them can act"]))
     if not (arguments.yes or confirmed(f"adopt {name}?")):
-        raise RequestError(f"{name} was not adopted", why="it takes a yes", fix="look at the list, then add --yes")
+        raise RequestError(f"{name} was not adopted", why="it needs a yes", fix="read the list, then add --yes")
     adoption.adopt(launches)
     say(f"{name}: it is your own now; nothing was submitted")
     return 0

@@ -1,4 +1,4 @@
-"""Arguments that several verbs take, and what they stand for."""
+"""Arguments that several verbs share, and their meaning."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def add_overrides(parser: ArgumentParser) -> None:
         "--rerun",
         choices=("never", "changed", "always"),
         default="never",
-        help="run finished runs anew, next to what they have: those whose code changed, or all",
+        help="run finished runs again, next to their results: those whose code changed, or all",
     )
 
 
 def add_selection(parser: ArgumentParser, what: str = "") -> None:
-    """Add the words that choose runs; `what` says which, where it is not any."""
+    """Add the words that choose runs; `what` replaces their help text."""
     parser.add_argument(
         "words",
         nargs="*",
@@ -42,7 +42,7 @@ def add_message(parser: ArgumentParser) -> None:
 
 
 def _why(text: str) -> str:
-    """Return a message. Raises RequestError for an override: Hydra's `-m` stands before what is swept."""
+    """Return a message. Raises RequestError for an override: Hydra's `-m` comes before swept keys."""
     if not _OVERRIDE.fullmatch(text):
         return text
     raise RequestError(
@@ -53,14 +53,14 @@ def _why(text: str) -> str:
 
 
 def add_consent_and_waiting(parser: ArgumentParser) -> None:
-    """Add what says how many runs may be launched unasked, and whether their end is waited for."""
+    """Add the options for launching without a question, and for waiting until the runs end."""
     parser.add_argument("--yes", action="store_true", help="do not ask, however many runs (sweep.ask_above)")
     parser.add_argument("--wait", action="store_true", help="return when the runs have ended")
     parser.add_argument("--watch", action="store_true", help="show progress until the runs have ended")
 
 
 def add_hidden(parser: ArgumentParser) -> None:
-    parser.add_argument("--hidden", action="store_true", help="also what `orch hide` has hidden")
+    parser.add_argument("--hidden", action="store_true", help="include runs hidden by `orch hide`")
 
 
 def add_json(parser: ArgumentParser) -> None:
@@ -68,5 +68,5 @@ def add_json(parser: ArgumentParser) -> None:
 
 
 def project_of(arguments: Namespace) -> Project:
-    """Return the project that a command is about."""
+    """Return the project of a command."""
     return find_project(Path(arguments.project), runs=arguments.runs)

@@ -1,4 +1,4 @@
-"""`orch cancel`: cancel runs that wait or run."""
+"""`orch cancel`: cancel waiting or running runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def handle(arguments: Namespace) -> int:
     project = project_of(arguments)
-    name, _, records = select(project, arguments.words, look=api.read)  # what waits is not handed over first
+    name, _, records = select(project, arguments.words, read_state=api.read)  # reading does not submit pending runs
     chosen = api.cancel(project, name, records)
-    told = f"{len(chosen)} of {len(records)} chosen runs cancelled" if chosen else "nothing waits or runs"
-    say(f"{name}: {told}")
+    text = f"{len(chosen)} of {len(records)} chosen runs cancelled" if chosen else "no chosen run waits or runs"
+    say(f"{name}: {text}")
     return 0

@@ -1,4 +1,4 @@
-"""`orch change`: give runs that wait in Slurm's queue other limits."""
+"""`orch change`: change the limits of runs that wait in Slurm's queue."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def _number(text: str | None) -> str | float | None:
 def add_arguments(parser: ArgumentParser) -> None:
     add_selection(parser)
     parser.add_argument("--hours", metavar="H", help="the time limit of an attempt: 8, or 8:00:00, or 1-12")
-    parser.add_argument("--throttle", type=int, metavar="N", help="at most so many of an array at once; 0: no limit")
+    parser.add_argument("--throttle", type=int, metavar="N", help="at most N tasks of an array at once; 0: no limit")
     for name in ("partition", "account", "qos"):
-        parser.add_argument(f"--{name}", metavar="NAME", help="another one")
+        parser.add_argument(f"--{name}", metavar="NAME", help=f"another {name}")
 
 
 def handle(arguments: Namespace) -> int:
@@ -36,7 +36,7 @@ def handle(arguments: Namespace) -> int:
     hours = _HOURS.check("--hours", _number(arguments.hours))
     wanted = Change(hours=hours, throttle=arguments.throttle, options=options)
     if wanted == Change():
-        raise RequestError("nothing is to be changed", fix="orch change NAME --hours 8 --partition long --throttle 4")
+        raise RequestError("no change is given", fix="orch change NAME --hours 8 --partition long --throttle 4")
     if arguments.throttle is not None and arguments.throttle < 0:
         raise RequestError(
             f"--throttle is {arguments.throttle}", why="it is at least 0", fix="--throttle 0 for no limit"

@@ -29,15 +29,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="rank by this metric (default: the objective), and show no others; may be given again",
+        help="rank by this metric (default: the objective), and show no others; may be repeated",
     )
     each = parser.add_mutually_exclusive_group()
-    each.add_argument("--each", action="store_true", help="every run by itself, also where only seeds differ")
+    each.add_argument("--each", action="store_true", help="a row for every run, even if only seeds differ")
     each.add_argument(
-        "--over", action="append", metavar="KEY", help="average over this swept key (default: seed); may be given again"
+        "--over", action="append", metavar="KEY", help="average over this swept key (default: seed); may be repeated"
     )
     parser.add_argument("--all", action="store_true", help="every row, however many")
-    parser.add_argument("--html", metavar="FILE", help="write a page with the curves and plots, complete in itself")
+    parser.add_argument("--html", metavar="FILE", help="write a self-contained page with curves and plots")
     add_hidden(parser)
     add_json(parser)
     parser.add_argument("--csv", action="store_true", help="as CSV")
@@ -70,7 +70,7 @@ def handle(arguments: Namespace) -> int:
 
 
 def _cell(value: object) -> str:
-    """Return a table's cell: numbers short, nothing for nothing."""
+    """Return a table's cell: short numbers, and an empty cell for None."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

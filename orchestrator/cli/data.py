@@ -1,6 +1,6 @@
-"""`orch data`: show data versions, and look after those on this node.
+"""`orch data`: show data versions, and manage those on this node.
 
-Versions as an experiment names them, and as they lie on this node.
+Experiments name versions; `status`, `gc` and `verify` act on the versions in this node's scratch folder.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=tuple(WHAT),
-        help="resolve: the files that an experiment would pin; stage: bring them here; "
-        "status, gc, verify: what is here, remove what nobody needs, read all of it",
+        help="resolve: list the files that an experiment would pin; stage: copy them to this node; status: list the "
+        "versions on this node; gc: remove those that no run needs; verify: read all of them",
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="Hydra overrides; for verify: digests")
     parser.add_argument("--scratch", metavar="DIR", help="the site's scratch folder, as cluster.scratch")
-    parser.add_argument("--all", action="store_true", help="gc: every version that no run holds")
-    parser.add_argument("--max-gb", type=float, metavar="N", help="gc: remove the oldest until so much is left")
-    parser.add_argument("--keep-free-gb", type=float, metavar="N", help="gc: until so much of the disk is free")
+    parser.add_argument("--all", action="store_true", help="gc: every version that no run is using")
+    parser.add_argument("--max-gb", type=float, metavar="N", help="gc: remove the oldest until at most N are left")
+    parser.add_argument("--keep-free-gb", type=float, metavar="N", help="gc: remove the oldest until N are free")
     add_json(parser)
 
 
 def handle(arguments: Namespace) -> int:
-    """Do what `orch data WHAT` says."""
+    """Run `orch data WHAT`."""
     return WHAT[arguments.what](arguments)
 
 
@@ -59,7 +59,7 @@ def _resolve(arguments: Namespace) -> int:
 
 
 def _origin(manifest: Manifest) -> Iterator[str]:
-    """Yield what a version was resolved from, and what its nodes fetch."""
+    """Yield lines on a version's origin, and on the files that nodes fetch."""
     for key, value in manifest.origin.items():
         if key != "remotes" and value not in (None, ""):
             yield f"{key}: {value}"
@@ -72,7 +72,7 @@ def _origin(manifest: Manifest) -> Iterator[str]:
 
 
 def _stage(arguments: Namespace) -> int:
-    """Bring the version here, for the runs to come; nobody holds it afterwards."""
+    """Copy the version to this node for later runs, without holding it afterwards."""
     manifest = _manifest(arguments)
     if manifest is None:
         raise RequestError("no data version is chosen", fix="orch data stage data=NAME")
@@ -130,7 +130,7 @@ def _verify(arguments: Namespace) -> int:
     store = _store(arguments)
     problems = {}
     for version in _chosen(store, arguments.words):
-        with version.held(Holder.current()) as held:  # reading it takes long, and somebody may need room
+        with version.held(Holder.current()) as held:  # reading takes long, and another process may need space
             if held:
                 problems[version.digest] = store.verify(version)
     if arguments.json:
@@ -141,7 +141,7 @@ def _verify(arguments: Namespace) -> int:
             for problem in found:
                 print_lines([f"    {problem}"])
         if any(problems.values()):
-            say("the next run that needs a damaged version copies it anew")
+            say("the next run that needs a damaged version copies it again")
     return 1 if any(problems.values()) else 0
 
 
@@ -164,7 +164,7 @@ def _store(arguments: Namespace, **limits: float | None) -> Store:
 
 
 def _chosen(store: Store, words: list[str]) -> list[Version]:
-    """Return the versions whose digests begin with these words; all, if there are none."""
+    """Return the versions whose digests begin with one of the words, or all without words."""
     there = [version for version in store.versions() if version.facts()]
     for word in words:
         if not any(version.digest.startswith(word) for version in there):

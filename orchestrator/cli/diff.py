@@ -14,7 +14,7 @@ from orchestrator.report.summary import count
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_selection(parser, "two runs by id prefix, and perhaps their experiment")
+    add_selection(parser, "two runs by id prefix, optionally after their experiment")
 
 
 def handle(arguments: Namespace) -> int:
@@ -24,7 +24,7 @@ def handle(arguments: Namespace) -> int:
     if len(ids) != 2:
         raise RequestError(
             f"{count(len(ids))} given",
-            why="a difference needs two",
+            why="a comparison needs two runs",
             fix="orch diff 3fa2 77c1, or orch diff NAME 3fa2 77c1",
         )
     found = []

@@ -1,4 +1,4 @@
-"""A run of a background cluster in the foreground: its output as it comes, and Ctrl-C ends its job."""
+"""A run of a background cluster in the foreground: its output is shown live, and Ctrl-C ends its job."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Foreground:
-    """One run of one launch, seen from the terminal that it was launched from."""
+    """One run of one launch, followed in the terminal that launched it."""
 
     def __init__(self, project: Project, name: str, cluster: Cluster, launch: LaunchPaths, step: Step) -> None:
         self._project, self._name, self._cluster, self._launch, self._step = project, name, cluster, launch, step
         self._tails: dict[Path, Tail] = {}
-        self._told = ""
+        self._shown = ""
 
     def follow(self) -> Record:
-        """Show what the run prints, and what it waits for, until its job has ended; returns its last record."""
+        """Show the run's output, and what it waits for, until its job has ended; return its last record."""
         while True:
             record = self._record()
             ended = not record.state.active and not self._has_job(record)
             self._copy(record, ended=ended)
             if ended:
                 return record
-            self._tell(record)
+            self._say_what_it_waits_for(record)
             time.sleep(_PERIOD_SECONDS)
 
     def cancel(self) -> Record:
@@ -57,7 +57,7 @@ class Foreground:
         return api.read(self._project, self._name).records[self._step.run.id]
 
     def _has_job(self, record: Record) -> bool:
-        """Return whether processes are left of a run that has said its last word: they may have more to print."""
+        """Return whether processes of a run remain: even after its final event they may print more."""
         index = record.planned.index
         return self._cluster.observe(self._launch, [index])[index].state is JobState.RUNNING
 
@@ -66,9 +66,9 @@ class Foreground:
             self._tails.setdefault(path, Tail(path, label)).copy(ended=ended)
 
     def _outputs(self, record: Record, *, ended: bool) -> Iterator[tuple[Path, str]]:
-        """Yield what is shown, each with its label: what the job's script prints, and each rank's log.
+        """Yield the files to show, each with its label: the output of the job's script, and each rank's log.
 
-        What a process prints before it has a log is of interest only where it never had one.
+        The output of a process before its log exists is included only if there never was a log.
         """
         attempts = [attempt for attempt in record.attempts if attempt.number >= self._step.attempt]
         ranks = self._step.run.resources.world_size
@@ -81,18 +81,18 @@ class Foreground:
             paths = self._project.runs.experiment(self._name).run(record.id).attempt(attempt.number)
             yield from ((paths.rank_log(rank), f"[rank {rank}] " if rank else "") for rank in range(ranks))
 
-    def _tell(self, record: Record) -> None:
+    def _say_what_it_waits_for(self, record: Record) -> None:
         waiting = not record.attempts or record.attempts[-1].number < self._step.attempt or record.attempts[-1].final
-        told = f"{record.id[:8]}: {record.state.value}{f' ({record.reason})' if record.reason else ''}"
-        if waiting and told != self._told:
-            say(told)
-        self._told = told if waiting else self._told
+        text = f"{record.id[:8]}: {record.state.value}{f' ({record.reason})' if record.reason else ''}"
+        if waiting and text != self._shown:
+            say(text)
+        self._shown = text if waiting else self._shown
 
 
 def launch_and_follow(project: Project, prepared: Prepared, cluster: Cluster, *, message: str) -> Record:
-    """Launch the only run of an experiment anew and follow it to its end; whatever interrupts us cancels it.
+    """Launch the only run of an experiment from scratch and follow it to its end; an interruption cancels it.
 
-    Raises RequestError where somebody is at work on it already, and KeyboardInterrupt once it is cancelled.
+    Raises RequestError if it is running already, and KeyboardInterrupt once it is cancelled.
     """
     followed = None
     try:
@@ -111,7 +111,7 @@ def _followed(project: Project, name: str, cluster: Cluster, launched: Launched)
     (step,) = launched.steps
     if launched.paths is None:
         raise RequestError(
-            f"{name}: this debug run is at work already",
+            f"{name}: this debug run is running already",
             why=step.reason,
             fix=f"wait for it, or end it: orch cancel {name} {step.run.id[:8]}",
         )
@@ -120,9 +120,9 @@ def _followed(project: Project, name: str, cluster: Cluster, launched: Launched)
 
 @contextmanager
 def _held() -> Iterator[None]:
-    """Hold back what would stop this process: no job may be submitted that nobody knows of.
+    """Delay signals that would stop this process, so that no job is submitted without a record.
 
-    Raises KeyboardInterrupt at the end of the block if something came.
+    Raises KeyboardInterrupt at the end of the block if a signal came.
     """
     came: list[int] = []
     with _handling(lambda number, _: came.append(number)):
@@ -133,7 +133,7 @@ def _held() -> Iterator[None]:
 
 @contextmanager
 def _as_interrupts() -> Iterator[None]:
-    """Have SIGTERM, and SIGHUP of a terminal that is closed, do what Ctrl-C does: the job must not outlive us."""
+    """Treat SIGTERM, and SIGHUP from a closed terminal, like Ctrl-C: the job must not outlive this process."""
     with _handling(signal.default_int_handler):
         yield
 

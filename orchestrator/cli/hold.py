@@ -1,4 +1,4 @@
-"""`orch hold`: keep runs that wait from starting."""
+"""`orch hold`: keep waiting runs from starting."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def handle(arguments: Namespace) -> int:
-    return act_on_waiting(arguments, "held: `orch release` lets them go", api.hold)
+    return act_on_waiting(arguments, "held: `orch release` lets them start", api.hold)

@@ -1,4 +1,4 @@
-"""`orch launch`: launch what is missing of an experiment."""
+"""`orch launch`: launch the missing runs of an experiment."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_message(parser)
     parser.add_argument("--tag", action="append", default=[], metavar="WORD", help="a word to find the launch by")
     parser.add_argument(
-        "--canary", type=int, metavar="N", help="N runs first; the others once these are done, and never if one fails"
+        "--canary", type=int, metavar="N", help="N runs first; the others once these are done, or never if one fails"
     )
     parser.add_argument(
-        "--brake", type=int, metavar="K", help="after K failures with the same signature nothing more begins"
+        "--brake", type=int, metavar="K", help="after K failures with the same signature, start no more runs"
     )
     add_consent_and_waiting(parser)
 
@@ -44,13 +44,13 @@ def handle(arguments: Namespace) -> int:
 
 
 def _let_loose(arguments: Namespace) -> list[str]:
-    """Return the overrides that the options of a launch stand for."""
+    """Return the overrides that the options of a launch are short for."""
     given = {"canary": arguments.canary, "brake": arguments.brake}
     return [f"launch.{key}={value}" for key, value in given.items() if value is not None]
 
 
 def launch_prepared(project: Project, prepared: Prepared, arguments: Namespace, *, rerun: Any) -> int:
-    """Launch, say what was launched, and wait for it as far as that is asked for; return the exit status."""
+    """Launch, print what was launched, and wait for it if requested; return the exit status."""
     from orchestrator.local.inline import Inline
 
     name = prepared.experiment.name
@@ -83,9 +83,9 @@ def launch_prepared(project: Project, prepared: Prepared, arguments: Namespace, 
 
 
 def _nothing_to_do(project: Project, name: str, steps: Sequence[Step], *, model: str | None) -> int:
-    """Say how the runs stand; return the status of those asked for, not of the experiment's history.
+    """Print the states of the runs; return the exit status of the requested ones, not of the experiment's history.
 
-    The best one is registered here where no job of theirs does it: `model` was asked for later.
+    Registers the best one, since no job of these runs will: `model` may have been requested later.
     """
     state = api.read(project, name)
     say(f"{name}: nothing to do; {states(state)}")
@@ -99,7 +99,7 @@ def _nothing_to_do(project: Project, name: str, steps: Sequence[Step], *, model:
 
 
 def _confirming(experiment: Experiment, *, yes: bool) -> Callable[[Sequence[Step]], None]:
-    """Return what shows the size of a planned launch, and raises RequestError where nobody wants it."""
+    """Return a function that shows the size of a planned launch, and raises RequestError unless it is confirmed."""
     asked = yes
 
     def confirm(steps: Sequence[Step]) -> None:
@@ -108,7 +108,7 @@ def _confirming(experiment: Experiment, *, yes: bool) -> Callable[[Sequence[Step
         say(f"{experiment.name}: {count(len(steps))}, {runs:,} to submit")
         if runs > experiment.ask_above and not asked:
             _ask(runs, experiment.ask_above)
-            asked = True  # others may launch meanwhile, and it is planned again
+            asked = True  # if another process launches meanwhile, it is planned again
 
     return confirm
 
@@ -119,14 +119,14 @@ def _ask(runs: int, most: int) -> None:
         raise RequestError(
             f"{runs:,} runs are to be submitted",
             why=f"more than {most:,} (sweep.ask_above) need a yes",
-            fix=f"look at `orch plan`, then add --yes; or sweep.ask_above={runs}",
+            fix=f"check `orch plan`, then add --yes; or sweep.ask_above={runs}",
         )
     if not answer:
         raise RequestError(f"{runs:,} runs were not confirmed", why="nothing was submitted", fix="answer y, or --yes")
 
 
 def _submitted(runs: int, waiting: Waiting) -> str:
-    """Return how much of a launch was submitted, and what becomes of the rest."""
+    """Return how much of a launch was submitted, and what happens to the rest."""
     return f"{runs - waiting.tasks} of {runs} submitted, {waiting.tasks} waiting: {waiting.reason}; {waiting.later}"
 
 
@@ -136,7 +136,7 @@ def _drive(project: Project, name: str, number: int, cluster: Inline) -> None:
         cluster.run(until=lambda: not watch.tick() and False)
         watch.show()
     except KeyboardInterrupt:
-        say("", f"stopped; `orch launch` goes on where it stopped: orch status {name}")
+        say("", f"stopped; `orch launch` continues where it stopped: orch status {name}")
         raise
     finally:
         cluster.close()

@@ -22,8 +22,8 @@ from orchestrator.system.files import listed, read_text
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_selection(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="until the run has ended, across attempts")
-    parser.add_argument("--attempt", type=int, metavar="N", help="of one attempt (default: the latest)")
+    parser.add_argument("-f", "--follow", action="store_true", help="follow until the run has ended, across attempts")
+    parser.add_argument("--attempt", type=int, metavar="N", help="the log of one attempt (default: the latest)")
 
 
 def handle(arguments: Namespace) -> int:
@@ -46,7 +46,7 @@ def handle(arguments: Namespace) -> int:
 
 
 def _printed(state: ExperimentState, record: Record) -> str:
-    """Return what a scheduler's job printed that has ended: all that is left of one that never came to its run."""
+    """Return the output of a job that has ended: the only trace of one that never started its run."""
     if not record.job or record.state.active or record.state is RunState.DONE:
         return ""
     launch = state.experiment.launch(record.task[0])
@@ -63,9 +63,9 @@ def _without_log(record: Record, number: int) -> str:
 def _follow(project: Project, name: str, record: Record) -> int:
     tails: dict[int, Tail] = {}
     told = ""
-    look = refresher(project, name)
+    refresh = refresher(project, name)
     while True:
-        record = look().records[record.id]
+        record = refresh().records[record.id]
         for attempt in record.history:
             path = project.runs.experiment(name).run(record.id).attempt(attempt.number).log
             tails.setdefault(attempt.number, Tail(path)).copy()

@@ -1,4 +1,4 @@
-"""`orch plan`: show what a launch would do, and why, and what it would ask for."""
+"""`orch plan`: show what a launch would do and why, and the resources it would request."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_overrides(parser)
-    parser.add_argument("--all", action="store_true", help="every run, however many")
-    parser.add_argument("--sbatch", action="store_true", help="the scripts that a launch would hand to sbatch")
+    parser.add_argument("--all", action="store_true", help="list every run, however many")
+    parser.add_argument("--sbatch", action="store_true", help="print the scripts that a launch would pass to sbatch")
     parser.add_argument(
         "--forecast",
         action="store_true",
-        help="build the models that were never trained, to forecast the size of their checkpoints (seconds)",
+        help="build models that were never trained, to forecast the size of their checkpoints (takes seconds)",
     )
     add_json(parser)
 
@@ -52,7 +52,7 @@ def handle(arguments: Namespace) -> int:
 
 
 def plan_lines(planned: Plan, *, everything: bool = False) -> list[str]:
-    """Return a plan as a table, and what it comes to: time on the cluster, data, checkpoints."""
+    """Return a plan as a table, with totals: time on the cluster, data, checkpoints."""
     steps = planned.steps
     shown = steps if everything else _first_of_each(steps)
     shapes = {step.run.resources for step in steps}
@@ -75,7 +75,7 @@ def plan_lines(planned: Plan, *, everything: bool = False) -> list[str]:
 
 
 def _first_of_each(steps: Sequence[Step]) -> Sequence[Step]:
-    """Return the first steps of each action, in their order: what is rare is seen, however much there is."""
+    """Return the first steps of each action, in their order, so that rare actions are shown in any plan."""
     if len(steps) <= ROWS:
         return steps
     each = ROWS // len({step.action for step in steps})
@@ -89,7 +89,7 @@ def _first_of_each(steps: Sequence[Step]) -> Sequence[Step]:
 
 
 def _asked(planned: Plan) -> list[str]:
-    """Return what the steps to do ask for; nothing where nothing is to be done."""
+    """Return the resources requested by the steps to do; empty if there are none."""
     if not planned.shapes:
         return []
     rows = [_shape_row(shape) for shape in planned.shapes]
@@ -127,15 +127,15 @@ def _checkpoint_line(found: DiskForecast) -> str:
     free = f"{size(found.free_bytes)} free in {found.folder}"
     missing = sum(found.unknown.values())
     if not found.runs:
-        why = found.problem or "none of these models was trained here; --forecast builds and counts them"
+        why = found.problem or "none of these models was trained here; --forecast builds them to count parameters"
         return f"checkpoints: unknown ({why}); {free}"
     each = f"{size(found.largest_bytes)} a run" if found.runs > 1 else ""
-    told = f"checkpoints: about {size(found.bytes)}{f', up to {each}' if each else ''}; {free}"
-    return told + (f"; unknown of {count(missing)}{f' ({found.problem})' if found.problem else ''}" if missing else "")
+    text = f"checkpoints: about {size(found.bytes)}{f', up to {each}' if each else ''}; {free}"
+    return text + (f"; unknown of {count(missing)}{f' ({found.problem})' if found.problem else ''}" if missing else "")
 
 
 def script_lines(planned: Plan, scripts: Sequence[tuple[Sequence[Step], str]]) -> list[str]:
-    """Return the scripts that a launch would hand to sbatch, each below a line that says which runs are its tasks."""
+    """Return the scripts that a launch would pass to sbatch, each below a line that names the runs of its tasks."""
     from orchestrator.slurm.preview import TOKEN
 
     lines = []
@@ -143,14 +143,14 @@ def script_lines(planned: Plan, scripts: Sequence[tuple[Sequence[Step], str]]) -
         some = ", ".join(step.run.id[:8] for step in steps[:8])
         more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
         where = f"launch {planned.launch.number:04d}, script {number} of {len(scripts)}"
-        lines += [f"# {where}: {count(len(steps))}, {some}{more}; {TOKEN} is made up at launch", masked_script(text)]
+        lines += [f"# {where}: {count(len(steps))}, {some}{more}; {TOKEN} is chosen at launch", masked_script(text)]
     return lines
 
 
 def plan_json(
     prepared: Prepared, planned: Plan, scripts: Sequence[tuple[Sequence[Step], str]] | None
 ) -> dict[str, object]:
-    """Return a plan as JSON; `scripts` are in it where they were asked for."""
+    """Return a plan as JSON, with `scripts` if requested."""
     printed = [{"runs": [step.run.id for step in steps], "text": masked_script(text)} for steps, text in scripts or ()]
     return {
         "experiment": prepared.experiment.name,
@@ -167,7 +167,7 @@ def plan_json(
 
 
 def need(resources: Resources) -> str:
-    """Return resources in words: `2 nodes x (4 GPUs, 8 CPUs, 32 GB), 4 h`."""
+    """Return resources as text: `2 nodes x (4 GPUs, 8 CPUs, 32 GB), 4 h`."""
     count, kind = resources.gpus_per_node, f"{resources.gpu_type} " if resources.gpu_type else ""
     node = [f"{count} {kind}GPU{'s' if count > 1 else ''}"] if count else []
     node += [f"{resources.cpus_per_node} CPU{'s' if resources.cpus_per_node > 1 else ''}"]
@@ -179,8 +179,8 @@ def need(resources: Resources) -> str:
 
 
 def _pack(pack: Pack) -> str:
-    told = f"packed by {pack.runs or 'auto'}"
-    return f"{told}, {pack.at_once} at once" if pack.at_once > 1 else told
+    text = f"packed by {pack.runs or 'auto'}"
+    return f"{text}, {pack.at_once} at once" if pack.at_once > 1 else text
 
 
 def step_json(step: Step) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`orch release`: let held runs go, and those that wait for a canary."""
+"""`orch release`: let held runs start, and those that wait for a canary."""
 
 from __future__ import annotations
 

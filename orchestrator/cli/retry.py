@@ -1,4 +1,4 @@
-"""`orch retry`: start failed runs again from scratch, with today's code; go on with interrupted ones."""
+"""`orch retry`: start failed runs again from scratch, with your current code; resume interrupted ones."""
 
 from __future__ import annotations
 

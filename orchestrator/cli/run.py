@@ -26,10 +26,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         metavar="CLUSTER",
-        help="a debug run there, of a few batches on one node: slurm, workstation, inline, or a profile of yours",
+        help="do a debug run there, of a few batches on one node: slurm, workstation, inline, or your own profile",
     )
     parser.add_argument(
-        "--batches", type=int, metavar="N", help=f"of a debug run, with --on (default: {api.DEBUG_BATCHES})"
+        "--batches", type=int, metavar="N", help=f"the length of a debug run, with --on (default: {api.DEBUG_BATCHES})"
     )
 
 
@@ -40,7 +40,7 @@ def handle(arguments: Namespace) -> int:
         if len(prepared.experiment.runs) != 1:
             raise RequestError(
                 f"{prepared.experiment.name} has {len(prepared.experiment.runs)} points",
-                why="`orch run` runs one",
+                why="`orch run` runs a single one",
                 fix="give each swept key one value, or sweep=none; or use orch launch",
             )
         say(*(f"note: {note}" for note in prepared.notes))
@@ -53,17 +53,17 @@ def handle(arguments: Namespace) -> int:
 
 
 def _where(arguments: Namespace) -> tuple[list[str], int | None]:
-    """Return the overrides, and of how many batches a debug run is to be; None where it is none."""
+    """Return the overrides, and the number of batches of a debug run; None if it is not a debug run."""
     if arguments.on is None and arguments.batches is not None:
         raise RequestError(
             "--batches is given, but --on is not",
-            why="a run that is no debug run has all of its batches",
+            why="only a debug run is limited to a few batches",
             fix="orch run --on inline --batches 3 ..., or trainer.limit_train_batches=3",
         )
     if arguments.on is None:
         return arguments.words, None
     if chosen := [word for word in arguments.words if word.startswith("cluster=")]:
-        raise RequestError(f"--on {arguments.on} and {chosen[0]} are given", why="both choose", fix="give one of them")
+        raise RequestError(f"--on {arguments.on} and {chosen[0]} are given", why="each names a cluster", fix="give one")
     batches = api.DEBUG_BATCHES if arguments.batches is None else arguments.batches
     if batches < 1:
         raise RequestError(f"--batches is {batches}", why="it is at least 1", fix=f"--batches {api.DEBUG_BATCHES}")
@@ -77,7 +77,7 @@ def _run_here(project: Project, prepared: Prepared, *, message: str, rerun: Reru
     say(*(f"note: {note}" for note in launched.notes))
     only = launched.steps[0]
     if launched.paths is None:
-        say(f"{only.run.id[:8]}: {only.reason}; --rerun always runs it anew")
+        say(f"{only.run.id[:8]}: {only.reason}; --rerun always runs it again")
         return 0
     attempt = project.runs.experiment(name).run(only.run.id).attempt(only.attempt)
     tail = Tail(attempt.log)
@@ -87,6 +87,6 @@ def _run_here(project: Project, prepared: Prepared, *, message: str, rerun: Reru
         tail.copy(ended=True)
         cluster.close()
     record = api.read(project, name).records[only.run.id]
-    if record.failure and not listed(attempt.log):  # it died before it had a log of its own
+    if record.failure and not listed(attempt.log):  # it died before its log was created
         say(record.failure.traceback)
     return say_how_it_ended(record)

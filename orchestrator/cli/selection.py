@@ -21,7 +21,7 @@ _ID = re.compile(r"[0-9a-f]{1,12}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """A parsed choice. Kinds are combined with `and`, several of one kind with `or`; nothing given: all runs."""
+    """A parsed choice. Kinds are combined with `and`, several of one kind with `or`; an empty one chooses all."""
 
     ids: tuple[str, ...] = ()
     states: tuple[RunState, ...] = ()
@@ -30,7 +30,7 @@ class Selection:
     point: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def matches(self, record: Record, tags: Collection[str] = ()) -> bool:
-        """Return whether a run is chosen; `tags` are its launch's."""
+        """Return whether a run is chosen; `tags` are those of its launch."""
         return (
             (not self.ids or any(record.id.startswith(prefix) for prefix in self.ids))
             and (not self.states or record.state in self.states)
@@ -48,9 +48,9 @@ class Selection:
 
 
 def parse(words: Sequence[str], *, experiments: Sequence[str] = ()) -> Selection:
-    """Return the selection that words stand for. Raises RequestError for one that is none of the forms.
+    """Parse words into a selection. Raises RequestError for a word that has none of the forms.
 
-    `experiments` are the names that a word may have been meant for.
+    `experiments` are the names that an error may suggest.
     """
     ids, states, launches, tags = [], [], [], []
     point: dict[str, tuple[str, ...]] = {}
@@ -81,7 +81,7 @@ def _state(text: str) -> RunState:
     except ValueError as error:
         states = [state.value for state in RunState]
         raise RequestError(
-            f"{text!r} is no state{nearest(text, states)}", why=f"states are {', '.join(states)}", fix="state=failed"
+            f"{text!r} is not a state{nearest(text, states)}", why=f"states are {', '.join(states)}", fix="state=failed"
         ) from error
 
 
@@ -103,9 +103,9 @@ def _same(value: object, text: str) -> bool:
 
 
 def select(
-    project: Project, words: Sequence[str], *, look: Callable[[Project, str], ExperimentState] = refresh
+    project: Project, words: Sequence[str], *, read_state: Callable[[Project, str], ExperimentState] = refresh
 ) -> tuple[str, ExperimentState, list[Record]]:
-    """Return the experiment that words name, or the only one whose runs they choose, and the chosen runs."""
+    """Return the experiment that words name, or else the only one whose runs they choose, and the chosen runs."""
     experiments = [paths.name for paths in project.runs.experiments()]
     named = [word for word in words if word in experiments]
     if len(named) > 1:
@@ -114,7 +114,7 @@ def select(
     candidates = named or experiments
     found = [
         (state, chosen.choose(state.records.values(), state.tags))
-        for state in (look(project, name) for name in candidates)
+        for state in (read_state(project, name) for name in candidates)
     ]
     only_states = not (chosen.ids or chosen.point or chosen.tags)
     _check_keys(chosen, [record for state, _ in found for record in state.records.values()])
@@ -157,7 +157,7 @@ def _check_keys(chosen: Selection, records: Sequence[Record]) -> None:
 
 
 def one(records: Sequence[Record]) -> Record:
-    """Return the only chosen run. Raises RequestError where there is none, or several."""
+    """Return the only chosen run. Raises RequestError if there is none, or several."""
     if len(records) != 1:
         some = "; ".join(f"{record.id[:8]} {described(record.point)}" for record in records[:4])
         more = " ..." if len(records) > 4 else ""
@@ -167,7 +167,7 @@ def one(records: Sequence[Record]) -> Record:
 
 
 def shown(state: ExperimentState, records: Sequence[Record], arguments: Namespace) -> list[Record]:
-    """Return the runs that are not hidden, or all where that is asked for."""
+    """Return the runs that are not hidden, or all with `--hidden`."""
     kept = [record for record in records if arguments.hidden or record.id not in state.hidden]
     if len(kept) < len(records):
         say(f"note: {count(len(records) - len(kept))} hidden: --hidden")

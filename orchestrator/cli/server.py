@@ -1,7 +1,7 @@
 """`orch ui`: the MLflow UI over the embedded store, on loopback, kept up to date while it runs.
 
-The server is ours by construction: it serves a socket that listens before it is started, and that this process keeps
-open for as long as it has given anybody the address.
+No other program can answer in the server's place: its socket listens before it starts, and this process keeps the
+socket open for as long as the address is in use.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ _START_SECONDS = 180.0
 _STOP_SECONDS, _GONE_SECONDS = 10.0, 5.0
 _LOOK_SECONDS = 0.1
 _ONLY_ASKED = 0
-"""The signal that is none: it fails where nobody would get it."""
+"""Signal number 0, which is never delivered: sending it fails if there is no process to receive it."""
 
 
 def serve(project: Project, names: Sequence[str], *, port: int | None, browse: bool) -> int:
-    """Sync, serve until told to stop, and leave no process. Says how to reach it from another machine.
+    """Sync, serve until stopped, and leave no process. Prints how to reach it from another machine.
 
-    Ctrl-C, SIGTERM and a terminal that is closed stop it, whatever a library does at that moment: the work is done in a
-    thread, and this one only waits for a signal. Raises TrackingError if the server ends by itself.
+    Ctrl-C, SIGTERM and a closed terminal stop it, whatever a library does at that moment: the work is done in another
+    thread, while this one only waits for a signal. Raises TrackingError if the server ends by itself.
     """
-    told: list[int] = []
+    received_signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is below `nohup`
-            signal.signal(number, lambda received, _: told.append(received))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under `nohup`
+            signal.signal(number, lambda received, _: received_signals.append(received))
     with listen(port) as listening:
         if port is None and listening.getsockname()[1] != (usual := usual_port(os.getuid())):
             _say(f"not on port {usual}, as usual: {taken(usual)}")
         service = _Service(project, names, listening, browse=browse)
         service.start()
-        while not told and service.is_alive():
+        while not received_signals and service.is_alive():
             time.sleep(_LOOK_SECONDS)
         service.stop()
-    if service.is_alive():  # in a library that does not come back: nothing is lost, but waiting for it
+    if service.is_alive():  # stuck in a library call: nothing is lost by not waiting for it
         sys.stdout.flush()
         os._exit(0)
     if service.error is not None:
@@ -70,7 +70,7 @@ def serve(project: Project, names: Sequence[str], *, port: int | None, browse: b
 
 
 class _Service(threading.Thread):
-    """Syncs, starts the server, and goes on syncing until it is told to stop or fails."""
+    """Syncs, starts the server, and keeps syncing until it is stopped or fails."""
 
     def __init__(self, project: Project, names: Sequence[str], listening: socket.socket, *, browse: bool) -> None:
         super().__init__(daemon=True)
@@ -81,7 +81,7 @@ class _Service(threading.Thread):
         self._starting, self._stopped = threading.Lock(), threading.Event()
 
     def stop(self) -> None:
-        """Stop the server, and wait for a moment for what is being done."""
+        """Stop the server, and wait briefly for work in progress."""
         with self._starting:
             self._stopped.set()
         if self._server is not None:
@@ -130,7 +130,7 @@ class _Service(threading.Thread):
 
 
 def _start(project: Project, listening: socket.socket, secret: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start the server on our socket. It gets the secret by its standard input, which is open for as long as we run."""
+    """Start the server on a socket. It gets the secret by standard input, which stays open while this process runs."""
     program = "orchestrator.tracking.ui_server"
     descriptor = listening.fileno()
     server = subprocess.Popen(
@@ -143,14 +143,14 @@ def _start(project: Project, listening: socket.socket, secret: str, log: IO[byte
         pass_fds=[descriptor],
     )
     if server.stdin is not None:
-        with suppress(OSError):  # it has ended already, and is asked why
+        with suppress(OSError):  # it has ended already; the reason is read later
             server.stdin.write(f"{secret}\n".encode())
             server.stdin.flush()
     return server
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], port: int, secret: str, log: IO[bytes]) -> None:
-    """Wait for an answer on our own socket: nobody else can have its port, and no proxy is asked."""
+    """Wait for an answer on the server's socket, without a proxy; no other program can have its port."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         with closing(HTTPConnection(HOST, port, timeout=5)) as connection, suppress(OSError, HTTPException):
@@ -181,17 +181,17 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _STOP_SECONDS
     number: int = signal.SIGTERM
     with suppress(ProcessLookupError):
-        while time.monotonic() < deadline + _GONE_SECONDS:  # dead ones may stay for ever, where nobody waits for them
-            os.killpg(server.pid, number)  # until there is nobody left
+        while time.monotonic() < deadline + _GONE_SECONDS:  # zombies stay if their parent does not wait for them
+            os.killpg(server.pid, number)  # until no process is left
             server.poll()
             time.sleep(0.05)
             number = signal.SIGKILL if time.monotonic() > deadline else _ONLY_ASKED
 
 
 def _open(url: str) -> Path | None:
-    """Open a URL in the user's browser, by a file: as an argument, every user of the machine could read its token.
+    """Open a URL in the user's browser, through a file: other users of the machine could read the token in an argument.
 
-    Returns the file, which is to be removed once the server has ended.
+    Returns the file, which the caller removes once the server has ended.
     """
     make_private(folder := state_dir() / "ui")
     check_private(folder)

@@ -1,4 +1,4 @@
-"""`orch show`: show everything known of a run."""
+"""`orch show`: show everything known about a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def handle(arguments: Namespace) -> int:
 
 
 def _for_people(document: dict[str, Any], took: str) -> dict[str, object]:
-    """Return the document with local times in place of seconds since 1970, and how long the run took."""
+    """Return the document with local times in place of seconds since 1970, and with the run's duration."""
     launched = {**document["launched"], "time": local(document["launched"]["time"])}
     times = {key: local(document[key]) for key in ("started", "ended")}
     return {**document, **times, "took": took or None, "launched": launched}

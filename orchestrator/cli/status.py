@@ -20,9 +20,9 @@ from orchestrator.report.usage import most
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_selection(parser)
-    parser.add_argument("-w", "--watch", action="store_true", help="live, until all runs have ended")
+    parser.add_argument("-w", "--watch", action="store_true", help="update live, until all runs have ended")
     add_hidden(parser)
-    parser.add_argument("--all", action="store_true", help="every run, however many")
+    parser.add_argument("--all", action="store_true", help="list every run, however many")
     add_json(parser)
 
 
@@ -63,7 +63,7 @@ def _overview(project: Project, *, as_json: bool) -> int:
 
 
 def outlook_json(state: ExperimentState, now: float) -> dict[str, object]:
-    """Return the forecast and the consumption of a whole experiment."""
+    """Return the forecast and the usage of a whole experiment."""
     end = forecast(state.records.values(), now)
     at = now + end.seconds if end and end.seconds is not None else None
     return {

@@ -19,15 +19,15 @@ from orchestrator.system.units import about
 
 _WEEK_SECONDS = 6 * 86_400
 _FEW_ROWS = 10
-"""Of more runs than ROWS so many are listed, below a table that counts all of them."""
+"""How many runs are listed if there are more than ROWS, below a table that counts all of them."""
 
 
 def status_lines(
     experiment_state: ExperimentState, records: Sequence[Record], *, everything: bool = False
 ) -> list[str]:
-    """Return the runs as a table, failures grouped by signature, and what is to be done about them.
+    """Return the runs as a table, with failures grouped by signature, and the commands that show more of them.
 
-    Many runs are counted by state and by what was swept, and only the first of them are listed.
+    If there are many, they are counted by state and swept values, and only the first are listed.
     """
     objective = objective_of(experiment_state)
     order = {state: place for place, state in enumerate(RunState)}
@@ -62,7 +62,7 @@ def _when(seconds: float) -> str:
 
 
 def outlook(state: ExperimentState, now: float) -> list[str]:
-    """Return, where there is something to say, when all will have ended, and what was taken of what was asked."""
+    """Return the forecast of the end, and the share of the requested resources that was used, as far as known."""
     end = forecast(state.records.values(), now)
     return [*([_end(end, now)] if end else []), *filter(None, [_taken(most(state.records.values(), now))])]
 
@@ -117,7 +117,7 @@ def _status_row(record: Record, point: str, objective: Objective | None) -> list
 
 
 def _where(record: Record) -> str:
-    """Return the node on which a run is running, and the GPUs that our supervisor gave it."""
+    """Return the node on which a run is running, and the GPUs that the workstation's supervisor gave it."""
     if record.state is not RunState.RUNNING:
         return ""
     claim = record.last.claim if record.last else None
@@ -125,7 +125,7 @@ def _where(record: Record) -> str:
 
 
 def _metric(record: Record, objective: Objective | None) -> str:
-    """Return the objective's best value; without an objective, the last of a loss, or of what comes first."""
+    """Return the objective's best value; without an objective, the last value of a loss, or of the first metric."""
     if objective:
         value = record.best_value(objective.metric)
         return "" if value is None else f"{value:.4g}"

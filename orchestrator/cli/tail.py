@@ -1,4 +1,4 @@
-"""What is new in a log, as it comes."""
+"""The new lines of a log, as they are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.system.files import listed, open_file
 
 
 class Tail:
-    """Copies what is new in a file to standard output; with a label, each line behind it, once it is whole."""
+    """Copies new content of a file to standard output; with a label, whole lines only, each after the label."""
 
     def __init__(self, path: Path, label: str = "") -> None:
         self._path, self._label, self._offset = path, label, 0

@@ -18,16 +18,16 @@ _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "grey": "90"
 
 _OURS = re.compile(r"\x1b\[(?:0|1|3[1-4]|90)m")
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
-_HIDES = re.compile(r"(?:\[|;)0*8(?:;|m)")  # SGR 8: text that nobody sees
-_TURNS = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"  # they reorder what stands on a line
+_HIDES = re.compile(r"(?:\[|;)0*8(?:;|m)")  # SGR 8: invisible text
+_TURNS = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"  # they reorder the text of a line
 _CONTROL = re.compile(rf"\r\n|\x1b\[[0-9;:]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{_TURNS}]")
 
 
 def harmless(text: str, *, log: bool = False) -> str:
-    """Return text that a terminal only shows: what would steer it is written as an escape.
+    """Return text that is safe to show on a terminal: control characters are written as escapes.
 
-    Tabs, line ends and our own colours stay; of a run's log other colours, too, and the carriage returns of progress
-    bars.
+    Tabs, line ends and the colours of `orch` stay; with `log`, so do other colours and the carriage returns of
+    progress bars.
     """
 
     def neutral(found: re.Match[str]) -> str:
@@ -45,14 +45,14 @@ def _escaped(character: str) -> str:
 
 
 def paint(text: str, colour: str, stream: IO[str]) -> str:
-    """Return text in a colour, where the stream is a terminal and NO_COLOR is not set."""
+    """Return text in a colour if the stream is a terminal and NO_COLOR is not set."""
     if os.environ.get("NO_COLOR") or not stream.isatty():
         return text
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
 
 
 class Formatter(logging.Formatter):
-    """Formats what is logged for a terminal."""
+    """Formats log records for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return harmless(super().format(record))
@@ -74,7 +74,7 @@ def say(*lines: str) -> None:
 
 
 def confirmed(question: str) -> bool | None:
-    """Ask for a yes at the terminal; None where nobody is there to answer."""
+    """Ask for a yes at the terminal; None if there is no terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     print(f"{harmless(question)} [y/N] ", end="", file=sys.stderr, flush=True)

@@ -38,7 +38,7 @@ def handle(arguments: Namespace) -> int:
 
 
 def _is_read_only(project: Project, name: str) -> bool:
-    """Return whether nothing of an experiment may be sent anywhere, and say why."""
+    """Return whether an experiment is read only, so that nothing of it may be sent; print why."""
     why = why_read_only(project.runs.experiment(name))
     if why:
         say(f"{name}: read only: {why}")
@@ -46,7 +46,7 @@ def _is_read_only(project: Project, name: str) -> bool:
 
 
 def sync(project: Project, name: str, *, model: str | None = None) -> int:
-    """Sync one experiment and say so. A server that is down holds up no other."""
+    """Sync one experiment and print the result. A server that is down does not hold up the others."""
     try:
         report = stores.sync(project, name)
         say(f"{name}: {report.created} runs made, {report.metrics_sent} values sent")

@@ -1,4 +1,4 @@
-"""What `hold`, `release` and `change` share: they act on the chosen runs that wait, and say of how many."""
+"""The common part of `hold`, `release` and `change`: act on the chosen runs that wait, and print how many."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from orchestrator.records.record import Record
 
 
 def act_on_waiting(arguments: Namespace, done: str, act: Callable[[Project, str, list[Record]], list[Record]]) -> int:
-    """Have `act` do something to the chosen runs; it returns those that waited. `done` says what, in the past."""
+    """Call `act` on the chosen runs; it returns those that waited. `done` is the past participle to print."""
     project = project_of(arguments)
-    name, _, records = select(project, arguments.words, look=api.read)  # what waits is not handed over first
+    name, _, records = select(project, arguments.words, read_state=api.read)  # reading does not submit pending runs
     chosen = act(project, name, records)
-    say(f"{name}: {len(chosen)} of {len(records)} chosen runs {done}" if chosen else f"{name}: nothing waits")
+    say(f"{name}: {len(chosen)} of {len(records)} chosen runs {done}" if chosen else f"{name}: no chosen run waits")
     return 0

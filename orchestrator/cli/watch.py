@@ -23,21 +23,21 @@ _STATE_COLOURS: Mapping[RunState, str] = {
 }  # fmt: skip
 _PERIOD_SECONDS = 1.0
 _SHARE = 0.2
-"""Of its time it looks at most: where that takes long, as of 10,000 runs on a slow filesystem, it looks less often."""
+"""The most of its time spent reading: if that is slow, as for 10,000 runs on a slow filesystem, it reads less often."""
 
 
 class Watch:
     """Shows an experiment on standard error each time `tick` is called, at most once a second."""
 
     def __init__(self, project: Project, name: str, *, launch: int | None = None) -> None:
-        self._look, self._launch = refresher(project, name), launch
+        self._refresh, self._launch = refresher(project, name), launch
         self._stream = sys.stderr
         self._drawn = 0
         self._due = 0.0
-        self._told: dict[str, RunState] = {}
+        self._shown: dict[str, RunState] = {}
 
     def tick(self) -> bool:
-        """Show what has changed. Returns whether something still waits or runs."""
+        """Show what has changed; return whether a run still waits or runs."""
         began = time.monotonic()
         if began < self._due:
             return True
@@ -47,17 +47,17 @@ class Watch:
         return active
 
     def show(self) -> bool:
-        """Show now, whenever it was last shown."""
-        state = self._look()
+        """Show now, even if it was shown a moment ago."""
+        state = self._refresh()
         records = [r for r in state.records.values() if self._launch in (None, r.planned.launch)]
         if self._stream.isatty():
             self._redraw(status_lines(state, records))
         else:
-            self._tell(state, records)
+            self._print_changes(state, records)
         return any(record.state.active for record in records)
 
     def until_ended(self) -> None:
-        """Show until nothing waits or runs."""
+        """Show until no run waits or runs."""
         while self.tick():
             time.sleep(0.2)
         self.show()
@@ -70,12 +70,12 @@ class Watch:
         self._stream.flush()
         self._drawn = len(lines)
 
-    def _tell(self, state: ExperimentState, records: list[Record]) -> None:
+    def _print_changes(self, state: ExperimentState, records: list[Record]) -> None:
         ended = sum(not record.state.active for record in records)
         for record in records:
-            if record.state is not self._told.get(record.id) and record.state is not RunState.QUEUED:
+            if record.state is not self._shown.get(record.id) and record.state is not RunState.QUEUED:
                 self._stream.write(harmless(f"[{ended}/{len(records)}] {self._line(state, record)}\n"))
-            self._told[record.id] = record.state
+            self._shown[record.id] = record.state
         self._stream.flush()
 
     def _line(self, experiment_state: ExperimentState, record: Record) -> str:
@@ -95,10 +95,10 @@ class Watch:
 
 
 def wait(project: Project, name: str, launch: int, *, quiet: bool) -> None:
-    """Return when no run of a launch waits or runs any more."""
+    """Wait until no run of a launch waits or runs."""
     if not quiet:
         Watch(project, name, launch=launch).until_ended()
         return
-    look = refresher(project, name)
-    while any(r.state.active for r in look().records.values() if r.planned.launch == launch):
+    refresh = refresher(project, name)
+    while any(r.state.active for r in refresh().records.values() if r.planned.launch == launch):
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""A tree of JSON values as YAML, for people. Nothing is read here; to import yaml takes too long for a quick verb."""
+"""A tree of JSON values as YAML, for people. Writes only; importing yaml takes too long for a quick verb."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import re
 _PLAIN = re.compile(
     r"[^\W\d][\w./+@%-]*(?: [\w./+@%(][\w./+@%(),-]*)*"  # words
     r"|/[\w./+@%-]*"  # a path
-    r"|[\da-f]*[acdf][\da-f]*"  # an id or a digest, but no number
+    r"|[\da-f]*[acdf][\da-f]*"  # an id or a digest, but not a number
     r"|\$\{[\w.:/-]+\}"  # a reference, as to a secret
 )
-"""Text that needs no quotes in YAML, unless it is one of its words."""
+"""Text that needs no quotes in YAML, unless it is a reserved word."""
 _YAML_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "y", "n", "null"})
 
 
@@ -44,7 +44,7 @@ def _scalar(value: object) -> str:
 
 
 def _number(value: float) -> str:
-    """Return a number that YAML 1.1 does not take for text: it wants a point in 1e-05, and before inf."""
+    """Return a number that YAML 1.1 does not read as text: it requires a point in 1e-05, and before inf."""
     text = repr(value)
     if "n" in text:  # inf, nan
         return text.replace("inf", ".inf").replace("nan", ".nan")

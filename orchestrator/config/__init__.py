@@ -4,14 +4,14 @@ Importing one of its modules imports none of the others that it does not need.
 
 overrides.py  the command line in Hydra's grammar: fixed values, and axes of a sweep
 compose.py    Hydra's composition
-files.py      the files that it loads, and what they may not say
-counterparts.py  what stands for keys of Hydra and of project templates (pure)
-explain.py    its errors -> what a user can act on
+files.py      the files that it loads, and what is refused in them
+counterparts.py  what replaces keys of Hydra and of project templates (pure)
+explain.py    its errors -> errors that a user can act on
 points.py     one resolved config per point, fast where that is provably the same
-fields.py     what the keys of a section may be, as data (pure)
+fields.py     the rules for the keys of a section, as data (pure)
 schema.py     the built-in keys -> types (pure)
-experiment.py all of it together
-debug.py      a few batches of it, to try it out (pure)
+experiment.py a whole experiment, composed and checked
+debug.py      an experiment -> a short trial of a few batches (pure)
 location.py   where a value was written, for errors
 sweep/        which points a sweep has (pure)
 interpolation.py  which keys a value reads
@@ -19,6 +19,6 @@ targets/      whether a `_target_` exists and takes its arguments, without impor
 lightning_names.py  Lightning's two distributions, as one set of classes
 build.py      objects from `_target_` nodes, in the job, without Hydra
 quoting.py    a key and a value -> the override that sets it (pure)
-credentials.py  what looks like a secret, and is not shown
-secrets.py    the secrets that YAML names, put in place on the node
+credentials.py  values that look like secrets, and are not shown
+secrets.py    the secrets that YAML names, filled in on the node
 """

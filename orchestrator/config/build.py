@@ -14,20 +14,20 @@ from orchestrator.config.lightning_names import unite
 from orchestrator.errors import ConfigError
 
 SAVE_DIR = "save_dir"
-"""The argument of a logger that a run gives where the configuration does not: a folder of the attempt's."""
+"""The argument that a run passes to a logger whose configuration does not: a folder of the attempt."""
 
 
 class Section(dict[str, object]):
     """A section of a config whose keys are attributes, too: `cfg.optim.lr` is `cfg["optim"]["lr"]`.
 
-    A checkpoint holds it as an OrderedDict, which torch reads with `weights_only` and anybody without this package.
+    A checkpoint stores it as an OrderedDict, which torch reads with `weights_only`, and without this package.
     """
 
     def __getattr__(self, name: str) -> object:
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"the section has no key {name!r}, but {', '.join(map(str, self))}") from None
+            raise AttributeError(f"the section has no key {name!r}; its keys are {', '.join(map(str, self))}") from None
 
     def __setattr__(self, name: str, value: object) -> None:
         self[name] = value
@@ -49,23 +49,23 @@ SPECIAL: Mapping[str, tuple[object, ...]] = {
     "_recursive_": (True, False),
     "_convert_": ("none", "partial", "object", "all"),
 }
-"""The keys of a node that are not arguments, and the values that each may have; none: any."""
+"""The keys of a node that are not arguments, and the values allowed for each; an empty tuple allows any."""
 
 
 def build(node: object, **extra: object) -> Any:
     """Return the object that a node describes; lists and plain mappings are built item by item.
 
-    `_args_` are positional arguments; `_partial_: true` gives a functools.partial. With `_recursive_: false` the nodes
-    within are passed as they are written; `_convert_` other than `none` passes plain mappings in place of Sections.
-    What is within inherits both. `extra` arguments are passed to the outermost target. What the target itself raises is
-    left as it is.
+    `_args_` are positional arguments; `_partial_: true` gives a functools.partial. With `_recursive_: false` nested
+    nodes are passed as written; a `_convert_` other than `none` passes plain mappings instead of Sections.
+    Nested nodes inherit both. `extra` arguments are passed to the outermost target. Exceptions raised by the target
+    itself pass through unchanged.
     """
     return _build(node, extra, _Mode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Mode:
-    """What a node inherits. `plain`: mappings are passed as dicts; `recursive`: the nodes within are built."""
+    """The settings that a node inherits. `plain`: pass mappings as dicts; `recursive`: build nested nodes."""
 
     plain: bool = False
     recursive: bool = True
@@ -91,12 +91,12 @@ def _call(node: Mapping[str, Any], extra: Mapping[str, object], mode: _Mode) -> 
 
 
 def _written(node: object, mode: _Mode) -> object:
-    """Return a node as it is written."""
+    """Return a node as written, without building it."""
     return _each(node, _written, mode)
 
 
 def _each(node: object, of: Callable[..., object], mode: _Mode) -> object:
-    """Return a list or a mapping of what `of` makes of its items, anything else as it is."""
+    """Apply `of` to each item of a list or a mapping, and return anything else unchanged."""
     if isinstance(node, list | tuple):
         return [of(item, mode=mode) for item in node]
     if not isinstance(node, Mapping):
@@ -107,7 +107,7 @@ def _each(node: object, of: Callable[..., object], mode: _Mode) -> object:
 
 
 def locate(dotted: str) -> Any:
-    """Return the object of a dotted name as Hydra does: an attribute goes before a submodule of the same name."""
+    """Return the object with a dotted name as Hydra does: an attribute takes precedence over a submodule."""
     unite()
     top, *rest = dotted.split(".")
     try:

@@ -62,12 +62,12 @@ class Composer:
 
     @property
     def misread(self) -> Mapping[tuple[str, ...], tuple[str, float]]:
-        """The keys that hold what YAML makes of `1:30` and `0123`: the text that was written, and the number."""
+        """The keys whose values YAML read as numbers, such as `1:30` and `0123`: text as written, and number."""
         return cast("Files", self._loader.repository).misread
 
     @property
     def unread(self) -> str:
-        """The name of the folder in which other programs keep what lies in conf/; empty where there is a conf/."""
+        """The folder in which other programs keep their conf/, if the project has one; empty where there is a conf/."""
         beside = [] if self.folder.is_dir() else [self.folder.with_name(name) for name in ("configs", "config")]
         return next((folder.name for folder in beside if any(folder.glob("**/*.yaml"))), "")
 
@@ -79,7 +79,7 @@ class Composer:
     def chooses(self, key: str, value: object) -> bool:
         """Return whether an override chooses from a config group, perhaps into a package (`group@package`).
 
-        A mapping as value changes keys of what was chosen, as Hydra has it.
+        As in Hydra, a mapping as the value changes keys of the chosen option, and chooses nothing.
         """
         return key.partition("@")[0] in self.groups and not isinstance(value, Mapping)
 
@@ -92,7 +92,7 @@ class Composer:
         return list(self._loader.repository.get_group_options(group, ObjectType.CONFIG))
 
     def option(self, key: str, value: object) -> Any:
-        """Return an option, or the list of them, of a config group without the `.yaml` with which Hydra also takes it.
+        """Return an option of a config group, or a list of options, without the `.yaml` ending that Hydra accepts.
 
         Any other value stays as it is.
         """
@@ -104,12 +104,12 @@ class Composer:
         return value if value in self.options(group) else value.removesuffix(".yaml")
 
     def compose(self, overrides: Sequence[str]) -> Composition:
-        """Compose with Hydra overrides. Raises ConfigError naming the override or the file, and the fix."""
+        """Compose with Hydra overrides. Raises ConfigError, which names the override or the file, and the fix."""
         try:
             config = self._load(overrides)
         except ConfigError:
             raise
-        except Exception as error:  # Hydra, OmegaConf and YAML raise what Python does
+        except Exception as error:  # Hydra, OmegaConf and YAML raise any Python exception
             raise explain(self, error, overrides) from error
         chosen = {k: v for k, v in config.hydra.runtime.choices.items() if "hydra" not in k and v}
         with open_dict(config):
@@ -117,7 +117,7 @@ class Composer:
         return Composition(config=config, choices={key: self.option(key, value) for key, value in chosen.items()})
 
     def _load(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose with Hydra, which takes a key that is null for one that is not there, and does not delete it."""
+        """Compose with Hydra, which cannot delete a null key: such a key gets a value first, and is then deleted."""
         written = list(map(_opened, overrides))
         try:
             return self._hydra(written)
@@ -146,7 +146,7 @@ class Composer:
         return OmegaConf.to_container(self.compose(overrides).config, resolve=False)
 
     def place_of(self, message: str, overrides: Sequence[str]) -> str:
-        """Return where the value that a message complains about was written; empty if that cannot be told."""
+        """Return where the value that a message complains about was written; empty if that is unknown."""
         values = [text for text in overrides if text.lstrip("+").partition("=")[0].partition("@")[0] not in self.groups]
         folders = [self.folder, *(Path(folder) / "conf" for folder in orchestrator.__path__)]
         try:
@@ -156,7 +156,7 @@ class Composer:
         return named_in(message, [*in_overrides(values), *in_files(folders, choices)])
 
     def _groups_under(self, parent: str) -> Iterable[str]:
-        # Not `list_groups`, which first makes a deep copy of all that is registered with Hydra.
+        # Not `list_groups`, which first makes a deep copy of everything registered with Hydra.
         for name in self._loader.repository.get_group_options(parent, ObjectType.GROUP):
             group = f"{parent}/{name}" if parent else name
             if group.split("/")[0] not in {"hydra", "__pycache__"}:
@@ -165,7 +165,7 @@ class Composer:
 
 
 def _opened(override: str) -> str:
-    """Return an override, so written that Hydra takes new keys where a mapping of free keys is given as a whole."""
+    """Return an override in a form in which Hydra accepts new keys in a mapping of free keys given as a whole."""
     return f"++{override}" if override.startswith(_FREE) else override
 
 
@@ -176,7 +176,7 @@ def resolve(config: DictConfig, *, where: str, only: str | None = None) -> Any:
     """
     try:
         return plain(config if only is None else config[only])
-    except Exception as error:  # a resolver raises what Python does
+    except Exception as error:  # a resolver may raise any Python exception
         raise _resolution_error(error, where) from error
 
 

@@ -1,4 +1,4 @@
-"""What stands here for keys of Hydra itself, and for the config groups of the usual project templates. Pure."""
+"""The keys to use in place of Hydra's own, and of the config groups of common project templates. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.errors import ConfigError
 _HYDRA: Mapping[str, tuple[str, str]] = {
     "sweeper": ("a sweep is written under `sweep`", "sweep: {grid: {model.lr: [1e-3, 1e-2]}}"),
     "launcher": (
-        "where and with what runs start is said by `cluster` and `resources`",
+        "`cluster` and `resources` say where runs start, and with what resources",
         "cluster=slurm, or a profile of yours in conf/cluster/; resources: {gpus_per_node: 1, hours: 4}",
     ),
     "mode": ("a sweep is written under `sweep`, or given with commas", "remove it; sweep by model.lr=1e-3,1e-2"),
@@ -45,11 +45,11 @@ GROUPS: Mapping[str, tuple[str, str]] = {
     "task_name": ("an experiment has a name", "name: my-experiment"),
     "train": ("`task` says what a run does", "task: fit"),
     "test": ("`task` says what a run does", "task: fit_test"),
-    "ckpt_path": ("where a run starts is said by two keys", "init_from: run:3fa2c81b/best, or resume_from"),
+    "ckpt_path": ("two keys say what a run starts from", "init_from: run:3fa2c81b/best, or resume_from"),
     "optimized_metric": ("`objective` ranks runs", "objective: {metric: val/acc, mode: max}"),
     "experiment_name": ("an experiment has a name", "name: my-experiment"),
 }
-"""Config groups and top-level keys of templates -> what stands here in their place, and how it is written."""
+"""Config groups and top-level keys of templates -> what replaces them here, and how to write that."""
 
 
 def of_template(key: str, where: str = "") -> ConfigError | None:
@@ -61,7 +61,7 @@ def of_template(key: str, where: str = "") -> ConfigError | None:
 
 
 def of_hydra(key: str, value: object = None) -> tuple[str, str]:
-    """Return what does here what a key of Hydra's does, and how to write that."""
+    """Return what replaces a key of Hydra's own, and how to write that."""
     name = key.replace("/", ".").replace("@", ".").split(".")[1:2]
     if name == ["sweeper"] and isinstance(value, Mapping) and isinstance(value.get("params"), Mapping):
         return _HYDRA["sweeper"][0], f"sweep: {{grid: {{{_grid(value['params'])}}}}}"
@@ -74,6 +74,6 @@ def _grid(params: Mapping[str, object]) -> str:
 
 
 def _axis(value: object) -> str:
-    """Return an axis of `hydra.sweeper.params` as one of `sweep.grid`: its grammar is the same there."""
+    """Return an axis of `hydra.sweeper.params` as an axis of `sweep.grid`, whose grammar is the same."""
     swept = isinstance(value, str) and ("," in value or "(" in value)
     return json.dumps(value if swept or isinstance(value, list) else [value])

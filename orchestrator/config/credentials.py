@@ -1,7 +1,8 @@
-"""What looks like a credential, and is shown as `***`; and `${secret:NAME}`, which names one without saying it.
+"""Values that look like credentials, and are shown as `***`; and `${secret:NAME}`, which names one by reference.
 
-A key tells: `password`, `api_key`, `hf_token`. Numbers are none (`max_tokens: 512`), nor is what a vocabulary has. In
-a URL its place tells: `https://user:PASSWORD@host`, `?token=TOKEN`.
+A credential is recognised by its key: `password`, `api_key`, `hf_token`. Numbers are not credentials
+(`max_tokens: 512`), nor are the special tokens of a vocabulary. In a URL it is recognised by its position:
+`https://user:PASSWORD@host`, `?token=TOKEN`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 MASK = "***"
 REFERENCE = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}")
-"""As it stands in a frozen configuration; the node replaces it."""
+"""A reference to a secret in a frozen configuration; the node replaces it."""
 
 _NAMES = re.compile(
     r"(?:^|[_-])(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|authorization|cookie"
@@ -25,7 +26,7 @@ _URL_USER = re.compile(
 )
 _URL_QUERY = re.compile(r"(?P<key>(?<=[?&])[\w-]+)=(?P<word>[^&\s\"'<>#]+)")
 _QUERY_KEYS = re.compile(r"^(?:sig|signature|x-amz-signature|x-amz-security-token|x-goog-signature)$", re.IGNORECASE)
-_TOKEN_CHARACTERS = 20  # a user's name is shorter than what a forge gives out as a token
+_TOKEN_CHARACTERS = 20  # the tokens that forges issue are longer than user names
 _ENTRY = re.compile(
     r"""(?<![\w.-])(?<!\$\{)(?P<key>["']?[\w.-]+["']?)(?P<colon>\s*:\s*)"""
     r"""(?P<value>\$\{[^}]*\}|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^,{}\[\]\s"'][^,{}\[\]]*)"""
@@ -36,16 +37,16 @@ _VOCABULARY = re.compile(r"(?:^|_)(?:pad|eos|bos|unk|cls|sep|mask|start|end|imag
 
 
 Redact = Callable[[Any], Any]
-"""Returns a text, or a tree of them, without what may not be written, as `Secrets.redact` does."""
+"""Returns a text, or a tree of texts, without the values that may not be written, as `Secrets.redact` does."""
 
 
 def unchanged(node: Any) -> Any:
-    """Return a tree as it is: where there are no secrets."""
+    """Return a tree unchanged; used where there are no secrets."""
     return node
 
 
 def reference(name: str) -> str:
-    """Return what stands for a secret in a frozen configuration."""
+    """Return the reference to a secret in a frozen configuration."""
     return f"${{secret:{name}}}"
 
 
@@ -65,9 +66,9 @@ def _names(key: str) -> bool:
 
 
 def masked(tree: object, at: str = "") -> Any:
-    """Return a tree of mappings and lists in which nothing looks like a credential any more.
+    """Return a tree of mappings and lists with everything that looks like a credential masked.
 
-    What lies below a key that names one is one, too, such as the choices of a sweep.
+    Everything below a key that names a credential is masked too, such as the choices of a sweep.
     """
     if isinstance(tree, Mapping):
         below = at if _names(at) else ""
@@ -99,7 +100,7 @@ def _masked_query(found: re.Match[str]) -> str:
 
 
 def masked_script(text: str) -> str:
-    """Return a shell script as it may be shown: without what it sets variables to that name credentials."""
+    """Return a shell script as it may be shown: the values of variables that name credentials are masked."""
     return masked_url(_ASSIGNED.sub(lambda found: f"{found['key']}={MASK}" if _names(found["key"]) else found[0], text))
 
 
@@ -114,7 +115,7 @@ def masked_override(text: str) -> str:
 
 
 def _masked_flow(value: str) -> str:
-    """Return a value in which the mappings and lists hold nothing that looks like a credential; else as it is."""
+    """Mask what looks like a credential in a value's mappings and lists; return any other value unchanged."""
     if not {"{", "["} & set(REFERENCE.sub("", value)):
         return value
     import yaml
@@ -137,7 +138,7 @@ def _masked_entry(found: re.Match[str]) -> str:
 
 
 def literal(tree: Mapping[str, object]) -> Iterator[str]:
-    """Yield the dotted keys of what looks like a credential. Of 10,000 configurations: it is to be quick."""
+    """Yield the dotted keys of values that look like credentials. Must be quick: it reads 10,000 configurations."""
     for key, value in tree.items():
         if type(value) is dict:
             for inner in literal(value):
@@ -160,5 +161,5 @@ def referred(tree: object) -> Iterator[str]:
 
 
 def described(point: Mapping[str, object]) -> str:
-    """Return a point as it is written on the command line, without what must not be shown."""
+    """Return a point as it is written on the command line, with credentials masked."""
     return " ".join(f"{key}={value}" for key, value in masked(point).items()) or "(no sweep)"

@@ -1,7 +1,7 @@
 """An experiment as its YAML and overrides describe it: all points composed and their built-in keys checked.
 
-A composed experiment is one whose facts are not known yet: the data versions are not resolved and the targets
-not looked at, so its points have no ids yet.
+A composed experiment is not resolved yet: its data versions are unknown and its targets unchecked, so its points
+have no ids.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ComposedPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComposedSearch:
-    """An adaptive sweep. The first points of its experiment are those of the templates, in their order."""
+    """An adaptive sweep. The first points of its experiment are those of its templates, in the same order."""
 
     definition: search.Definition
     templates: tuple[Template, ...]
@@ -67,7 +67,7 @@ class ComposedSearch:
 class ComposedExperiment:
     """An experiment before its data versions are resolved and its targets are checked.
 
-    `points` are its grid points. Of a `search`, whose points are not known yet, they are some to check it at.
+    `points` are its grid points; those of a `search` are not known yet, so these are sample points to check it at.
     """
 
     name: str
@@ -108,7 +108,7 @@ def compose_experiment(project: Path, overrides: Sequence[str], takes: Takes = t
 
 
 def data_version(project: Path, overrides: Sequence[str]) -> Any:
-    """Return only the data version that overrides choose, as written; the rest need not be complete."""
+    """Return the data version that overrides choose, as written; the rest of the config may be incomplete."""
     composer = Composer(project)
     line = command_line.parse(overrides, composer.options_of)
     if line.axes:
@@ -120,7 +120,7 @@ def data_version(project: Path, overrides: Sequence[str]) -> Any:
 
 @contextmanager
 def placing(project: Path, overrides: Sequence[str]) -> Iterator[None]:
-    """Have the ConfigErrors of a block say where the value was written: the override, or the file and line."""
+    """Add to ConfigErrors raised in a block where the value was written: the override, or the file and line."""
     try:
         yield
     except ConfigError as error:
@@ -135,7 +135,7 @@ def placing(project: Path, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dict[str, Any], sweep.Sweep]:
-    """Compose once without the axes, to read what holds for all points: the name, the sweep, the cluster."""
+    """Compose once without the axes, to read the values common to all points: the name, the sweep, the cluster."""
     fixed = [text for text in line.fixed if text != "sweep=none"]
     config = composer.compose(fixed).config
     raw = OmegaConf.to_container(config, resolve=False)
@@ -163,7 +163,7 @@ def _searched(
     definition: sweep.Sweep,
     takes: Takes,
 ) -> ComposedExperiment:
-    """Return the experiment of an adaptive sweep: composed for each choice, and checked at some points of it."""
+    """Return the experiment of an adaptive sweep, composed for each choice and checked at sample points of each."""
     wanted: search.Definition = head["search"]
     _check_axes(list(wanted.space))
     composed = search.composed_keys(wanted, composer.chooses)
@@ -179,7 +179,7 @@ def _searched(
     _check_there(keys, [each.keys for each in found.values()])
     first = [each.points[0] for each in found.values()]
     others = [point for each in found.values() for point in each.points[1:]]
-    drafted = _assemble(head, [*first, *others], definition, _told(wanted, found))
+    drafted = _assemble(head, [*first, *others], definition, _search_notes(wanted, found))
     _check_same(drafted.points)
     objectives = wanted.objectives or ((drafted.objective,) if drafted.objective else ())
     if not objectives:
@@ -197,8 +197,8 @@ def _searched(
     )
 
 
-def _told(wanted: search.Definition, found: Mapping[str, Searched]) -> tuple[str, ...]:
-    """Return what a person should know of a search."""
+def _search_notes(wanted: search.Definition, found: Mapping[str, Searched]) -> tuple[str, ...]:
+    """Return notes on a search for the user."""
     by = [str(node["_target_"]).rpartition(".")[2] for node in (wanted.sampler, wanted.pruner) if node]
     notes = [f"sweep.optuna: trials are asked for when they start, by {' and '.join(by)}"]
     for key in wanted.space:
@@ -210,7 +210,7 @@ def _told(wanted: search.Definition, found: Mapping[str, Searched]) -> tuple[str
 
 
 def _check_there(keys: Sequence[str], found: Sequence[Sequence[str]]) -> None:
-    """Refuse a searched key that no choice has; one that some have is searched where these are chosen."""
+    """Refuse a searched key that no choice has; a key that only some choices have is searched with those."""
     for key in keys:
         if not any(key in here for here in found):
             raise ConfigError(
@@ -221,7 +221,7 @@ def _check_there(keys: Sequence[str], found: Sequence[Sequence[str]]) -> None:
 
 
 def _check_same(points: Sequence[ComposedPoint]) -> None:
-    """Refuse a search whose trials need other data, or another job: both are settled before a trial is asked for."""
+    """Refuse a search whose trials differ in data or resources: both are fixed before a trial is requested."""
     first = points[0]
     for point in points:
         data = point.config["data"].get("version") == first.config["data"].get("version")
@@ -235,7 +235,7 @@ def _check_same(points: Sequence[ComposedPoint]) -> None:
 
 
 def _check_package(raw: object) -> None:
-    """Refuse an experiment's file that Hydra has put under `experiment:`, where nothing reads it."""
+    """Refuse an experiment's file whose keys Hydra has put under `experiment:`, where nothing reads them."""
     if isinstance(raw, Mapping) and raw.get("experiment") == {}:
         raise ConfigError(
             "the experiment's file sets nothing", why="an experiment has a name, and a model", fix="name: my-experiment"
@@ -245,12 +245,12 @@ def _check_package(raw: object) -> None:
 
 
 def _refuse_secrets(key: str, value: object) -> None:
-    """Refuse a secret where no node would put it in place."""
+    """Refuse a secret in a place where no node fills it in."""
     if name := next(referred(value), None):
         raise ConfigError(
             f"{key} refers to ${{secret:{name}}}",
-            why="secrets are put in place on the node, in model, data and trainer",
-            fix="use the environment variables of whoever reads it: MLFLOW_TRACKING_TOKEN, AWS_PROFILE",
+            why="secrets are filled in on the node, in model, data and trainer only",
+            fix="use the environment variables of the program that reads it: MLFLOW_TRACKING_TOKEN, AWS_PROFILE",
         )
 
 
@@ -291,7 +291,7 @@ def _expand_keys(axes: object, options: command_line.Options) -> object:
 
 
 def _named(composer: Composer, tree: object) -> Any:
-    """Return a sweep in which options of config groups have one name each: `any.yaml` is `any`."""
+    """Return a sweep in which each option of a config group has one spelling: `any.yaml` becomes `any`."""
     if isinstance(tree, list):
         return [_named(composer, each) for each in tree]
     if not isinstance(tree, Mapping):
@@ -323,7 +323,7 @@ def _check_options(composer: Composer, chosen: Iterable[tuple[str, object]]) -> 
             for option in map(str, value if isinstance(value, list) else [value]):
                 if option not in options:
                     raise ConfigError(
-                        f"sweep: {key}={option!r} is no option{nearest(option, options)}",
+                        f"sweep: {key}={option!r} is not an option{nearest(option, options)}",
                         why=f"the options of {key} are {', '.join(options)}",
                         fix=f"choose one of them for {key}",
                     )
@@ -339,7 +339,7 @@ def _assemble(
     points = tuple(_point(item, definition, used) for item in resolved)
     unused = [rule for i, rule in enumerate(definition.resources) if i not in used]
     more = tuple(f"sweep.resources: when {dict(when)} matches no point" for when, _ in unused)
-    # Points with the same choices have the same keys, and differ in what is swept: 10,000 need not be looked through.
+    # Points with the same choices have the same keys and differ only in swept values: no need to check all 10,000.
     kinds = {id(item.choices): point.config for item, point in zip(resolved, points, strict=True)}
     shown = dict.fromkeys(
         key for config in (*kinds.values(), *(point.point for point in points)) for key in literal(config)
@@ -349,7 +349,7 @@ def _assemble(
     if unread := head["unread"]:
         more += (f"{unread}/ is not read, and there is no conf/: ln -s {unread} conf",)
     more += tuple(
-        f"{key} looks like a credential, and is written to disk: name it by ${{secret:NAME}}" for key in shown
+        f"{key} looks like a credential, and is written to disk: write ${{secret:NAME}} instead" for key in shown
     )
     objective, tracking = schema.objective(head["objective"]), schema.tracking(head["tracking"])
     schema.check_register(tracking, objective)
@@ -396,7 +396,7 @@ def _point(item: Resolved, definition: sweep.Sweep, used: set[int]) -> ComposedP
 
 
 def _resources(written: Mapping[str, object], changed: Mapping[str, object]) -> Resources:
-    """Return a point's resources; what `sweep.resources` has changed is refused as a value of that."""
+    """Return a point's resources; an error in a value that `sweep.resources` has set names `sweep.resources`."""
     try:
         return schema.resources({**written, **changed})
     except ConfigError as error:

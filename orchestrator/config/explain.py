@@ -1,4 +1,4 @@
-"""What Hydra, OmegaConf and YAML say when a composition fails -> what a user can act on."""
+"""The errors of Hydra, OmegaConf and YAML when a composition fails -> errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IN_FILE = re.compile(r"In '([^']+)'")
 
 
 class Composes(Protocol):
-    """What is asked of a composer: the project's conf/, its groups and their options, and an unresolved config."""
+    """The interface of a composer: the project's conf/, its groups and their options, and an unresolved config."""
 
     folder: Path
 
@@ -72,7 +72,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _override(composer: Composes, error: Exception, text: str, overrides: Sequence[str]) -> ConfigError | None:
-    """Return the error if it is this override's."""
+    """Return the error if this override causes it."""
     key, _, value = text.lstrip("+~").partition("=")
     said = str(error)
     if text.startswith("~") and "Could not delete" in said and f"'{key}'" in said:
@@ -110,7 +110,7 @@ def _unknown_key(composer: Composes, key: str, text: str, overrides: Sequence[st
 
 
 def _deepest(tree: object, path: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return how much of a path exists, and the keys that are known there."""
+    """Return the part of a path that exists, and the keys that are known there."""
     at: list[str] = []
     for key in path:
         if not isinstance(tree, dict) or key not in tree:
@@ -120,7 +120,7 @@ def _deepest(tree: object, path: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _unmatched(composer: Composes, error: Exception) -> ConfigError | None:
-    """Return the error for a group in a defaults list, or an override, that templates have, or that has moved."""
+    """Return the error for a group of a defaults list or an override that exists in templates only, or has moved."""
     unmatched, named = _NOT_OVERRIDDEN.search(str(error)), _IN_FILE.search(str(error))
     if unmatched is None:
         return None
@@ -132,7 +132,7 @@ def _unmatched(composer: Composes, error: Exception) -> ConfigError | None:
 
 
 def not_global(what: str) -> ConfigError:
-    """Return the error for an experiment's file whose keys came where nothing reads them."""
+    """Return the error for an experiment's file whose keys ended up where nothing reads them."""
     return ConfigError(
         what,
         why="nothing reads them there; without a package directive Hydra puts a file's keys under its group's name",
@@ -159,7 +159,7 @@ def _not_mergeable(composer: Composes, error: Exception, overrides: Sequence[str
 
 
 def _misplaced(base: object, written: object, at: str = "") -> tuple[str, object] | None:
-    """Return the first key, and its value, that is a list where the base has a mapping."""
+    """Return the first key whose value is a list where the base has a mapping, and that value."""
     for key, value in written.items() if isinstance(written, Mapping) else ():
         known = base.get(key) if isinstance(base, Mapping) else None
         if isinstance(known, Mapping) and isinstance(value, list):

@@ -1,6 +1,6 @@
-"""What the keys of a section may be: each rule is a line of data, and one message says what is wrong and the fix.
+"""Rules for the keys of a section: each is a line of data, and one message says what is wrong and how to fix it.
 
-It knows no section: `schema`, the Slurm package and the data room say theirs.
+No section is defined here: `schema`, the Slurm package and `data` define their own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def _as_it_is(value: object) -> object:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """What a key's value may be.
+    """The rule for the value of a key.
 
-    `rule` is how a refusal says it; the fix is `KEY=example`, or what `fix` says. `optional`: null stands for the
-    default. `choices` are words, the nearest of which a refusal names. `read` makes the value of what was written.
+    `rule` is its wording in an error; the suggested fix is `KEY=example`, or `fix`. `optional`: null means the default.
+    `choices` are words; an error names the nearest one. `read` converts the text as written to the value.
     """
 
     holds: Callable[[Any], bool]
@@ -35,7 +35,7 @@ class Field:
     read: Callable[[Any], Any] = _as_it_is
 
     def check(self, key: str, value: object) -> Any:
-        """Return the value of a key. Raises ConfigError where it may not be that."""
+        """Return the checked value of a key. Raises ConfigError for a value that is not allowed."""
         if value is None and self.optional:
             return None
         if self.holds(value):
@@ -52,7 +52,7 @@ ANYTHING = Field(holds=lambda _: True, rule="")
 def check(section: str, given: Mapping[str, object], fields: Mapping[str, Field], *, fix: str = "") -> dict[str, Any]:
     """Return a section's values, without those that are null. Raises ConfigError for an unknown key or a wrong value.
 
-    `fix` is what to do about an unknown key; `{key}` in it is the key.
+    `fix` says what to do about an unknown key; `{key}` in it is replaced by the key.
     """
     check_known(section, given, fields, fix=fix)
     values = {key: fields[key].check(f"{section}.{key}", value) for key, value in given.items()}
@@ -60,7 +60,7 @@ def check(section: str, given: Mapping[str, object], fields: Mapping[str, Field]
 
 
 def check_known(section: str, given: Mapping[str, object], known: Collection[str], *, fix: str = "") -> None:
-    """Refuse keys that a section does not have; `{key}` in `fix` is the key."""
+    """Refuse keys that a section does not have; `{key}` in `fix` is replaced by the key."""
     for key in given:
         if key not in known:
             full = f"{section}.{key}" if section else str(key)
@@ -72,7 +72,7 @@ def check_known(section: str, given: Mapping[str, object], known: Collection[str
 
 
 def check_mapping(key: str, value: object, *, fix: str = "") -> Mapping[str, object]:
-    """Return a section. Raises ConfigError where it is something else."""
+    """Return a section. Raises ConfigError for a value that is not a mapping."""
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"{key} is {value!r}", why="it is a mapping of keys to values", fix=fix or f"write {key}: {{key: value}}"
@@ -81,7 +81,7 @@ def check_mapping(key: str, value: object, *, fix: str = "") -> Mapping[str, obj
 
 
 def whole(least: int, *, most: float = float("inf"), optional: bool = False) -> Field:
-    """Return the rule of a whole number from `least` to `most`."""
+    """Return the rule for a whole number from `least` to `most`."""
     return Field(
         holds=lambda value: type(value) is int and least <= value <= most,
         rule=f"it is a whole number{f', at least {least}' if most == float('inf') else f' from {least} to {most}'}",
@@ -91,7 +91,7 @@ def whole(least: int, *, most: float = float("inf"), optional: bool = False) -> 
 
 
 def positive() -> Field:
-    """Return the rule of a number above 0; null is none."""
+    """Return the rule for a number above 0; null is None."""
     return Field(
         holds=lambda value: _is_number(value) and 0 < value < 1e12,
         rule="it is a positive number below 1e12",
@@ -101,10 +101,10 @@ def positive() -> Field:
 
 
 def hours() -> Field:
-    """Return the rule of a time in hours: a number, or text in Slurm's format. The value is in hours; null is none.
+    """Return the rule for a time in hours: a number, or text in Slurm's format. The value is in hours; null is None.
 
-    `files` keeps a time as it is written, which to YAML is a number of seconds; a number that only YAML can have made
-    of one elsewhere is refused, not taken for years. So is MIN:SEC, which people read as hours and minutes.
+    YAML reads a time such as 1:00:00 as a number of seconds; `files` keeps the text as written. Where it does not, a
+    number so large that YAML must have made it is refused. So is MIN:SEC, which people read as hours and minutes.
     """
     return Field(
         holds=lambda value: 0 < (_hours(value) or 0) < _YAMLS_SECONDS,
@@ -126,7 +126,7 @@ def _hours(value: object) -> float | None:
 
 
 def gpu_type() -> Field:
-    """Return the rule of a type of GPU, as Slurm names it, such as 3090; null is any."""
+    """Return the rule for a type of GPU, as Slurm names it, such as 3090; null means any."""
     return Field(
         holds=lambda value: type(value) is int or (isinstance(value, str) and _GPU_TYPE.fullmatch(value) is not None),
         rule="it is a type of GPU, as `sinfo -o %G` shows it",
@@ -136,19 +136,19 @@ def gpu_type() -> Field:
 
 
 def not_negative() -> Field:
-    """Return the rule of a number from 0 on, below 10**12."""
+    """Return the rule for a number of at least 0, below 10**12."""
     return Field(holds=lambda value: _is_number(value) and 0 <= value < 1e12, rule="it is a number, at least 0")
 
 
 def truth(example: str = "", *, optional: bool = True) -> Field:
-    """Return the rule of true and false."""
+    """Return the rule for true and false."""
     return Field(
         holds=lambda value: isinstance(value, bool), rule="it is true or false", example=example, optional=optional
     )
 
 
 def choice(*choices: str, optional: bool = False) -> Field:
-    """Return the rule of one word of some; the first is the example."""
+    """Return the rule for one of `choices`; the first is the example."""
     return Field(
         holds=lambda value: isinstance(value, str) and value in choices,
         rule=f"it is one of {', '.join(choices)}",
@@ -159,12 +159,12 @@ def choice(*choices: str, optional: bool = False) -> Field:
 
 
 def text(rule: str, *, example: str = "", fix: str = "", holds: Callable[[str], object] = bool) -> Field:
-    """Return the rule of a text that something holds of; without `holds`, that it is not empty."""
+    """Return the rule for a text that passes `holds`, or, without it, that is not empty."""
     return Field(holds=lambda value: isinstance(value, str) and bool(holds(value)), rule=rule, example=example, fix=fix)
 
 
 def texts(rule: str, *, example: str, holds: Callable[[str], object] = bool) -> Field:
-    """Return the rule of a list of texts that something holds of each; null is the empty list."""
+    """Return the rule for a list of texts that each pass `holds`; null is the empty list."""
     return Field(
         holds=lambda value: not value or _are_texts(value, holds),
         rule=rule,

@@ -1,10 +1,10 @@
-"""Config files, as Hydra loads them: Hydra's repository, what a file of ours may not say, and what YAML misreads.
+"""Config files, as Hydra loads them: Hydra's repository, what a project's file may not contain, what YAML misreads.
 
-A `hydra:` section would be composed, and then read by nobody: it is refused, with the key that does the same here.
+A `hydra:` section would be composed, and then ignored: it is refused, and the error names the key that replaces it.
 
 YAML 1.1 reads an unquoted `1:30` as 90, and `0123` as 83. In `cluster`, and wherever `resources` are set, these are
-times, accounts or mistakes: they stay the text that was written, and the rule of their key decides. Elsewhere they stay
-the numbers that are in the ids of runs.
+times, accounts or mistakes: they keep their text as written, and the rule of their key decides. Elsewhere they stay
+numbers, which the ids of runs depend on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from orchestrator.config.counterparts import of_hydra
 from orchestrator.errors import ConfigError
 
 PROVIDER = "project"
-"""The name under which Hydra's search path has the project's conf/."""
+"""The name of the project's conf/ in Hydra's search path."""
 _OURS = frozenset({"hydra", PROVIDER, "orchestrator", "schema"})
 
 _PACKAGE = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*?[ \t]*#[ \t]*@package[ \t]+(\S+)[ \t]*(?:\n|$)")
@@ -43,15 +43,15 @@ _MISREAD, _PERHAPS = re.compile(r"[-+]?(?:0\w+|.*:.*)"), re.compile(r"\b0\w|[0-9
 _MARK = "\ufeff"
 MOST_LEVELS = 50
 MOST_VALUES = 100_000
-"""So many are read of a file, with those that aliases repeat."""
+"""The most values read from a file, counting those that aliases repeat."""
 _INDENTED = "\n" + " " * MOST_LEVELS
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 
 class Files(ConfigRepository):
-    """Hydra's repository of config files, with checks of those of the project.
+    """Hydra's repository of config files, with checks of the project's own.
 
-    `misread` are the keys that were left as YAML reads them: the text that was written, and the number.
+    `misread` maps the keys left as YAML reads them to the text as written and the number.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -65,7 +65,7 @@ class Files(ConfigRepository):
         return copy
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """Load a file. Raises ConfigError for a `hydra:` section, and for what YAML or OmegaConf cannot read."""
+        """Load a file. Raises ConfigError for a `hydra:` section, and for a text that YAML or OmegaConf cannot read."""
         try:
             self._bound(config_path)
             found: ConfigResult | None = super().load_config(config_path)
@@ -73,13 +73,13 @@ class Files(ConfigRepository):
             raise self._unreadable(config_path) or error from error
         except (ConfigError, HydraException, yaml.YAMLError, OSError, UnicodeDecodeError):
             raise
-        except Exception as error:  # a constructor of YAML's raises what Python does: KeyError, IndexError, ...
+        except Exception as error:  # a constructor of YAML may raise any Python exception: KeyError, IndexError, ...
             raise _unbuildable(self._file(config_path), error) from error
         if found is None:
             return None
         text = _text(found.path, config_path)
         if found.provider == PROVIDER:
-            if package := _PACKAGE.match(text):  # Hydra reads none behind a comment
+            if package := _PACKAGE.match(text):  # Hydra ignores a package directive that follows a comment
                 found.header.update(package=package[1])
             _refuse_hydra(self._file(config_path), found, config_path)
         self._keep_as_written(found, config_path, text)
@@ -101,7 +101,7 @@ class Files(ConfigRepository):
                 self.misread[key] = text, number
 
     def _bound(self, config_path: str) -> None:
-        """Refuse a file of the project that is no plain YAML of a moderate size, before anything is made of it."""
+        """Refuse a file of the project that is not plain YAML of a moderate size, before building anything from it."""
         file = self._file(config_path)
         if not file.is_file():
             return
@@ -113,11 +113,11 @@ class Files(ConfigRepository):
                 fix="save it as UTF-8 without one",
             )
         if "&" in text or max(map(text.count, "[{-"), default=0) > MOST_LEVELS or _INDENTED in text:
-            with suppress(yaml.YAMLError):  # said with the file's name by whoever builds it
+            with suppress(yaml.YAMLError):  # reported with the file's name when it is loaded
                 check_bounds(text, file)
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
-        """Look in a package that a file's `hydra.searchpath` names without importing it: Hydra would run its code."""
+        """Find packages named in a file's `hydra.searchpath` without importing them: Hydra would run their code."""
         for query in config_search_path.get_path():
             if query.provider not in _OURS and query.path.startswith("pkg://"):
                 query.path = f"file://{_folder_of(query.path.removeprefix('pkg://'))}"
@@ -151,7 +151,7 @@ def _folder_of(package: str) -> str:
 
 
 def check_bounds(text: str, file: Path) -> None:
-    """Refuse text that nests too deeply, or that its aliases make too long. Nothing is built of it meanwhile."""
+    """Refuse text that nests too deeply, or that aliases make too long, without building anything from it."""
     sizes, open_anchors = [0], [""]
     known: dict[str, int] = {}
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -176,11 +176,11 @@ def check_bounds(text: str, file: Path) -> None:
 
 
 def _too_much(file: Path, line: int, what: str, why: str) -> ConfigError:
-    return ConfigError(f"{file}, line {line}: {what}", why=why, fix="write it plainly, without most of it")
+    return ConfigError(f"{file}, line {line}: {what}", why=why, fix="write it with less nesting and fewer aliases")
 
 
 def _unbuildable(file: Path, error: Exception) -> ConfigError:
-    """Return the error for the first value of a file of which YAML cannot make what its tag says."""
+    """Return the error for the first value of a file that YAML cannot convert to the type of its tag."""
     try:
         text = file.read_text(encoding="utf-8")
         loader = get_yaml_loader()(text)
@@ -231,7 +231,7 @@ def _misread(text: str) -> Iterator[tuple[tuple[Any, ...], str, float]]:
 
     def below(node: yaml.Node | None, at: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str, float]]:
         if isinstance(node, yaml.MappingNode):
-            loader.flatten_mapping(node)  # what `<<` merges comes first, and the last of a key holds
+            loader.flatten_mapping(node)  # merged keys (`<<`) come first, and the last value of a key wins
             children = {loader.construct_object(key): value for key, value in node.value}
         elif isinstance(node, yaml.SequenceNode):
             children = dict(enumerate(node.value))
@@ -246,7 +246,7 @@ def _misread(text: str) -> Iterator[tuple[tuple[Any, ...], str, float]]:
 
 
 def is_as_written(key: tuple[str, ...]) -> bool:
-    """Return whether a key is one of `cluster` or `resources`, or of what a sweep sets in these."""
+    """Return whether a key belongs to `cluster` or `resources`, or to what a sweep sets in them."""
     if key[0] != "sweep":
         return key[0] in {"cluster", "resources"}
     return (*key[1:2], *key[3:4]) == ("resources", "set") or any(
@@ -289,7 +289,7 @@ def _chosen(defaults: list[InputDefault]) -> Iterator[tuple[str, object]]:
 
 
 def _section(found: ConfigResult, config_path: str) -> Iterator[tuple[str, object]]:
-    """Yield the keys below `hydra` that a file sets; sweeps first, since to leave these out changes results."""
+    """Yield the keys below `hydra` that a file sets; sweeps first, since leaving them out changes results."""
     written = OmegaConf.to_container(found.config, resolve=False)
     package = found.header.get("package") or ("" if "/" in config_path else "_global_")
     if package == "_global_" and isinstance(written, Mapping):

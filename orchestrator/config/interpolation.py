@@ -22,7 +22,7 @@ _READ_ARGUMENTS_ONLY = frozenset({"view", "project", "now", "hydra", "oc.env", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reads:
-    """What one leaf reads. `dynamic`: a key is itself computed, or a resolver looks around: it may read anything."""
+    """What one leaf reads. `dynamic`: a key is itself computed, or a resolver reads others: it may read anything."""
 
     keys: frozenset[Path]
     resolvers: frozenset[str]
@@ -46,7 +46,7 @@ def reads(text: str, at: Path) -> Reads:
 
 
 def pieces(text: str, at: Path) -> Pieces | None:
-    """Return the pieces of the leaf at path `at`; None where it holds more than plain keys and plain text."""
+    """Return the pieces of the leaf at path `at`; None where it contains more than plain keys and plain text."""
     literals, keys = (found := _PLAIN_KEY.split(text))[::2], found[1::2]
     if any("$" in literal or "\\" in literal for literal in literals):
         return None

@@ -2,12 +2,12 @@
 
 Lightning comes as two distributions of the same code: `pytorch-lightning` (the packages `pytorch_lightning` and
 `lightning_fabric`) and `lightning` (`lightning.pytorch` and `lightning.fabric`). To Python these are two sets of
-classes, and neither's Trainer takes the other's modules, data modules or callbacks. So one name of each module stands
-for the other: `import lightning.pytorch` gives the module `pytorch_lightning` itself. Nothing is imported for it before
-the project asks, and pickles and checkpoints that hold either name can be read.
+classes, and neither's Trainer takes the other's modules, data modules or callbacks. So both names are made
+to mean the same module: `import lightning.pytorch` gives `pytorch_lightning` itself. Nothing is imported before the
+project asks for it, and pickles and checkpoints that use either name can be read.
 
-The classes are those of `pytorch-lightning`, which the engine depends on and whose names stand in run ids; `lightning`
-requires it, too. Where somebody has installed `lightning` alone, it is the other way round.
+The classes are those of `pytorch-lightning`, which the engine depends on and whose names are part of run ids;
+`lightning` requires it, too. Where `lightning` alone is installed, it is the other way round.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _TOP_LEVEL = frozenset({"lightning", *_NAMES.values()})
 
 
 def unite() -> None:
-    """Have each import of either distribution, from now on, give the modules of one. Needs the final `sys.path`."""
+    """Make every later import of either distribution give the modules of one. Needs the final `sys.path`."""
     if not any(isinstance(finder, _OtherName) for finder in sys.meta_path):
         sys.meta_path.insert(0, _OtherName())
 
 
 def canonical(module: str, is_installed: Callable[[str], bool]) -> str:
-    """Return the name that a module of either distribution goes by; `is_installed` answers for top-level packages."""
+    """Return the name that a module of either distribution is imported by; `is_installed` takes a top-level package."""
     if module.partition(".")[0] not in _TOP_LEVEL or not is_installed("lightning"):
         return module
     names = _NAMES if is_installed("pytorch_lightning") else {name: other for other, name in _NAMES.items()}
@@ -45,7 +45,7 @@ def canonical(module: str, is_installed: Callable[[str], bool]) -> str:
 
 
 class _OtherName(MetaPathFinder, Loader):
-    """Finds a module by the name that it does not go by, and gives the module that has the other name."""
+    """Finds a module by the name that is not in use, and gives the module with the other name."""
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         name = canonical(fullname, _is_installed)
@@ -61,7 +61,7 @@ class _OtherName(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own specification back, which the import system has just replaced."""
+        """Restore the module's own specification, which the import system has just replaced."""
         spec = module.__spec__
         module.__spec__ = spec.loader_state if spec else None
 

@@ -1,4 +1,4 @@
-"""Where a value was written: the override, or the file and line. Only errors ask, so it may read files again."""
+"""Where a value was written: the override, or the file and line. Used for errors only, so it may read files again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Written:
 
 
 def named_in(message: str, written: Sequence[Written]) -> str:
-    """Return the place of the first key that a message names, else of what it lies in; empty if there is none."""
+    """Return where the first key that a message names was written, else where its section was; empty if unknown."""
     keys = _KEY.findall(_POINT.sub("", message, count=1))
     parents = [key.rpartition(".")[0] for key in keys]
     for key in [*keys, *filter(None, parents)]:
@@ -33,13 +33,13 @@ def named_in(message: str, written: Sequence[Written]) -> str:
 
 
 def in_overrides(overrides: Sequence[str]) -> Iterator[Written]:
-    """Yield what overrides set, the last first."""
+    """Yield the keys that overrides set, the last first."""
     for text in reversed(overrides):
         yield Written(key=text.lstrip("+~").partition("=")[0].replace("/", "."), place=f"override {text!r}")
 
 
 def in_files(folders: Sequence[Path], choices: Mapping[str, str]) -> Iterator[Written]:
-    """Yield what the files of the chosen options set, the experiment's first. The first folder with a file wins."""
+    """Yield the keys that the files of the chosen options set, the experiment's first. The first folder wins."""
     for group in sorted(choices, key=lambda group: group != "experiment"):
         files = (folder / group / f"{choices[group]}.yaml" for folder in folders)
         file = next((file for file in files if file.is_file()), None)

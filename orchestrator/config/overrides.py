@@ -1,4 +1,4 @@
-"""The command line, in Hydra's override grammar: what is fixed, and what is swept."""
+"""The command line, in Hydra's override grammar: fixed values and swept keys."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from orchestrator.config.sweep.grid import MOST_POINTS
 from orchestrator.errors import ConfigError
 
 Options = Callable[[str], Sequence[str] | None]
-"""The options of a config group; None for what is no group."""
+"""The options of a config group; None for a key that is not a group."""
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One swept key. `prefix` is the override's `+`, `++` or nothing."""
+    """One swept key. `prefix` is the override's `+` or `++`, or empty."""
 
     key: str
     values: tuple[object, ...]
@@ -35,7 +35,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
-    """The overrides of one command: `fixed` are passed to Hydra as they are; `values` is what they set."""
+    """The overrides of one command: `fixed` are passed to Hydra unchanged; `values` is what they set."""
 
     fixed: tuple[str, ...]
     values: Mapping[str, object]
@@ -45,9 +45,9 @@ class CommandLine:
 
 
 def parse(overrides: Sequence[str], options: Options) -> CommandLine:
-    """Sort the overrides into fixed ones and axes; raise ConfigError for what Hydra cannot read.
+    """Sort the overrides into fixed ones and axes. Raises ConfigError for an override that Hydra cannot read.
 
-    Of a key that is given twice, once as an axis, the last one holds, as in Hydra's own sweeps.
+    If a key is given twice, once as an axis, the last one wins, as in Hydra's own sweeps.
     """
     parsed = _last_ones([_parse_one(text) for text in overrides])
     _check_order(parsed, options)
@@ -71,7 +71,7 @@ def axis_of(key: str, text: str, options: Options) -> Axis | None:
 def call_of(key: str, text: str, *, where: str = "sweep.random") -> tuple[str, tuple[object, ...]]:
     """Return the name and the arguments of a call written as text in YAML, e.g. `model.lr: uniform(0, 1)`.
 
-    The arguments are values in Hydra's grammar. Raises ConfigError where it is no such call.
+    The arguments are values in Hydra's grammar. Raises ConfigError for a text that is not such a call.
     """
     call = _CALL.fullmatch(text)
     if call is None:
@@ -90,7 +90,7 @@ def _no_distribution(where: str, key: str, text: str, why: str) -> ConfigError:
 
 
 def to_override(axis_prefix: str, key: str, value: object, *, group: bool) -> str:
-    """Return the override that sets `key` to `value`, quoted so that Hydra reads back just that."""
+    """Return the override that sets `key` to `value`, quoted so that Hydra reads back exactly that value."""
     return as_override(key, _option(value) if group else value, prefix=axis_prefix)
 
 
@@ -115,7 +115,7 @@ def _parse_one(text: str) -> Override:
         )
     try:
         return _parser().parse_override(text)
-    except Exception as error:  # Hydra's parser raises what Python does, too
+    except Exception as error:  # Hydra's parser may raise any Python exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         fix = next((fix for word, fix in _FIXES.items() if word in reason), _QUOTE)
         raise ConfigError(f"override {text!r} cannot be read", why=reason, fix=fix) from error
@@ -134,10 +134,10 @@ def _parser() -> OverridesParser:
 
 
 def _shuffle(*args: Any, **named: Any) -> object:
-    """Shuffle as Hydra does the values of an axis, not those of a list: that would be another one each time."""
+    """Shuffle the values of an axis as Hydra does, but refuse a list: its order would be different each time."""
     found = grammar_functions.shuffle(*args, **named)
     if isinstance(found, list):
-        raise ValueError("the list would be another one each time, and with it the run")
+        raise ValueError("the list, and so the run, would be different each time")
     return found
 
 
@@ -146,7 +146,7 @@ def _key(override: Override) -> str:
 
 
 def _last_ones(parsed: Sequence[Override]) -> list[Override]:
-    """Leave out what is given again later, where one of the two is an axis; the last one takes its place."""
+    """Leave out overrides whose key is given again later, where either is an axis; the last one takes its place."""
     kept: list[Override] = []
     for override in parsed:
         same = (i for i, earlier in enumerate(kept) if earlier.get_key_element() == override.get_key_element())
@@ -159,7 +159,7 @@ def _last_ones(parsed: Sequence[Override]) -> list[Override]:
 
 
 def _check_order(parsed: Sequence[Override], options: Options) -> None:
-    """Refuse a value behind an axis of a part of it: it would hold at every point, and the axis at none."""
+    """Refuse a value for a section after an axis over one of its keys: the value would undo the axis at every point."""
     values = [override for override in parsed if options(override.key_or_group) is None]
     for i, axis in enumerate(values):
         for later in values[i + 1 :] if axis.is_sweep_override() else ():
@@ -191,7 +191,7 @@ def _axis(override: Override, options: Options) -> Axis:
     try:
         found = [] if _is_long(glob) else override.sweep_iterator(transformer=Transformer.identity)
         values = tuple(_plain(value) for value in itertools.islice(found, MOST_POINTS + 1))
-    except Exception as error:  # Hydra's functions raise what Python does, too
+    except Exception as error:  # Hydra's functions may raise any Python exception
         raise ConfigError(f"sweep {text!r} cannot be expanded", why=str(error), fix="list the values") from error
     if len(values) > MOST_POINTS or _is_long(glob):
         raise ConfigError(
@@ -208,7 +208,7 @@ def _is_long(sweep: object) -> bool:
     """Return whether a range has too many values; Hydra would make a list of one that is shuffled or sorted."""
     if not isinstance(sweep, RangeSweep) or sweep.start is None or sweep.stop is None or not sweep.step:
         return False
-    return not (sweep.stop - sweep.start) / sweep.step <= MOST_POINTS  # NaN is no number of values
+    return not (sweep.stop - sweep.start) / sweep.step <= MOST_POINTS  # NaN is not a number of values
 
 
 def _globbed(glob: Glob, override: Override, options: Options) -> tuple[str, ...]:
@@ -230,7 +230,7 @@ def _globbed(glob: Glob, override: Override, options: Options) -> tuple[str, ...
 
 
 def _option(value: object) -> object:
-    """Return the option, the options, or none of them, that choose from a group: their names are texts."""
+    """Return a chosen option of a group, a list of options, or None, with their names as text."""
     if isinstance(value, list):
         return [_option(item) for item in value]
     return None if value is None else str(value)

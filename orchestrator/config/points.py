@@ -1,10 +1,10 @@
 """One resolved config per point, fast where that is provably what Hydra would give.
 
-Hydra composes once per distinct choice of what is more than plain values (options of config groups, lists, dicts,
-texts with interpolations) and set of swept keys, added ones included. For each further point the swept leaves are set
-and only their transitive readers are resolved again; unchanged parts of the tree are shared between points.
-Whatever is not plainly the same (keys inside lists or in each other, computed interpolations, resolvers that are not
-pure) goes through Hydra, point by point.
+Hydra composes once for each set of swept keys, added ones included, and each distinct choice of values that are more
+than plain (options of config groups, lists, dicts, texts with interpolations). For each further point the swept leaves
+are set and only their transitive readers are resolved again; unchanged parts of the tree are shared between points.
+Where the result might differ (keys inside lists or in each other, computed interpolations, impure resolvers), Hydra
+composes point by point.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from orchestrator.spec import STARTS, Point
 
 _PURE = frozenset({"view", "project", "secret"})
 IDENTITY = ("model", "data", "trainer", "seed", "task")
-_LISTED = 1_000  # points, of which those that have a key are looked for
+_LISTED = 1_000  # points that are searched for those that have a key
 _BASES = 64  # kept at a time: each is a whole config, and an axis may have thousands of lists as values
 _PUNCTUATION = frozenset(".[]")  # in a key: a dotted path would not find it
 _REFUSED = frozenset({"now", "oc.env", "hydra", "oc.deprecated"})
 
 
 Takes = Callable[[str, str], bool]
-"""Whether a target has an argument of a name."""
+"""Tells whether a target has an argument of a name."""
 
 
 def takes_nothing(_target: str, _name: str) -> bool:
-    """Know of no target."""
+    """Return False: no target is known."""
     return False
 
 
@@ -61,8 +61,8 @@ def resolve_points(
 ) -> Iterator[Resolved]:
     """Yield the resolved config of each point. `prefixes` holds the `+` or `++` of a swept key.
 
-    Points that set other keys (`sweep.list` allows that) have a base of their own: a value never stays behind. A key
-    that the YAML lacks is added where the target of its node `takes` it.
+    Points that set other keys (`sweep.list` allows that) have a base of their own, so that no value is left over from
+    another point. A key that the YAML lacks is added where the target of its node `takes` it.
     """
 
     @lru_cache(_BASES)
@@ -70,27 +70,27 @@ def resolve_points(
         return _Base(composer, (*fixed, *composed), added)
 
     def chosen(point: Point, values: Mapping[str, object]) -> _Base:
-        """Return what the options of a point compose, without its values."""
+        """Return the composition of a point's options, without its values."""
         options = {key: value for key, value in point.items() if composer.chooses(key, value)}
         return base(tuple(_overrides(composer, options, {})), frozenset(values), ())
 
     def which(point: Point, values: Mapping[str, object], holds: Callable[[_Base, str], bool]) -> list[str]:
-        """Return the keys, except groups and those with a prefix, of which something holds in the chosen options."""
+        """Return the keys, except groups and those with a prefix, that pass `holds` in the chosen options."""
         keys = [key for key, value in point.items() if not prefixes.get(key) and not composer.chooses(key, value)]
         options = chosen(point, values) if keys else None
         return [key for key in keys if options and holds(options, key)]
 
     def added(point: Point, values: Mapping[str, object]) -> Mapping[str, str]:
-        """Return the prefixes of a point's keys, those included that have to be added to what its options compose."""
+        """Return the prefixes of a point's keys, including `++` for keys that its options lack and a target takes."""
         lacking = which(point, values, lambda options, key: options.lacks(key, takes))
         return {**prefixes, **dict.fromkeys(lacking, "++")} if lacking else prefixes
 
     def those_there(point: Point) -> Point:
-        """Return a point without the keys that what its options compose does not have."""
+        """Return a point without the keys that its options do not have."""
         absent = which(point, _plain_values(composer, point), lambda options, key: not options.has(key))
         return {key: value for key, value in point.items() if key not in absent}
 
-    first: dict[str, object] = {}  # of each added key: Hydra adds it to a base with this value
+    first: dict[str, object] = {}  # for each added key, the value with which Hydra adds it to a base
     for point in points:
         values = _plain_values(composer, point)
         every = added(point, values)
@@ -106,7 +106,7 @@ def resolve_points(
 
 
 def _listed(error: ConfigError, points: Sequence[Point], there: Sequence[Point]) -> ConfigError:
-    """Return an error; where only some options have a swept key, with the points that leave it out elsewhere."""
+    """Return an error; if only some options have a swept key, its fix lists points that omit it for the others."""
     keys = {key for point in points for key in point}
     if keys != {key for point in there for key in point} or all(map(operator.eq, points, there)):
         return error
@@ -117,9 +117,9 @@ def _listed(error: ConfigError, points: Sequence[Point], there: Sequence[Point])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Searched:
-    """What is composed for one choice of a search: points to check it at, and what a node has to fill in.
+    """The composition of one choice of a search: points to check it at, and the leaves that a node fills in.
 
-    `keys` are those of the searched keys that are there with this choice; `fills` are the leaves that read them.
+    `keys` are the searched keys that exist with this choice; `fills` are the leaves that read them.
     """
 
     points: tuple[Resolved, ...]
@@ -136,10 +136,10 @@ def resolve_search(
     *,
     takes: Takes = takes_nothing,
 ) -> Searched:
-    """Compose one choice of a search over `keys`; `probes` gives points of the keys that are there.
+    """Compose one choice of a search over `keys`; `probes` gives sample points for the keys that exist.
 
-    A key that is not is added where the target of its node `takes` it. Raises ConfigError where a leaf reads a
-    searched key in a way that a node, which does not compose, cannot follow.
+    A missing key is added where the target of its node `takes` it. Raises ConfigError where a leaf reads a searched
+    key in a way that a node, which does not compose, cannot reproduce.
     """
     composed = (*fixed, *_overrides(composer, choice, {}))
     base = _Base(composer, composed, ())
@@ -162,7 +162,7 @@ def _plain_values(composer: Composer, point: Point) -> dict[str, object]:
 
 
 class _Base:
-    """One composition, and what its leaves read. `added`: overrides of keys that its points will set."""
+    """One composition, and the keys that its leaves read. `added`: overrides that add keys which its points set."""
 
     def __init__(self, composer: Composer, overrides: tuple[str, ...], added: tuple[str, ...]) -> None:
         self._composer, self._overrides = composer, overrides
@@ -192,34 +192,34 @@ class _Base:
         return Resolved(point=point, config=_assign(self._resolved, changed), choices=self._choices)
 
     def has(self, key: str) -> bool:
-        """Return whether there is such a key."""
+        """Return whether the composition has a key."""
         parent, _, leaf = key.rpartition(".")
         node = value_at(self._raw, parent)
         return isinstance(node, dict) and leaf in node
 
     def lacks(self, key: str, takes: Takes) -> bool:
-        """Return whether the key is missing, and the target of the node that it belongs to takes it."""
+        """Return whether the key is missing although the target of its node takes it."""
         parent, _, leaf = key.rpartition(".")
         node = value_at(self._raw, parent)
         target = node.get("_target_") if isinstance(node, dict) and leaf not in node else None
         return isinstance(target, str) and takes(target, leaf)
 
     def fills(self, keys: tuple[str, ...]) -> tuple[tuple[Path, Pieces], ...]:
-        """Return the leaves of a run's config that read `keys`, with the texts and keys that they are made of."""
+        """Return the leaves of a run's config that read `keys`, each with its texts and keys."""
         readers = self._readers(keys)
         computed = ", ".join(keys) if readers is None else _first_of(at for at, cut in readers.items() if cut is None)
         if readers is None or computed:
             raise ConfigError(
                 f"sweep.optuna: {computed} is computed from what is searched"
                 if readers is not None
-                else f"sweep.optuna: {computed}: what is searched is no plain value, or is read in a computed way",
-                why="a node fills in values, and texts that hold them; it does not compose",
+                else f"sweep.optuna: {computed}: a searched value is not a plain value, or is read in a computed way",
+                why="a node fills in values, and texts that contain them; it does not compose",
                 fix="search a key that is a plain value, and read it as ${key} only",
             )
         if start := _first_of(at for at in readers if at[0] in STARTS):
             raise ConfigError(
-                f"sweep.optuna: {start} reads what is searched",
-                why="where a run starts is settled before it asks",
+                f"sweep.optuna: {start} reads a searched value",
+                why="the checkpoint that a run starts from is chosen before its trial is requested",
                 fix="choose it by a config group that is searched, or search it in a grid",
             )
         return tuple((at, self._flat(at, readers, keys)) for at in readers if at[0] in IDENTITY)
@@ -237,13 +237,13 @@ class _Base:
     def _first(self, point: Point, values: Mapping[str, object]) -> Resolved:
         self._set(values)
         _refuse({at: read for at, read in self._reads.items() if ".".join(at) not in values})
-        self._resolved = resolve(self._config, where=_told(point))
+        self._resolved = resolve(self._config, where=_point_text(point))
         return Resolved(point=point, config=self._resolved, choices=self._choices)
 
     def _read(self, at: Path, readers: Mapping[Path, Pieces | None], changed: dict[Path, object]) -> object:
-        """Return a leaf's value at a point, and keep it in `changed` if it is another than before.
+        """Return a leaf's value at a point, and store it in `changed` if it differs from the base.
 
-        OmegaConf parses a text anew each time it resolves it: 9 of 10 seconds of a plan of 10,000 points.
+        OmegaConf parses a text again each time it resolves it: 9 of 10 seconds of a plan of 10,000 points.
         """
         if at not in changed:
             cut = readers.get(at)
@@ -264,15 +264,15 @@ class _Base:
         try:
             composition = self._composer.compose([*self._overrides, *extra])
         except ConfigError as error:
-            raise ConfigError(f"point {_told(point)}: {error.what}", why=error.why, fix=error.fix) from error
+            raise ConfigError(f"point {_point_text(point)}: {error.what}", why=error.why, fix=error.fix) from error
         _refuse(_all_reads(_raw(composition.config)))
-        config = resolve(composition.config, where=_told(point))
+        config = resolve(composition.config, where=_point_text(point))
         return Resolved(point=point, config=config, choices=composition.choices)
 
     def _readers(self, keys: tuple[str, ...]) -> Mapping[Path, Pieces | None] | None:
-        """Return the leaves to resolve again when `keys` change; None where that cannot be told.
+        """Return the leaves to resolve again when `keys` change; None if that is unknown.
 
-        With each leaf come the pieces that it is made of; None if only OmegaConf can resolve it.
+        Each leaf maps to the pieces that it consists of; None if only OmegaConf can resolve it.
         """
         if keys not in self._plans:
             self._plans[keys] = self._find_readers(keys)
@@ -318,8 +318,8 @@ def _check_keys(tree: object, at: tuple[object, ...]) -> None:
         for key, value in tree.items():
             if not isinstance(key, str):
                 raise ConfigError(
-                    f"{'.'.join(map(str, (*at, key)))}: the key {key!r} is no string",
-                    why="configs are frozen as JSON, where every key is one",
+                    f"{'.'.join(map(str, (*at, key)))}: the key {key!r} is not a string",
+                    why="configs are frozen as JSON, where every key is a string",
                     fix=f"write it in quotes, or as a list: {'.'.join(map(str, at))}: {{'{key}': ...}}",
                 )
             _check_keys(value, (*at, key))
@@ -341,24 +341,24 @@ def _select(config: DictConfig, at: Path) -> object:
 
 
 def _refuse(all_reads: Mapping[Path, Reads]) -> None:
-    """Refuse what would give another id at another time or place, also through other keys."""
+    """Refuse resolvers that would change a run's id with time or place, even if read through other keys."""
     for at in all_reads:
         if at[0] in IDENTITY or at[0] in STARTS:
             found = sorted(_reachable(all_reads, at, set()) & _REFUSED)
             if found:
                 raise ConfigError(
                     f"{'.'.join(at)} reads ${{{found[0]}:...}}",
-                    why="the same run would get another id at another time or on another machine",
+                    why="the same run would get a different id at another time or on another machine",
                     fix="write the value itself, or give it on the command line",
                 )
 
 
 def _refuse_misread(raw: Any, all_reads: Mapping[Path, Reads], misread: Mapping[Path, tuple[str, float]]) -> None:
-    """Refuse a time or a name that `resources` or `cluster` read from where YAML has made a number of it."""
+    """Refuse a time or name that `resources` or `cluster` read from a key where YAML turned it into a number."""
     for at, read in all_reads.items():
         for key in read.keys & misread.keys() if is_as_written(at) else ():
             text, number = misread[key]
-            if _is_plain_leaf(raw, key) and _leaf(raw, key) == number:  # and not what an override says
+            if _is_plain_leaf(raw, key) and _leaf(raw, key) == number:  # not replaced by an override
                 raise ConfigError(
                     f"{'.'.join(key)} is written {text}, and {'.'.join(at)} reads it",
                     why=f"YAML reads it as the number {number}",
@@ -376,7 +376,7 @@ def _reachable(all_reads: Mapping[Path, Reads], at: Path, seen: set[Path]) -> se
 
 
 def _assign(tree: Any, changes: Mapping[Path, Any]) -> Any:
-    """Return a copy of nested dicts with some leaves changed; what is unchanged is shared."""
+    """Return a copy of nested dicts with some leaves changed; unchanged parts are shared."""
     copy = dict(tree)
     below: dict[str, dict[Path, object]] = {}
     for path, value in changes.items():
@@ -390,7 +390,7 @@ def _assign(tree: Any, changes: Mapping[Path, Any]) -> Any:
 
 
 def value_at(tree: object, key: str) -> object:
-    """Return what lies at a dotted key, and None where there is nothing."""
+    """Return the value at a dotted key; None if there is none."""
     for part in filter(None, key.split(".")):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
@@ -412,7 +412,7 @@ def _is_plain_leaf(tree: object, path: Path) -> bool:
 
 def _plain(value: object) -> bool:
     if isinstance(value, str):
-        return "$" not in value and value != "???"  # to OmegaConf these are more than text
+        return "$" not in value and value != "???"  # these have a meaning to OmegaConf
     return value is None or isinstance(value, bool | int | float)
 
 
@@ -420,5 +420,5 @@ def _interpolated(value: object) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _told(point: Point) -> str:
+def _point_text(point: Point) -> str:
     return " ".join(f"{key}={value}" for key, value in point.items()) or "the only point"

@@ -11,12 +11,12 @@ _BEFORE_QUOTE = re.compile(r"(\\*)'")
 
 
 def as_override(key: str, value: object, *, prefix: str = "", plain: bool = False) -> str:
-    """Return the override that sets `key` to `value`. `plain`: words that need no quotes get none, for people."""
+    """Return the override that sets `key` to `value`. `plain`: leave out quotes that a word does not need."""
     return f"{prefix}{key}={quoted(value, plain=plain)}"
 
 
 def quoted(value: object, *, plain: bool = False) -> str:
-    """Return a value so that Hydra reads back just that."""
+    """Return a value as text that Hydra reads back as exactly that value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -26,7 +26,7 @@ def quoted(value: object, *, plain: bool = False) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(quoted(item, plain=plain) for item in value) + "]"
     if isinstance(value, dict):
-        # The grammar knows no quotes around keys; what it cannot read in one, it refuses.
+        # The grammar has no quotes around keys; it refuses a key that it cannot read without.
         return "{" + ",".join(f"{_key(str(key))}:{quoted(item, plain=plain)}" for key, item in value.items()) + "}"
     return repr(value)
 
@@ -36,7 +36,7 @@ def _key(text: str) -> str:
 
 
 def _quoted_text(text: str) -> str:
-    """Return text in single quotes; backslashes count twice before a quote, and there only."""
+    """Return text in single quotes; backslashes are doubled before a quote, and only there."""
     inner = _BEFORE_QUOTE.sub(lambda found: found[1] * 2 + r"\'", text)
     trailing = len(inner) - len(inner.rstrip("\\"))
     return "'" + inner + "\\" * trailing + "'"

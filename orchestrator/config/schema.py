@@ -152,7 +152,7 @@ _TRACKED = {
 }
 _TRACKING: Mapping[str, Mapping[str, Field]] = {
     "embedded": _TRACKED,
-    "none": dict.fromkeys(_TRACKED, ANYTHING),  # so that tracking=none needs no other experiment
+    "none": dict.fromkeys(_TRACKED, ANYTHING),  # so that tracking=none works in any experiment
     "server": {
         **_TRACKED,
         "uri": ANYTHING,
@@ -168,7 +168,7 @@ def check_top_level(config: Mapping[str, object]) -> None:
     for key in config:
         if key not in TOP_LEVEL and (error := of_template(str(key))):
             raise error
-    check_known("", config, TOP_LEVEL, fix="put values of your own under vars:")
+    check_known("", config, TOP_LEVEL, fix="put your own values under vars:")
     for key in TOP_LEVEL:
         if key not in config and key not in {"experiment", "vars", "after", "init_from_trusted", *STARTS}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
@@ -179,21 +179,21 @@ def check_top_level(config: Mapping[str, object]) -> None:
 
 
 def name(value: object) -> str:
-    """Return the experiment's name if it can be a folder and an MLflow name."""
+    """Return the experiment's name. Raises ConfigError unless it can name a folder and an MLflow experiment."""
     return str(_NAME.check("name", value))
 
 
 def resources(value: Mapping[str, object]) -> Resources:
     """Return checked resources; nodes and CPUs at least 1, GPUs at least 0, memory and hours positive.
 
-    Memory given per CPU is that of all of a node's CPUs.
+    Memory per CPU is multiplied by a node's number of CPUs.
     """
     values = check("resources", value, _RESOURCES)
     if per_cpu := values.pop("mem_gb_per_cpu", None):
         if "mem_gb_per_node" in values:
             raise ConfigError(
                 "resources.mem_gb_per_cpu and resources.mem_gb_per_node are both set",
-                why="each says what memory a run has on a node",
+                why="each sets the memory of a run on a node",
                 fix="resources.mem_gb_per_node=null, or resources.mem_gb_per_cpu=null",
             )
         values["mem_gb_per_node"] = per_cpu * values.get("cpus_per_node", 1)
@@ -201,14 +201,14 @@ def resources(value: Mapping[str, object]) -> Resources:
     if need.pack and need.world_size > 1:
         raise ConfigError(
             f"resources.pack is given for runs of {need.world_size} processes",
-            why="only runs of one are packed",
+            why="only runs of one process are packed",
             fix="resources.pack=null, or resources.nodes=1 and at most one GPU",
         )
     return need
 
 
 def _pack(value: Any) -> Pack | None:
-    """Return how runs are packed; `auto` leaves their number open."""
+    """Return how runs are packed; with `auto` their number is left open."""
     if value is None:
         return None
     if value == "auto":
@@ -233,17 +233,17 @@ def objective(value: Any) -> Objective | None:
 
 
 def snapshot(value: Mapping[str, object]) -> SnapshotOptions:
-    """Return the snapshot's options."""
+    """Return the checked options of the snapshot."""
     return SnapshotOptions(**check("snapshot", value, _SNAPSHOT))
 
 
 def launch(value: Mapping[str, object]) -> LaunchOptions:
-    """Return how the runs of a launch are let loose."""
+    """Return the checked options of a launch: how its runs are started."""
     return LaunchOptions(**check("launch", value, _LAUNCH))
 
 
 def tags(value: object) -> tuple[str, ...]:
-    """Return the words that a launch is found by."""
+    """Return the tags by which a launch can be found."""
     if not isinstance(value, list) or not all(isinstance(word, str) and _TAG.fullmatch(word) for word in value):
         raise ConfigError(
             f"tags are {value!r}",
@@ -254,7 +254,7 @@ def tags(value: object) -> tuple[str, ...]:
 
 
 def cluster(value: Mapping[str, object]) -> dict[str, object]:
-    """Return a cluster's checked options."""
+    """Return the checked options of a cluster."""
     if value.get("kind") == "slurm":
         return dict(value)  # the Slurm package checks its own options
     check("cluster", value, _CLUSTERS[choice(*_CLUSTERS, "slurm").check("cluster.kind", value.get("kind"))])
@@ -262,7 +262,7 @@ def cluster(value: Mapping[str, object]) -> dict[str, object]:
 
 
 def tracking(value: Mapping[str, object]) -> dict[str, object]:
-    """Return the tracking's checked options."""
+    """Return the checked options of the tracking."""
     kind = choice(*_TRACKING).check("tracking.kind", value.get("kind"))
     check("tracking", value, _TRACKING[kind])
     if kind == "none":
@@ -272,11 +272,11 @@ def tracking(value: Mapping[str, object]) -> dict[str, object]:
 
 
 def check_register(entries: Mapping[str, object], objective: Objective | None) -> None:
-    """Refuse to register a best run where nothing says which one that is."""
+    """Refuse to register a best run without an objective that says which one that is."""
     if entries.get("register") and objective is None:
         raise ConfigError(
             f"tracking.register is {entries['register']!r}, but there is no objective",
-            why="the run that is registered is the best one by it",
+            why="the run that is registered is the best one by the objective",
             fix="objective.metric=val/acc objective.mode=max, or leave out tracking.register",
         )
 
@@ -296,7 +296,7 @@ def _server(entries: dict[str, Any]) -> dict[str, object]:
 
 
 def seed(value: object) -> int:
-    """Return the seed, an integer in 0..2**32-1 as NumPy and Lightning demand."""
+    """Return the seed, an integer in 0..2**32-1, as NumPy and Lightning require."""
     return int(_SEED.check("seed", value))
 
 
@@ -306,30 +306,30 @@ def task(value: object) -> str:
 
 
 def starts(config: Mapping[str, object], task: str) -> dict[str, str]:
-    """Return where a run of a task starts from, as written; at most one of STARTS."""
+    """Return the checkpoint that a run of a task starts from, as written; at most one of STARTS."""
     found = {key: _START.check(key, config[key]) for key in STARTS if config.get(key) is not None}
     if len(found) > 1:
         raise ConfigError(
             "init_from and resume_from are both set",
-            why="a run starts from weights, or goes on from a whole state",
+            why="a run starts from weights, or resumes a whole training state",
             fix="remove one of them",
         )
     if task in EVALUATIONS and "init_from" not in found:
         raise ConfigError(
             f"task is {task}, and init_from is not set",
-            why="it trains nothing: the weights come from elsewhere",
+            why="it does not train: the weights come from a checkpoint",
             fix="init_from=run:3fa2c81b/best, or a path",
         )
     return found
 
 
 def trusted(value: object) -> bool:
-    """Return whether a checkpoint that no own run has made may hold more than weights."""
+    """Return whether a checkpoint from outside the user's own runs may contain more than weights."""
     return value is not None and bool(_TRUSTED.check("init_from_trusted", value))
 
 
 def after(value: object) -> tuple[str, ...]:
-    """Return the experiments that are to be done first."""
+    """Return the experiments that must be done first."""
     names = [value] if isinstance(value, str) else value or []
     if not isinstance(names, list) or not all(isinstance(n, str) and EXPERIMENT_NAME.fullmatch(n) for n in names):
         raise ConfigError(f"after is {value!r}", why="it names an experiment, or is a list of names", fix="after=NAME")
@@ -337,12 +337,12 @@ def after(value: object) -> tuple[str, ...]:
 
 
 def env(value: object) -> str:
-    """Return the policy for an environment that changed."""
+    """Return the policy for a changed environment."""
     return str(choice("refuse", "warn").check("env", value))
 
 
 def trainer(value: Mapping[str, object]) -> dict[str, object]:
-    """Return the trainer's arguments; refuse those that derive from resources or belong to the engine."""
+    """Return the trainer's arguments. Raises ConfigError for those derived from resources or set by the engine."""
     for key in value:
         if key in _ENGINE_OWNS:
             raise ConfigError(
@@ -354,8 +354,8 @@ def trainer(value: Mapping[str, object]) -> dict[str, object]:
     if isinstance(value.get("logger"), bool):
         raise ConfigError(
             f"trainer.logger is {value['logger']}",
-            why="a run always has its own logger, and `tracking` says where that sends what it is given",
-            fix="tracking=none, or loggers of yours beside it: trainer.logger={csv: {_target_: ...}}",
+            why="a run always has its own logger, and `tracking` says where that logger sends its values",
+            fix="tracking=none, or your own loggers beside it: trainer.logger={csv: {_target_: ...}}",
         )
     for section in ("callbacks", "logger"):
         _components(f"trainer.{section}", value.get(section) or {})
@@ -365,14 +365,14 @@ def trainer(value: Mapping[str, object]) -> dict[str, object]:
 
 
 def _components(section: str, value: object) -> None:
-    """Check a mapping of names to what is to be built; null takes one out."""
+    """Check a mapping of names to components; null removes one."""
     for name, node in check_mapping(section, value).items():
         if node is not None:
             component(f"{section}.{name}", check_mapping(f"{section}.{name}", node), optional=False)
 
 
 def component(section: str, value: Mapping[str, object], *, optional: bool) -> None:
-    """Check that a section names what to build."""
+    """Check that a section names the component to build."""
     target = value.get("_target_")
     if target is None and optional:
         extra = sorted(set(value) - {"_target_", "version"})

@@ -1,6 +1,6 @@
-"""`${secret:NAME}` on the node: from the job's environment, or a file of the user's own; and kept out of what we write.
+"""`${secret:NAME}` on the node: read from the job's environment or a user's file; kept out of what `orch` writes.
 
-A file is `$XDG_CONFIG_HOME/orchestrator/secrets/NAME` (`~/.config/...`), for its owner alone.
+The file is `$XDG_CONFIG_HOME/orchestrator/secrets/NAME` (`~/.config/...`), readable by its owner alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orchestrator.errors import OrchError
 
 _log = logging.getLogger(__name__)
 
-_SHORTEST = 4  # characters: what is shorter stands in half of all texts, and is no secret
+_SHORTEST = 4  # characters: a shorter value occurs in half of all texts, and is not redacted
 
 
 class Secrets:
@@ -30,11 +30,11 @@ class Secrets:
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = values
         found = {form for value in values.values() for form in forms(value)}
-        self._hidden = sorted(found, key=len, reverse=True)  # one may hold another
+        self._hidden = sorted(found, key=len, reverse=True)  # one may contain another
 
     @classmethod
     def of(cls, config: object) -> Self:
-        """Look up what a configuration refers to. Raises OrchError for what is not there, or others may read."""
+        """Look up a configuration's secrets. Raises OrchError if one is missing or others can read it."""
         return cls({name: _look_up(name) for name in dict.fromkeys(referred(config))})
 
     def placed(self, node: object) -> Any:
@@ -48,9 +48,9 @@ class Secrets:
         return node
 
     def redact(self, node: Any) -> Any:
-        """Return a text, or a tree of them, without the values: a copy, and of its own types as far as they allow.
+        """Return a copy of a text, or a tree of texts, without the values; containers keep their types where possible.
 
-        Numbers stay, and so do keys unless they hold a value: what reads a record looks for them.
+        Numbers stay, and so do keys that contain no secret, because readers of a record look them up.
         """
         if isinstance(node, str):
             return self._redact_text(node)
@@ -64,7 +64,7 @@ class Secrets:
         return node
 
     def found_in(self, content: bytes) -> bool:
-        """Return whether a file's content holds a value, in any of its forms."""
+        """Return whether a file's content contains a secret value, in any of its forms."""
         return any(form.encode(errors="surrogateescape") in content for form in self._hidden)
 
     def _redact_text(self, text: str) -> str:
@@ -77,11 +77,11 @@ class Secrets:
 
 
 def redact_argument(redact: Redact, name: str, value: object) -> object:
-    """Return a hyperparameter without what may not be written; of an object that keeps it inside, only the mask."""
+    """Return a hyperparameter without secret values; an object that still contains one becomes the mask."""
     kept = redact(value)
     try:
         held = pickle.dumps(kept)
-    except Exception:  # noqa: BLE001 - the user's object; torch cannot save it either, and says so
+    except Exception:  # noqa: BLE001 - the user's object; torch cannot save it either, and reports that
         return kept
     if redact(held) == held:
         return kept
@@ -90,9 +90,9 @@ def redact_argument(redact: Redact, name: str, value: object) -> object:
 
 
 def forms(value: str) -> frozenset[str]:
-    """Return what a value looks like where it is quoted, escaped or encoded, and each of its lines.
+    """Return the forms of a value when quoted, escaped or encoded, and each of its lines.
 
-    Nothing that is too short: it stands in half of all texts.
+    Leaves out forms that are too short, which occur in half of all texts.
     """
     plain = {part for part in (value, *value.splitlines()) if len(part.strip()) >= _SHORTEST}
     quoted = {form for part in plain for form in _quoted(part)}
@@ -101,7 +101,7 @@ def forms(value: str) -> frozenset[str]:
 
 
 def _quoted(part: str) -> Iterator[str]:
-    import html  # here: records are read without it
+    import html  # imported here: reading records does not need it
 
     raw = part.encode(errors="surrogateescape")
     yield from (repr(part)[1:-1], ascii(part)[1:-1], repr(raw)[2:-1], part.replace("\\", "\\\\").replace("'", "\\'"))
@@ -111,10 +111,10 @@ def _quoted(part: str) -> Iterator[str]:
 
 
 def _like(node: Any, parts: Collection[Any]) -> Any:
-    """Return parts in a container of a node's type; where it cannot be made of them, in a plain one."""
+    """Return parts in a container of a node's type, or in a plain one if that type cannot be built from them."""
     try:
         return type(node)(parts)
-    except Exception:  # noqa: BLE001 - anybody's container
+    except Exception:  # noqa: BLE001 - a container of any class
         return parts
 
 
@@ -126,7 +126,7 @@ def _look_up(name: str) -> str:
         status = path.stat()
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        told = error.strerror if isinstance(error, OSError) else "it is no text"
+        told = error.strerror if isinstance(error, OSError) else "it is not text"
         raise OrchError(
             f"there is no secret {name} here",
             why=f"the job's environment has no {name}, and {path}: {told}",
@@ -140,6 +140,6 @@ def _look_up(name: str) -> str:
 
 
 def folder() -> Path:
-    """Return where a user keeps secrets, a file each."""
+    """Return the folder where a user keeps secrets, one file each."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "orchestrator" / "secrets"

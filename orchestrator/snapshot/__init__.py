@@ -1,13 +1,13 @@
 """Freeze the code of a project, so that no edit of the checkout reaches a queued run.
 
-`take` finds out what would be frozen and under which name (the git tree hash), and writes nothing but
-temporary files; `write` puts it under `code/<tree>/`, whole or not at all. What is frozen is what
-`git add --all` would record, without recording it: tracked files as they are now, and untracked ones
-that are source or configuration. The user's repository is only read: a copy of its index and a
-temporary object folder take what has to be written, no hook runs, and no lock is waited for. (A filter
-such as git-lfs runs as in `git add`.) Without git the files are copied as they are.
+`take` determines the files to freeze and their name (the git tree hash), and writes only temporary files;
+`write` puts them under `code/<tree>/`, whole or not at all. A snapshot has the files that `git add --all`
+would record: tracked files as they are now, and untracked ones that are source or configuration. The
+user's repository is only read: git writes to a copy of its index and a temporary object folder, runs no
+hook, and waits for no lock. (A filter such as git-lfs runs as in `git add`.) Without git the files are
+copied as they are.
 
-It does not decide when to freeze, and knows of a launch only the folder it is given.
+The caller decides when to freeze, and into which folder.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _FILES_PER_THREAD = 100
 
 @contextmanager
 def take(project: Path, options: SnapshotOptions, *, exclude: Sequence[Path] = ()) -> Iterator[Pending]:
-    """Find out what freezing `project` would freeze, leaving out the folders in `exclude`.
+    """Yield the snapshot that freezing `project` would write, without the folders in `exclude`.
 
-    Raises RequestError for what may not be frozen: files over the limits, credentials, links that leave.
+    Raises RequestError for files over the limits, credentials, and links that leave the project.
     """
     selection = Selection.of(project, options, exclude)
     with TemporaryDirectory(prefix="orch-snapshot-") as name:
@@ -58,15 +58,15 @@ def take(project: Path, options: SnapshotOptions, *, exclude: Sequence[Path] = (
 
 
 def write(pending: Pending, destination: CodePaths) -> Snapshot:
-    """Put the snapshot under `destination`, whole or not at all; nothing to do if it is there already.
+    """Write the snapshot to `destination`, whole or not at all, unless it is there already.
 
-    Its files are read-only, so that nobody edits them by accident; its folders are not, so that it can be
-    deleted. Any number of processes may write the same snapshot at once.
+    Its files are read-only, so that nobody edits them by accident; its folders are writable, so that it can
+    be deleted. Any number of processes may write the same snapshot at once.
     """
     if listed(destination.header):
         return pending.snapshot
     try:
-        parent = destination.path.parent.absolute()  # git runs in another folder
+        parent = destination.path.parent.absolute()  # absolute, because git runs in another folder
         make_folder(parent)
         with draft_of(parent / destination.path.name) as draft:
             _draft(pending, CodePaths(draft))
@@ -97,17 +97,17 @@ def _draft(pending: Pending, draft: CodePaths) -> None:
 
 
 def _publish(draft: Path, destination: CodePaths) -> None:
-    # Whoever was faster had the same content.
+    # A process that was faster has written the same content.
     if not take_by_rename(draft, destination.path, mine=lambda: listed(destination.header)):
         raise StateError(
-            f"{destination.path} is there but incomplete",
+            f"{destination.path} exists but is incomplete",
             why="it has no snapshot.json",
             fix="delete it and launch again",
         )
 
 
 def _protect(tree: Path) -> None:
-    # One Path per file would cost as much as the chmod.
+    # Creating a Path per file would cost as much as the chmod.
     for folder, _, _ in os.walk(tree):
         os.chmod(folder, stat.S_IMODE(os.lstat(folder).st_mode) & 0o755)  # noqa: PTH101 - as above; the umask may be 0
     files = [os.path.join(folder, name) for folder, _, names in os.walk(tree) for name in names]  # noqa: PTH118 - of many files

@@ -1,7 +1,7 @@
-"""Freeze a project that git knows: what `git add --all` would record, without recording it.
+"""Freeze a project in a git repository: the files that `git add --all` would record.
 
-Submodules, and clones that lie inside, are frozen as they are, with their uncommitted edits: their files
-take the place of their link, so that one tree hash names everything.
+Submodules, and clones inside the project, are frozen as they are, with their uncommitted edits: their files
+replace the link to them, so that one tree hash names everything.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from orchestrator.snapshot.selection import Selection, is_credential, listed
 from orchestrator.snapshot.tree import GITLINK, LINK, Entry, tree_hash
 from orchestrator.system.threads import in_shares
 
-_FILES_PER_GIT = 100  # at least: it writes so many in the time that it takes to start
+_FILES_PER_GIT = 100  # at least: starting git takes as long as writing this many files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What one repository adds: the project's own, a submodule, or a clone that lies inside.
+    """The files of one repository: the project's own, a submodule, or a clone inside the project.
 
-    `at` is its folder below the project, `""` or `"path/"`; `left` are untracked files it does not add.
+    `at` is its folder below the project, `""` or `"path/"`; `left` are its untracked files that are left out.
     """
 
     repo: Repository
@@ -47,13 +47,13 @@ class Part:
 
 
 def read_parts(repo: Repository, selection: Selection, scratch: Path) -> Iterator[Part]:
-    """Yield the project's repository, and then each repository that lies inside it."""
+    """Yield the part of the project's repository, and then of each repository inside it."""
     included = selection.included()
     waiting, seen = [("", repo)], set[Path]()
     while waiting:
         at, repo = waiting.pop(0)
         if repo.objects in seen:
-            continue  # a worktree of a repository that is already in
+            continue  # a worktree of a repository that is already included
         seen.add(repo.objects)
         part = _read(repo, at, selection, _owned(included, at, selection.project))
         yield part
@@ -64,7 +64,7 @@ def read_parts(repo: Repository, selection: Selection, scratch: Path) -> Iterato
 
 
 def _owned(paths: Iterable[str], at: str, project: Path) -> list[str]:
-    """Return the paths that belong to the repository at `at`, not to one inside it, relative to it."""
+    """Return the paths that belong to the repository at `at` and to no repository inside it, relative to it."""
     inner = (path.removeprefix(at) for path in paths if path.startswith(at))
     return [path for path in inner if not _in_repository(project / at, path)]
 
@@ -75,7 +75,7 @@ def _in_repository(top: Path, path: str) -> bool:
 
 
 def _read(repo: Repository, at: str, selection: Selection, included: Sequence[str]) -> Part:
-    """Bring the temporary index up to what is to be frozen, once nothing speaks against it."""
+    """Check the files to freeze, then add them to the temporary index, and return the part."""
     status = read_status(repo, _pathspec(selection, at))
     wanted, left = selection.choose(f"{at}{path}" for path in status.untracked if not path.endswith("/"))
     added = [path.removeprefix(at) for path in wanted]
@@ -94,7 +94,7 @@ def _read(repo: Repository, at: str, selection: Selection, included: Sequence[st
 
 
 def _without_excluded(repo: Repository, at: str, selection: Selection) -> tuple[Entry, ...]:
-    """Return the index's entries, having dropped what lies in an excluded folder although git tracks it."""
+    """Remove tracked files in excluded folders from the temporary index, and return the other entries."""
     entries = read_entries(repo)
     excluded = {entry.path for entry in entries if selection.excludes(f"{at}{entry.path}")}
     if excluded:
@@ -103,13 +103,13 @@ def _without_excluded(repo: Repository, at: str, selection: Selection) -> tuple[
 
 
 def _pathspec(selection: Selection, at: str) -> list[str]:
-    """Return pathspecs for all but the excluded folders: git then does not even list these."""
+    """Return pathspecs for all but the excluded folders, so that git does not even list these."""
     here = [name.removeprefix(at) for name in selection.excluded if name.startswith(at)]
     return ["--", ".", *(f":(exclude,literal){name}" for name in here)]
 
 
 def _repositories_inside(part: Part, selection: Selection) -> Iterator[str]:
-    """Yield the folders of checked-out submodules, and of repositories that git takes for untracked files."""
+    """Yield the folders of checked-out submodules, and of repositories that git reports as untracked."""
     links = [f"{entry.path}/" for entry in part.entries if entry.mode == GITLINK]
     for path in links:
         if (part.repo.folder / path / ".git").exists():
@@ -121,7 +121,7 @@ def _repositories_inside(part: Part, selection: Selection) -> Iterator[str]:
 
 
 def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pending:
-    """Name the parts by one tree hash, once no link leaves the project and the sizes are within limits."""
+    """Return the snapshot of all parts, named by one tree hash, after checking links and total size."""
     top = parts[0]
     entries = _whole(parts)
     selection.refuse_leaving_links(entry.path for entry in entries if entry.mode == LINK)
@@ -150,9 +150,9 @@ def pending(parts: Sequence[Part], selection: Selection, scratch: Path) -> Pendi
 
 
 def _check_out(repo: Repository, whole: Path, env: Mapping[str, str]) -> None:
-    """Write the index's files to a new folder: `checkout-index --all`, but by several processes.
+    """Write the index's files to a new folder, as `checkout-index --all` does, with several processes.
 
-    The folders are made before: processes that make the same one would stop each other.
+    The folders are created first, because processes that create the same one fail.
     """
     paths = read_present(repo, env)
     (whole / repo.prefix).mkdir(parents=True)
@@ -167,7 +167,7 @@ def _check_out(repo: Repository, whole: Path, env: Mapping[str, str]) -> None:
 
 
 def _folders(paths: Iterable[str]) -> list[str]:
-    """Return all folders above files, each after the one that it lies in."""
+    """Return all folders above files, each after its parent."""
     found = set[str]()
     for path in paths:
         folder = path.rpartition("/")[0]
@@ -178,20 +178,20 @@ def _folders(paths: Iterable[str]) -> list[str]:
 
 
 def _dirty(parts: Sequence[Part]) -> bool:
-    """Return whether anything differs from the commits, or a repository takes part that none records."""
+    """Return whether any part differs from its commit, or is a repository that no commit records."""
     linked = {f"{part.at}{entry.path}/" for part in parts for entry in part.entries if entry.mode == GITLINK}
     return any(part.dirty or (part.at and part.at not in linked) for part in parts)
 
 
 def _whole(parts: Sequence[Part]) -> list[Entry]:
-    """Return the entries of all parts, relative to the project, inner repositories in place of their link."""
+    """Return the entries of all parts, relative to the project, with inner repositories in place of their links."""
     inner = {part.at.rstrip("/") for part in parts if part.at}
     moved = [entry._replace(path=f"{part.at}{entry.path}") for part in parts for entry in part.entries]
     return [entry for entry in moved if entry.path not in inner]
 
 
 def _graft(parts: Sequence[Part], entries: Sequence[Entry], scratch: Path) -> Mapping[str, str]:
-    """Return an environment whose index holds all parts, for one checkout of everything."""
+    """Return an environment whose index contains all parts, for one checkout of everything."""
     top, inner = parts[0], parts[1:]
     if not inner:
         return top.repo.env
@@ -206,7 +206,7 @@ def _graft(parts: Sequence[Part], entries: Sequence[Entry], scratch: Path) -> Ma
 
 
 def _notes(parts: Sequence[Part], entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield what a person should know of this snapshot before a thousand runs use it."""
+    """Yield notes on this snapshot that the user should read before a thousand runs use it."""
     unmerged = [f"{part.at}{path}" for part in parts for path in part.status.unmerged]
     if unmerged:
         yield f"frozen as it is in the middle of a merge: {listed(unmerged)}"
@@ -223,7 +223,7 @@ def _notes(parts: Sequence[Part], entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _diff(part: Part, selection: Selection) -> bytes:
-    """Return what differs from the commit as a patch; without a commit all does, and the tree holds it."""
+    """Return the differences from the commit as a patch; empty without a commit, since the tree has everything."""
     if part.status.commit is None or not part.dirty:
         return b""
     return part.repo.git(

@@ -1,9 +1,9 @@
-"""The fingerprint of the Python environment: which Python, and which distributions in which version.
+"""The fingerprint of the Python environment: the Python version, and the distributions with their versions.
 
-Taken by listing the `*.dist-info` names in the site folders, so that it costs milliseconds and a worker
-can afford it. PYTHONPATH plays no part: a job has the snapshot on it, its launcher has not, and both must
-get the same fingerprint. It proves no file's content; code installed in editable mode, which has no
-version worth the name, is named by `editable_roots` and frozen with the project's.
+It lists the `*.dist-info` names in the site folders, which takes milliseconds, so that a worker can afford
+it. PYTHONPATH is ignored: a job has the snapshot on it and its launcher does not, and both must get the
+same fingerprint. The content of files is not checked. Code installed in editable mode has no meaningful
+version: `editable_roots` finds it, and it is frozen with the project.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SEPARATORS = re.compile(r"[-_.]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What a job's code runs on. `prefix` is where it lies: good to know, not part of what it is."""
+    """The Python environment that a job's code runs in. `prefix` is its folder: information only, not compared."""
 
     python: str
     platform: str
@@ -55,7 +55,7 @@ class Environment:
 
 
 def current() -> Environment:
-    """Return the fingerprint of the environment that this process runs in."""
+    """Return the fingerprint of this process's environment."""
     return Environment(
         python=platform.python_version(),
         platform=sysconfig.get_platform(),
@@ -65,7 +65,7 @@ def current() -> Environment:
 
 
 def differences(frozen: Environment, now: Environment) -> list[str]:
-    """Return one line for each thing that differs, such as `torch 2.13.0 -> 2.14.1`; none if nothing does."""
+    """Return one line for each difference, such as `torch 2.13.0 -> 2.14.1`."""
     lines = [
         f"{label} {old} -> {new}"
         for label, old, new in (
@@ -88,7 +88,7 @@ def _difference(name: str, frozen: Environment, now: Environment) -> str:
 
 
 def site_folders() -> list[Path]:
-    """Return the folders that pip installs into and this Python imports from, the user's own included."""
+    """Return the folders that pip installs into and this Python imports from, including the user's own."""
     names = [*site.getsitepackages(), *(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))]
     if site.ENABLE_USER_SITE:
         names.append(site.getusersitepackages())
@@ -96,13 +96,13 @@ def site_folders() -> list[Path]:
 
 
 def distributions(folders: list[Path]) -> dict[str, str]:
-    """Return the normalised names (PEP 503) and the versions of what is installed; the first folder wins."""
+    """Return the normalised names (PEP 503) and versions of installed distributions; the first folder wins."""
     found: dict[str, str] = {}
     for folder in folders:
         here: dict[str, str] = {}
         for entry in _metadata(folder):
             name, version = _name_and_version(entry)
-            here[name] = max(version, here.get(name, ""))  # a torn upgrade leaves two: any fixed choice
+            here[name] = max(version, here.get(name, ""))  # an interrupted upgrade leaves two
         found = {**here, **found}
     return dict(sorted(found.items()))
 
@@ -132,7 +132,7 @@ def _pep_660_root(record: Path) -> Iterator[Path]:
         editable = value.get("dir_info", {}).get("editable", False)
         url = urlsplit(value["url"])
     except (OSError, ValueError, KeyError, AttributeError):
-        return  # none there: the usual case; a damaged one is not ours to judge
+        return  # usually there is none; a damaged one is ignored
     if editable and url.scheme == "file":
         yield Path(unquote(url.path)).resolve()
 

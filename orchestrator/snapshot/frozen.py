@@ -1,4 +1,4 @@
-"""The nouns of a snapshot: what was frozen, and what is about to be."""
+"""The types of a snapshot: one that is written, and one that is not written yet."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What was frozen.
+    """A written snapshot.
 
-    `tree` is the code's identity: a git tree hash, or `plain-<hash>` without git. `dirty` says that it is
-    not what `commit` holds, `message` what a person should know.
+    `tree` is the code's identity: a git tree hash, or `plain-<hash>` without git. `dirty` says that it differs
+    from `commit`; `message` is a note for the user.
     """
 
     tree: str
@@ -42,7 +42,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """A snapshot that has its name but lies nowhere yet; valid inside `take`'s `with` block.
+    """A snapshot that has a name but is not written yet; valid inside the `with` block of `take`.
 
     `fill` writes its files to a new folder, `diff` returns the uncommitted changes as a patch. `paths` are the files,
     relative to `root`.

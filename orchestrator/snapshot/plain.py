@@ -1,4 +1,4 @@
-"""Freeze a project without git: copy the files that would be frozen if git tracked nothing."""
+"""Freeze a project without git: copy the files that would be frozen if git tracked none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.snapshot.selection import Selection
 from orchestrator.snapshot.tree import EXECUTABLE, FILE, LINK
 
 WALK_LIMIT_FILES = 200_000
-"""Without git: more than this is no project, but a home folder or a disk."""
+"""The most files without git: a folder with more is not a project, but a home folder or a disk."""
 
 
 class _File(NamedTuple):
@@ -26,7 +26,7 @@ class _File(NamedTuple):
 
 
 def reason(*, repository: bool) -> str:
-    """Return what to tell a person, who may or may not have wanted this."""
+    """Return a note for the user on why files were copied without git."""
     if repository:
         return "git tracks nothing here, and ignores the rest: source and configuration files were copied"
     cause = "there is no git repository" if shutil.which("git") else "git is not installed"
@@ -34,7 +34,7 @@ def reason(*, repository: bool) -> str:
 
 
 def pending(selection: Selection, message: str) -> Pending:
-    """Name the files by a hash over their paths, modes and contents."""
+    """Return the snapshot of the files, named by a hash over their paths, modes and contents."""
     included = selection.included()
     wanted, _ = selection.choose(_bounded(selection.walk(""), selection.project))
     paths = sorted({*wanted, *included})
@@ -57,7 +57,7 @@ def pending(selection: Selection, message: str) -> Pending:
         if _plain_tree(copied) != snapshot.tree:
             raise RequestError(
                 "the project changed while it was being frozen",
-                why="without git it is read twice",
+                why="without git its files are read twice, and differed",
                 fix="launch again",
             )
 
@@ -68,8 +68,8 @@ def _bounded(paths: Iterator[str], project: Path) -> Iterator[str]:
     for count, path in enumerate(paths):
         if count >= WALK_LIMIT_FILES:
             raise RequestError(
-                f"{project} holds more than {WALK_LIMIT_FILES:,} files",
-                why="without git all are looked at",
+                f"{project} contains more than {WALK_LIMIT_FILES:,} files",
+                why="without git each of them is examined",
                 fix="start from the project's own folder, or `git init` it and write a .gitignore",
             )
         yield path

@@ -1,7 +1,7 @@
-"""One git repository, only read: what git has to write goes to a copy of the index and temporary objects.
+"""One git repository, only read: git writes to a copy of the index and to a temporary object folder.
 
-No hook runs and no lock of the user's is waited for. A filter such as git-lfs runs as in `git add`; in a clone or a
-submodule inside the project only one of the user's own configuration, not of the clone's.
+No hook runs, and no lock of the user's is waited for. A filter such as git-lfs runs as in `git add`; in a clone or a
+submodule inside the project, only filters from the user's own configuration run, not those of the clone's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from orchestrator.system.processes import ProgramError
 class Repository:
     """The folder to freeze in one repository, and the environment in which git only reads that repository.
 
-    `prefix` is the folder's path below the repository's top, `""` or `"path/"`; `settings` are git's, for each call.
+    `prefix` is the folder's path below the repository's top, `""` or `"path/"`; `settings` are passed to each git call.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class Repository:
         except ProgramError as error:
             if any(os.strerror(number) in error.stderr for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)):
                 raise StateError(
-                    f"git {words[0]} cannot write what it makes of {self.folder}",
+                    f"git {words[0]} cannot write its temporary files for {self.folder}",
                     why=error.reason,
                     fix="free some space in the folder for runs (--runs, $ORCH_RUNS) and in $TMPDIR",
                 ) from error
@@ -57,7 +57,7 @@ class Repository:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What `git status` says; an untracked repository ends in a slash. Paths are relative to its folder."""
+    """The output of `git status`, parsed; an untracked repository ends in a slash. Paths are relative to its folder."""
 
     commit: str | None
     branch: str | None
@@ -68,9 +68,9 @@ class Status:
 
 
 def find_repository(folder: Path, scratch: Path, *, foreign: bool = False) -> Repository | None:
-    """Return the repository that a folder lies in; None if it lies in none or there is no git.
+    """Return the repository that contains a folder; None if there is none, or git is not installed.
 
-    `foreign`: it is not the project's own, and its configuration names no program that runs.
+    `foreign`: it is not the project's own, and no program that its configuration names is run.
     """
     if shutil.which("git") is None:
         return None
@@ -112,17 +112,17 @@ def _unusable(folder: Path, error: ProgramError) -> RequestError:
 
 
 def copy_index(index: Path, scratch: Path) -> Path:
-    """Copy an index, its time too: by it git tells which entries are too young to be trusted."""
+    """Copy an index and its time, by which git decides which entries are too recent to be trusted."""
     copy = scratch / f"index-{len(list(scratch.glob('index-*')))}"
     try:
         shutil.copy2(index, copy)
     except FileNotFoundError:
-        copy.unlink(missing_ok=True)  # nothing was ever added; git takes a missing index for an empty one
+        copy.unlink(missing_ok=True)  # nothing was ever added; to git a missing index is an empty one
     return copy
 
 
 def redirect(index: Path, scratch: Path, objects: Iterable[Path]) -> dict[str, str]:
-    """Return the environment that sends what git writes to `scratch` and lets it read `objects`."""
+    """Return the environment in which git writes to `scratch` and also reads `objects`."""
     (scratch / "objects").mkdir(exist_ok=True)
     return {
         "GIT_INDEX_FILE": str(index),
@@ -137,7 +137,7 @@ def _quoted(path: Path) -> str:
 
 
 def read_status(repo: Repository, pathspec: Sequence[str]) -> Status:
-    """Ask git what differs from the commit; paths come relative to the repository's folder."""
+    """Ask git for the differences from the commit, with paths relative to the repository's folder."""
     answer = repo.git(
         "status",
         "--porcelain=v2",
@@ -178,9 +178,9 @@ def _parse_status(answer: str, prefix: str) -> Status:
 
 
 def update_index(repo: Repository, *, gone: Iterable[str], present: Iterable[str]) -> None:
-    """Bring the temporary index up to the working tree for these paths; their content is hashed here.
+    """Update the temporary index from the working tree for these paths, hashing their content.
 
-    Git may not see the user's objects meanwhile: it would touch the time of each that it need not write.
+    Git may not see the user's objects here: it would touch the time of each object that it need not write.
     """
     env = {**repo.env, "GIT_ALTERNATE_OBJECT_DIRECTORIES": ""}
     removals = "".join(f"0 {repo.no_object}\t{repo.prefix}{path}\0" for path in gone)
@@ -193,13 +193,13 @@ def update_index(repo: Repository, *, gone: Iterable[str], present: Iterable[str
 
 
 def read_entries(repo: Repository) -> list[Entry]:
-    """Return what the temporary index holds below the repository's folder."""
+    """Return the entries of the temporary index below the repository's folder."""
     answer = os.fsdecode(repo.git("ls-files", "-s", "-z", "--", "."))
     return [_entry(record) for record in answer.split("\0")[:-1]]
 
 
 def read_present(repo: Repository, env: Mapping[str, str]) -> list[str]:
-    """Return the paths of an index below the repository's folder, less those that a sparse checkout leaves out."""
+    """Return the paths of an index below the repository's folder, without those that a sparse checkout leaves out."""
     answer = os.fsdecode(repo.git("ls-files", "-t", "-z", "--", ".", env=env))
     tagged = (record.split(" ", 1) for record in answer.split("\0")[:-1])
     return [path for tag, path in tagged if tag != "S"]

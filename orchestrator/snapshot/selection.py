@@ -1,6 +1,6 @@
-"""Which files of a project may be frozen: by name, place, size and, for links, where they lead.
+"""The choice of files to freeze: by name, folder, size and, for links, by their target.
 
-Knows nothing of git: whoever lists the files asks here. Paths are relative to the project, with slashes.
+Independent of git: callers list the files. Paths are relative to the project, with slashes.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ NEVER = frozenset(
         ".cache",
     }
 )
-"""Folders of which only tracked files are frozen, whatever `include` says; so are virtual environments."""
+"""Folders of which only tracked files are frozen, whatever `include` says; virtual environments are treated alike."""
 
 OUTPUTS = frozenset({"mlruns", "lightning_logs", "wandb", ".hydra"})
-"""Folders that tools write: new files in them at every run would make every launch other code."""
+"""Folders that tools write: new files in them at every run would give every launch a different snapshot."""
 
 _CREDENTIAL_PATTERNS = (
     ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "id_rsa", "id_dsa",
@@ -66,7 +66,7 @@ _TEMPLATES = frozenset({".env.dist", ".env.example", ".env.sample", ".env.templa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which files of a project may be frozen. Paths are relative to the project, with slashes."""
+    """The rules by which files of a project are frozen. Paths are relative to the project, with slashes."""
 
     project: Path
     excluded: tuple[str, ...]
@@ -76,7 +76,7 @@ class Selection:
     @classmethod
     def of(cls, project: Path, options: SnapshotOptions, exclude: Sequence[Path]) -> Self:
         if not project.is_dir():
-            raise RequestError(f"the project {str(project)!r} is no folder", fix="name the folder with conf/")
+            raise RequestError(f"the project {str(project)!r} is not a folder", fix="name the folder with conf/")
         return cls(
             project=project.resolve(),
             options=options,
@@ -84,7 +84,7 @@ class Selection:
         )
 
     def bars(self, path: str) -> bool:
-        """Return whether an untracked file lies where nothing may be taken from."""
+        """Return whether an untracked file is in a folder from which none may be frozen."""
         return self.excludes(path) or self._bars_folder(path.rstrip("/").rpartition("/")[0])
 
     def excludes(self, path: str) -> bool:
@@ -103,14 +103,14 @@ class Selection:
         return (path / "pyvenv.cfg").exists() or (path / "conda-meta").exists()
 
     def choose(self, untracked: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Split untracked files into those to freeze, and those that a person may miss in the snapshot."""
+        """Split untracked files into those to freeze, and those that the user may miss in the snapshot."""
         seen = [path for path in untracked if not self.bars(path)]
         _refuse_credentials(seen)
         seen = [path for path in seen if OUTPUTS.isdisjoint(path.split("/"))]
         return [path for path in seen if _is_source(path)], [path for path in seen if not _is_source(path)]
 
     def included(self) -> list[str]:
-        """Return the files that `snapshot.include` names, ignored ones too."""
+        """Return the files that `snapshot.include` names, including ignored ones."""
         found = sorted({path for pattern in self.options.include for path in self._expand(pattern)})
         _refuse_credentials(found)
         return found
@@ -132,7 +132,7 @@ class Selection:
             yield path
 
     def walk(self, folder: str) -> Iterator[str]:
-        """Yield the files and links below a folder, not entering what is barred."""
+        """Yield the files and links below a folder, without entering barred folders."""
         if self.excludes(folder) or self._bars_folder(folder):
             return
         for entry in _scan(self.project / folder):
@@ -143,13 +143,13 @@ class Selection:
                 yield path
 
     def sizes(self, paths: Iterable[str]) -> dict[str, int]:
-        """Return the size of each file; raise RequestError if they are over the limits."""
+        """Return the size of each file. Raises RequestError if they are over the limits."""
         sizes = dict.fromkeys(paths, 0)
 
-        def look(some: Sequence[str]) -> None:
+        def measure(some: Sequence[str]) -> None:
             sizes.update((path, _size(f"{self.project}/{path}")) for path in some)
 
-        in_shares(look, list(sizes), least=_FILES_PER_THREAD)
+        in_shares(measure, list(sizes), least=_FILES_PER_THREAD)
         self._refuse_large(sizes)
         return sizes
 
@@ -165,7 +165,7 @@ class Selection:
             raise _too_large(large, sizes, why, "max_total_mb")
 
     def refuse_leaving_links(self, links: Iterable[str]) -> None:
-        """Raise RequestError for a link by which a job would reach the checkout, or anything else live."""
+        """Raise RequestError for a link through which a job would read the checkout, or other files that may change."""
         leaving = [path for path in links if self._leaves(path)]
         if leaving:
             raise RequestError(
@@ -193,14 +193,14 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _inside(path: Path, project: Path) -> Iterator[str]:
-    """Yield the names, relative to the project, of a folder in it, which may be a link to elsewhere."""
+    """Yield the paths of a folder inside the project, relative to it: as given, and with links resolved."""
     lexical, root = Path(os.path.abspath(path)), Path(os.path.abspath(project))  # noqa: PTH100 - keeps links
     for inner, outer in ((lexical, root), (path.resolve(), project.resolve())):
         if inner == outer:
             raise RequestError(
                 f"{path} is the project itself",
-                why="its results would lie among its code",
-                fix="choose a folder of its own for runs, such as runs/",
+                why="its results would be among its code",
+                fix="choose a separate folder for runs, such as runs/",
             )
         if inner.is_relative_to(outer):
             yield inner.relative_to(outer).as_posix()
@@ -227,12 +227,12 @@ def is_credential(path: str) -> bool:
 
 
 def _refuse_credentials(paths: Iterable[str]) -> None:
-    """Raise RequestError for files that look like secrets, also where only their suffix keeps them out."""
+    """Raise RequestError for files that look like secrets, even if their suffix already leaves them out."""
     found = [path for path in paths if is_credential(path)]
     if found:
         raise RequestError(
-            f"cannot freeze what looks like credentials: {listed(found)}",
-            why="a snapshot is a copy that others may come to read",
+            f"cannot freeze files that look like credentials: {listed(found)}",
+            why="a snapshot is a copy that others may be able to read",
             fix="move them out of the project, or, in a git repository, name them in .gitignore",
         )
 
@@ -250,7 +250,7 @@ def _size(path: str) -> int:
     try:
         return os.lstat(path).st_size
     except OSError:
-        return 0  # not checked out, or gone meanwhile
+        return 0  # not checked out, or deleted meanwhile
 
 
 def listed(paths: Sequence[str], most: int = 5) -> str:

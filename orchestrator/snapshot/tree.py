@@ -1,7 +1,7 @@
-"""Git trees without git: what an index or a tree lists, and the name git gives to it.
+"""Git trees without git: the entries of an index or a tree, and the hash that git gives the tree.
 
-Computed here because `git write-tree` touches the times of objects in the user's repository that it
-finds there already, and in a partial clone may ask the network for those it does not find.
+Computed here because `git write-tree` changes the times of objects that are already in the user's
+repository, and in a partial clone may fetch missing ones over the network.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Entry(NamedTuple):
 
 
 def digest(algorithm: str, content: bytes) -> bytes:
-    """Hash as git does: names, not security, so that FIPS machines have SHA-1 too."""
+    """Hash as git does, for names and not for security, so that SHA-1 also works on FIPS machines."""
     return hashlib.new(algorithm, content, usedforsecurity=False).digest()
 
 
 def tree_hash(entries: Iterable[Entry], algorithm: str) -> str:
-    """Return the name of the tree that holds these entries, as `git write-tree` would print it."""
+    """Return the hash of the tree of these entries, as `git write-tree` would print it."""
     root: dict[str, Any] = {}
     for entry in entries:
         *folders, name = entry.path.split("/")

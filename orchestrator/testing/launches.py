@@ -31,7 +31,7 @@ _AT_ONCE = LaunchOptions()
 
 
 def scripted(script: Mapping[str, object] | None = None, *, seed: int = 0, **resources: Any) -> Run:
-    """Return a run that does what a Script with these arguments does; runs differ by their seeds."""
+    """Return a run that plays a Script with these arguments; runs differ by their seeds."""
     config = {
         "model": {"_target_": "orchestrator.testing.script.Script", **(script or {})},
         "data": {"_target_": None, "version": None},
@@ -45,7 +45,7 @@ def scripted(script: Mapping[str, object] | None = None, *, seed: int = 0, **res
 def trained(
     net: Mapping[str, object] | None = None, *, kind: str = "Net", steps: int = 4, seed: int = 0, **resources: Any
 ) -> Run:
-    """Return a run that really trains a Net with these arguments, for so many steps; its worker is the real one."""
+    """Return a run that trains a Net with these arguments for `steps` steps, with the real worker."""
     trainer = {
         "_target_": "pytorch_lightning.Trainer",
         "max_steps": steps,
@@ -85,13 +85,13 @@ def experiment(
     launch: LaunchOptions = _AT_ONCE,
     **options: object,
 ) -> Experiment:
-    """Return an experiment of such runs, for a cluster of a kind with these options."""
+    """Return an experiment of these runs, for a cluster of a kind with these options."""
     cluster = {"kind": kind, "scratch": None, **options}
     return Experiment(name=name, runs=tuple(runs), objective=None, cluster=cluster, tracking=tracking, launch=launch)
 
 
 def facts(manifests: Mapping[str, Manifest] | None = None) -> Facts:
-    """Return what a launch freezes: instead of code, a link to this package."""
+    """Return the facts of a launch, with a link to this package as its frozen code."""
     snapshot = Snapshot(tree=_TREE, commit=None, branch=None, dirty=False, files=0, bytes=0)
     pending = Pending(snapshot=snapshot, fill=_link_package, diff=lambda: b"")
     return Facts(code=(pending,), environment=environment.current(), manifests=manifests or {})
@@ -105,7 +105,7 @@ def _link_package(tree: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """One experiment of scripted runs on one cluster, and what became of it."""
+    """One experiment of scripted runs on one cluster, with its records."""
 
     paths: ExperimentPaths
     kind: str
@@ -116,7 +116,7 @@ class Bench:
     def launch(
         self, runs: Sequence[Run], *, rerun: Rerun = "never", worker: Sequence[str] = WORKER, **options: Any
     ) -> Launched:
-        """Launch what is missing of these runs, let loose as `options` (canary, brake, notify) say."""
+        """Launch these runs, except finished ones; `options` are those of a launch: `canary`, `brake`, `notify`."""
         wanted = experiment(
             self.paths.name,
             runs,
@@ -137,7 +137,7 @@ class Bench:
         )
 
     def _said(self) -> dict[str, Any]:
-        """Return what the `cluster:` section says: with Slurm, the cluster's own options."""
+        """Return the `cluster:` section: with Slurm, the cluster's own options."""
         own = asdict(self.cluster.options) if isinstance(self.cluster, SlurmCluster) else {}
         return {**own, **self.options}
 
@@ -145,7 +145,7 @@ class Bench:
         return read_experiment(self.paths, {self.kind: self.cluster}).records
 
     def cancel(self, run: Run) -> None:
-        """Cancel a run, as the api does: the mark first, then the cluster is told."""
+        """Cancel a run as `api` does: first write the mark, then cancel the run's job."""
         number, index = self.records()[run.id].task
         launch = self.paths.launch(number)
         make_private(launch.cancelled)
@@ -153,14 +153,14 @@ class Bench:
         self.cluster.cancel(launch, [index])
 
     def played(self) -> list[Played]:
-        """Return every time that a run was really run, in the order in which they began."""
+        """Return each execution of a run by a worker, in the order of their starts."""
         names = sorted(path.name for path in (self.paths.path / "played").glob("*"))
         return sorted((Played.parse(name) for name in names), key=lambda played: played.began)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """One time that a run was run: by which attempt and process, from when to when (ns; None: it died)."""
+    """One execution of a run: its attempt and process, its start and its end (ns; None if it died)."""
 
     run: RunId
     attempt: int

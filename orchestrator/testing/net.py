@@ -1,4 +1,4 @@
-"""A tiny network that really trains, on all its ranks, and whose steps wait, fail and die as they are told to."""
+"""A tiny network that really trains, on all its ranks, and whose steps wait, fail and die on request."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ STEPS_PER_EPOCH = 20
 
 
 class Net(pl.LightningModule):
-    """Logs at each step how many ranks took it. A step lasts `seconds`, or until the file `until` is there.
+    """Logs at each step how many ranks took it. A step lasts `seconds`, or until the file `until` exists.
 
-    At step `at`, rank `rank` does what `does` says: raise, exit (with status 3), kill (itself, with SIGKILL), or, once
-    in all attempts, hang until the file `until` is there, and then kill itself.
+    At step `at`, rank `rank` does what `does` says: raise, exit (with status 3), kill (itself, with SIGKILL), or, only
+    once in all attempts, hang until the file `until` exists, and then kill itself.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Net(pl.LightningModule):
 
 
 class ValidatedNet(Net):
-    """The same, validated after each epoch on as many batches. Those are what lasts `seconds`, and not its steps.
+    """A Net that is validated after each epoch, on as many batches. Here those last `seconds`, and steps do not.
 
-    Rank 1 has one batch less: ranks need not have equally many, and must still leave together.
+    Rank 1 has one batch less: ranks may have different numbers of batches, and must still stop together.
     """
 
     def _wait(self) -> None:

@@ -1,4 +1,4 @@
-"""What a scripted run does. Serves as `model._target_`; a subclass in a project comes from its frozen code."""
+"""The script of a run. Serves as `model._target_`; a subclass in a project is imported from its frozen code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _HOG_BYTES, _HOG_SECONDS = 2**29, 300.0
 
 
 class Script:
-    """Takes `steps` steps, from the one after the last checkpoint on, and then ends as it was told to.
+    """Takes `steps` steps, starting after the last checkpoint, and then ends as `ends` says.
 
-    Each step logs `value()` and lasts until `seconds` have gone by and the file `until` is there. `ends` holds
-    one of done, raise, kill (by itself, with SIGKILL), exit (with status 3) and hog (0.5 GB of memory, to be
-    killed for it) per attempt; the last one counts for all further attempts. A `deaf` script hears neither SIGTERM
-    nor SIGUSR2.
+    Each step logs `value()` and lasts until `seconds` have passed and the file `until` exists. `ends` has one
+    of done, raise, kill (itself, with SIGKILL), exit (with status 3) and hog (0.5 GB of memory, to be killed
+    for it) per attempt; the last one applies to all further attempts. A `deaf` script ignores SIGTERM and
+    SIGUSR2.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Script:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     def value(self) -> float:
-        """Return what a step logs."""
+        """Return the value that a step logs."""
         return float(len(sorted(self._reads.rglob("*")))) if self._reads else 1.0
 
     def step(self, stopped: Callable[[], object]) -> None:
-        """Wait for the end of one step, or until asked to stop."""
+        """Wait until one step is over, or a stop is requested."""
         due = time.monotonic() + self._seconds
         while not stopped() and not (time.monotonic() >= due and (self._until is None or self._until.exists())):
             time.sleep(_POLL_SECONDS)

@@ -1,7 +1,7 @@
-"""`python -m orchestrator.testing.worker LAUNCH INDEX`: the real worker, but for the training.
+"""`python -m orchestrator.testing.worker LAUNCH INDEX`: the real worker, except for the training.
 
-Each time it begins to work it leaves a file in the experiment's folder `played/`, and renames it when it ends:
-a proof of how often a run was really run, and of what ran at the same time, that does not rest on the records.
+When it begins it writes a file in the experiment's folder `played/`, and renames it when it ends: evidence,
+independent of the records, of how often a run was executed, and of what ran at the same time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSi
 
 
 def play(assignment: Assignment, config: dict[str, object], events: EventWriter, stop: StopSignal) -> dict[str, object]:
-    """Play the script that the config's model is, and return the `done` event's data. Rank 0 plays it alone."""
+    """Play the script that is the config's model, and return the data of the `done` event. Only rank 0 plays it."""
     if not assignment.leads:
         return {"metrics": {}, "best": {}}
     script = build(config["model"])

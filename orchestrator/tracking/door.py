@@ -1,12 +1,12 @@
-"""The door of MLflow's UI: an ASGI application around MLflow's own that wants a secret and knows which routes it opens.
+"""The door of MLflow's UI: an ASGI application around MLflow's own that checks a secret and admits listed routes only.
 
-Every user of a machine can connect to its loopback, so that is not a limit. Who shows the secret is let in: once in the
-URL that `orch ui` prints, from then on by a cookie; or as `Authorization: Bearer`, as MLFLOW_TRACKING_TOKEN is sent.
-Browsers send a host's cookies to all its ports, other users' too, and take pages of other ports for the same site.
-Therefore the UI is at a path that only the secret's owner can know and the cookie is for that path alone, and what
-another page asks for is refused by its Origin.
+Every user of a machine can connect to its loopback, so that is not a limit. A client needs the secret: once in the
+URL that `orch ui` prints, from then on as a cookie; or as `Authorization: Bearer`, which is how MLFLOW_TRACKING_TOKEN
+is sent. Browsers send a host's cookies to all its ports, including other users', and treat pages of other ports as the
+same site. Therefore the UI is at a path that only the secret's owner can know, the cookie is valid for that path alone,
+and requests from other pages are refused by their Origin.
 
-The routes are a list of what may pass. What MLflow adds in later versions is refused until it is written here.
+Only the routes listed here pass. Routes that MLflow adds in later versions are refused until they are listed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _HOSTS = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?", re.ASCII)
-"""What a browser may call this server by, on any port: `ssh -L` gives it another one. No other name is ours."""
+"""The host names by which a browser may address this server, on any port, since `ssh -L` may change the port."""
 
 _ID = r"m-[\w-]+"
 _API = re.compile(r"/(?:ajax-)?api/([23]\.0)/mlflow/([\w/-]+)", re.ASCII)
@@ -52,7 +52,7 @@ _READS = re.compile(
 _SEARCHES = re.compile(
     r"2\.0/(?:experiments/search|experiments/search-datasets|runs/search|logged-models/search"
     r"|registered-models/get-latest-versions)"
-    r"|3\.0/traces/(?:search|metrics)",  # the first page of an experiment asks for them, and repeats that without end
+    r"|3\.0/traces/(?:search|metrics)",  # an experiment's first page retries these forever
     re.ASCII,
 )
 _WRITES: Final[Mapping[str, frozenset[str]]] = {
@@ -62,10 +62,10 @@ _WRITES: Final[Mapping[str, frozenset[str]]] = {
     "2.0/experiments/set-experiment-tag": frozenset({"experiment_id", "key", "value"}),
     "2.0/experiments/delete-experiment-tag": frozenset({"experiment_id", "key"}),
 }
-"""What the owner may change, with the fields that such a request may have: names and tags, and not states."""
+"""The routes by which the owner may change names and tags, but not states, and the fields of such a request."""
 
 _OWN_TAGS = re.compile(r"orch\.|mlflow\.(?!note\.content$|runColor$|experimentKind$)", re.ASCII)
-"""Tags by which the next sync finds its runs, or that MLflow gives a meaning."""
+"""Tags by which the next sync finds its runs, or that have a meaning for MLflow."""
 
 _PASSED = frozenset({"accept", "accept-encoding", "host", "if-modified-since", "if-none-match", "range", "user-agent"})
 _ADDED: Final = {
@@ -77,12 +77,12 @@ _ADDED: Final = {
     "x-frame-options": "SAMEORIGIN",
 }
 _INERT: Final = "sandbox; frame-ancestors 'self'"
-"""For files of runs: what they hold is not a page of this server, even if a browser shows it as one."""
+"""For files of runs: a browser that shows one as a page must not treat it as a page of this server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """What opens the door, all of it derived from one secret."""
+    """The path, cookie and token that give access, all derived from one secret."""
 
     secret: str
     path: str
@@ -108,7 +108,7 @@ def _same(given: str, wanted: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The head of a request. The path is as it was sent: percent signs in it are not decoded."""
+    """The head of a request. The path is as it was sent, without percent-decoding."""
 
     method: str
     path: str
@@ -137,7 +137,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the door itself answers, in MLflow's place."""
+    """An answer of the door itself, in place of MLflow's."""
 
     status: int
     body: str
@@ -146,14 +146,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passed:
-    """A request that MLflow gets: the route, without the secret path before it."""
+    """A request that is passed to MLflow: the route, without the secret path in front."""
 
     route: str
     writes: bool = False
 
 
 def judge(request: Request, keys: Keys) -> Passed | Answer:
-    """Decide on a request by its head: who asks, from where, and for what."""
+    """Decide on a request by its head: its credentials, its origin and its route."""
     inside = request.path.startswith("/") and _same(request.path[1:].partition("/")[0], keys.path)
     by_cookie = inside and any(_same(value, keys.cookie) for value in _cookies(request))
     logs_in = request.method == "GET" and request.path == "/" and _has_token(request, keys)
@@ -177,7 +177,7 @@ def _has_bearer(request: Request, keys: Keys) -> bool:
 
 
 def _cookies(request: Request) -> list[str]:
-    """Return all values of our cookie: another port's page may have added one of its own."""
+    """Return all values of the access cookie: another port's page may have added one of its own."""
     pairs = (pair.strip().partition("=") for header in request.all("cookie") for pair in header.split(";"))
     return [value for name, _, value in pairs if name == COOKIE]
 
@@ -210,7 +210,7 @@ def _passed(method: str, route: str) -> Passed | Answer:
 
 
 def checked_body(passed: Passed, body: bytes) -> bytes | Answer:
-    """Return the body that MLflow gets: JSON of ours, with what was checked in it and nothing else."""
+    """Return the body to pass to MLflow: JSON written again from the fields that were checked, and nothing else."""
     try:
         sent = json.loads(body or b"{}")
     except (ValueError, RecursionError):
@@ -222,7 +222,7 @@ def checked_body(passed: Passed, body: bytes) -> bytes | Answer:
 
 
 def _not_read(sent: Mapping[str, object]) -> str:
-    """Return why a GraphQL request may be more than a query: these words are the only way to say so."""
+    """Return why a GraphQL request may be more than a query; only certain keywords can make it one."""
     query = sent.get("query")
     reads = isinstance(query, str) and not re.search(r"\b(?:mutation|subscription)\b", query)
     return "" if reads else "GraphQL serves queries only"
@@ -259,9 +259,9 @@ def _error(status: int, code: str, reason: str) -> Answer:
 
 
 def _welcome(keys: Keys) -> Answer:
-    """Return the page that sets the cookie and leads on.
+    """Return the page that sets the cookie and then opens the UI.
 
-    A redirect would not do: where another program's page holds the link, browsers keep a strict cookie from it.
+    A redirect does not work: if another site's page has the link, browsers do not send a strict cookie after it.
     """
     body = f'<!doctype html><meta http-equiv="refresh" content="0;url=/{keys.path}/"><title>MLflow</title>\n'
     cookie = f"{COOKIE}={keys.cookie}; Path=/{keys.path}/; HttpOnly; SameSite=Strict"
@@ -289,7 +289,7 @@ class Door:
     async def _serve(
         self, passed: Passed, request: Request, scope: Message, receive: Receive, send: Send
     ) -> Answer | None:
-        """Hand a request to the application, or return why its body does not allow that."""
+        """Pass a request to the application, or return the answer that refuses its body."""
         posted = request.method == "POST"
         body = await _read(receive) if posted else b""
         content = checked_body(passed, body) if posted and body is not None else body
@@ -310,7 +310,7 @@ class Door:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """Return a request's body; None where it is too large."""
+    """Return a request's body; None if it is too large."""
     body = b""
     while len(body) <= MOST_BYTES:
         message = await receive()
@@ -321,7 +321,7 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 def _headers(request: Request, content: bytes | None) -> list[tuple[bytes, bytes]]:
-    """Return the headers that MLflow gets: no cookie, no token, no origin, and no option of its own."""
+    """Return the headers to pass to MLflow: without cookie, token, origin, and options for MLflow itself."""
     passed = [(name, value) for name, value in request.headers if name in _PASSED]
     if content is not None:
         passed += [("content-type", "application/json"), ("content-length", str(len(content)))]
@@ -329,7 +329,7 @@ def _headers(request: Request, content: bytes | None) -> list[tuple[bytes, bytes
 
 
 def _replayed(content: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives this body once, and then what the connection has to say."""
+    """Return a `receive` that gives this body once, and then the further messages of the connection."""
     messages = [{"type": "http.request", "body": content, "more_body": False}]
 
     async def replay() -> Message:
@@ -339,7 +339,7 @@ def _replayed(content: bytes, receive: Receive) -> Receive:
 
 
 def _hardened(passed: Passed, send: Send) -> Send:
-    """Return a `send` that replaces what MLflow allows to other pages by what we do."""
+    """Return a `send` that replaces the permissions that MLflow grants other pages by stricter ones."""
     added = {**_ADDED, **({"content-security-policy": _INERT} if "artifact" in passed.route else {})}
 
     async def hardened(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The embedded store's place: on a local disk, made whole or not at all, and written by one at a time."""
+"""The database of the embedded store: on a local disk, created whole or not at all, with one writer at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orchestrator.system.files import PRIVATE, replacing, try_lock
 
 
 def make_database(path: Path, files: Path) -> None:
-    """Make the database if it is not there, whole or not at all; raise if it is no database.
+    """Create the database if it is missing, whole or not at all; raise if the file is not a database.
 
-    Artifacts that a database left which is gone are removed: nobody knows whose they are.
+    Artifacts left over from a deleted database are removed, since no run refers to them.
 
-    MLflow itself tries for 100 seconds to open what cannot be opened, so that is found out first.
+    MLflow itself tries for 100 seconds to open a file that cannot be opened, so this is checked first.
     """
     if path.exists():
         with closing(sqlite3.connect(path)) as database:
@@ -35,7 +35,7 @@ def make_database(path: Path, files: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, wait_seconds: float) -> Iterator[None]:
-    """Be the only writer of an embedded store. `flock` will do: the store is on a local disk by design."""
+    """Hold the write lock of an embedded store. `flock` is enough: the store is on a local disk by design."""
     descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
     with os.fdopen(descriptor, "a") as file:
         deadline = time.monotonic() + wait_seconds

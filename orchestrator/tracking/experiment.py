@@ -1,7 +1,7 @@
-"""What `self.logger.experiment` is: the calls of MLflow's client and of TensorBoard's writer, kept with the run.
+"""The object `self.logger.experiment`: accepts the calls of MLflow's client and of TensorBoard's writer.
 
-Metrics, parameters and tags go to the spool; files lie among the run's artifacts. Neither library is imported. What it
-does not know is ignored with a warning: a module written for another logger must not end by it.
+Metrics, parameters and tags go to the spool; files go to the run's artifacts. Neither library is imported. An unknown
+call is ignored with a warning, so that a module written for another logger does not fail.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Entry = Any
 """MLflow's `Metric`, `Param` or `RunTag`."""
 Step = float | None
 Figure = Any
-"""Matplotlib's or plotly's."""
+"""A figure of Matplotlib or plotly."""
 Table = Any
 """A data frame, or a mapping of columns."""
 Call = Callable[..., None]
 
 
 class Ignored:
-    """An unknown name of a logger: false, empty, and callable itself. Its first use is a warning, `hasattr` is not."""
+    """An unknown attribute of a logger: false, empty, and callable. Its first use, not `hasattr`, logs a warning."""
 
     __slots__ = ("_name", "_warned")
 
@@ -52,7 +52,7 @@ class Ignored:
     def _used(self) -> Self:
         if self._name not in self._warned:
             self._warned.add(self._name)
-            log.warning("logger: %s is ignored, this logger does not have it", self._name)
+            log.warning("logger: %s is ignored, because this logger does not have it", self._name)
         return self
 
     def __call__(self, *_: object, **__: object) -> Self:
@@ -80,9 +80,9 @@ class Ignored:
 
 
 def of_run(method: Call) -> Call:
-    """Accept a run's id before the other arguments, as MLflow's client wants it, or none, as its fluent calls do.
+    """Accept a run's id before the other arguments, as for MLflow's client, or none, as for its fluent calls.
 
-    A method that has `as_client` is given which it was. `path` is another name of `artifact_file`.
+    A method with a parameter `as_client` is passed which one it was. `path` is another name of `artifact_file`.
     """
     signature = inspect.signature(method)
 
@@ -100,7 +100,7 @@ def of_run(method: Call) -> Call:
         if "path" in options and "artifact_file" in signature.parameters:
             options["artifact_file"] = options.pop("path")
         if args and isinstance(args[0], str) and fits(self, *args[1:], **options):
-            # The version of our logger is empty: those of others are the run's id.
+            # The version of SpoolLogger is empty: that of other loggers is the run's id.
             is_id = args[0] in {self.run_id, ""} or not fits(self, *args, **options)
             as_client, args = as_client or is_id, args[1:] if is_id else args
         if "as_client" in signature.parameters:
@@ -111,11 +111,11 @@ def of_run(method: Call) -> Call:
 
 
 class RunExperiment:
-    """Keeps what a run logs: metrics, parameters and tags in the spool, files among the run's artifacts.
+    """Stores what a run logs: metrics, parameters and tags in the spool, files among the run's artifacts.
 
-    The path of a file is relative to the artifacts, such as `plots/confusion.png`; logging it again replaces it. What
-    has a step is kept for each step, and what is logged without one gets that of Lightning's latest metrics, or a later
-    one. A disk that refuses a file is a warning, not the end of the training.
+    The path of a file is relative to the artifacts, such as `plots/confusion.png`; logging it again replaces it. A
+    value with a step is kept for each step; one without gets the step of Lightning's latest metrics, or a later one. A
+    failed write of a file is logged as a warning and does not end the training.
     """
 
     def __init__(self, writer: SpoolWriter, attempt: AttemptPaths) -> None:
@@ -126,7 +126,7 @@ class RunExperiment:
         self.writer = writer
         self.artifacts = RunPaths(attempt.path.parent).artifacts
         self._attempt = attempt
-        self.is_kept = writer.path != Path(os.devnull)  # another rank's
+        self.is_kept = writer.path != Path(os.devnull)  # on other ranks the spool is os.devnull
         self._warned: set[str] = set()
         self._steps: dict[str, int] = {}
         self._taken: Counter[str] = Counter()
@@ -144,7 +144,7 @@ class RunExperiment:
 
     @of_run
     def log_dict(self, dictionary: object, artifact_file: str) -> None:
-        """Save a tree as YAML if the name ends so, else as JSON."""
+        """Save a tree as YAML if the name has its suffix, else as JSON."""
         is_yaml = artifact_file.endswith((".yaml", ".yml"))
         write = (
             functools.partial(yaml.safe_dump, sort_keys=False) if is_yaml else functools.partial(json.dumps, indent=2)
@@ -153,7 +153,7 @@ class RunExperiment:
 
     @of_run
     def log_figure(self, figure: Figure, artifact_file: str, *, save_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Save a matplotlib figure (the suffix says how) or a plotly one (as `.html`)."""
+        """Save a matplotlib figure (in the format of the suffix) or a plotly one (as `.html`)."""
         if hasattr(figure, "savefig"):
             self._save(artifact_file, lambda file: figure.savefig(file, **(save_kwargs or {})))
         else:
@@ -166,7 +166,7 @@ class RunExperiment:
     ) -> None:
         """Save an image: PIL, an array (height, width[, channels]) or a tensor (channels, height, width).
 
-        Integers are 0..255, floats 0..1. With a `key` instead of a name there is one for each step.
+        Integers are 0..255, floats 0..1. With a `key` instead of a name, one image is kept for each step.
         """
         self._save(artifact_file or self._at(f"images/{key}", step, ".png"), picture(image).save)
 
@@ -194,7 +194,7 @@ class RunExperiment:
     ) -> None:
         """Save a copy of a file: as `artifact_file`, or under its own name in the folder `artifact_path`.
 
-        After a run's id the folder comes second, as in MLflow.
+        In a call with a run's id, the folder is the second argument, as in MLflow.
         """
         source = Path(local_path)
         if as_client:
@@ -240,7 +240,7 @@ class RunExperiment:
         as_client: bool = False,
         **named: float | None,
     ) -> None:
-        """Log a number. After a run's id come time and step, otherwise the step, as in MLflow."""
+        """Log a number. As in MLflow, time and step follow in a call with a run's id, otherwise the step."""
         time_ms, step = (third, fourth) if as_client else (None, third)
         self._metrics({key: value}, named.get("step", step), named.get("timestamp", time_ms))
 
@@ -254,9 +254,9 @@ class RunExperiment:
     def log_batch(
         self, metrics: Iterable[Entry] = (), params: Iterable[Entry] = (), tags: Iterable[Entry] = ()
     ) -> None:
-        """Log MLflow's own objects."""
+        """Log objects of MLflow: its `Metric`, `Param` and `RunTag`."""
         for metric in metrics:
-            # MLflow's step is 0 where none was given: then later values must not hide behind the first.
+            # MLflow's step is 0 if none was given; later values at step 0 would be dropped.
             step = metric.step or (None if metric.key in self._steps else 0)
             self._metrics({metric.key: metric.value}, step, metric.timestamp)
         for write, entries in ((self.writer.params, params), (self.writer.tags, tags)):
@@ -306,7 +306,7 @@ class RunExperiment:
     def add_histogram(
         self, tag: str, values: object, global_step: Step = None, bins: object = None, *_: object, **__: object
     ) -> None:
-        """Append counts and edges of the bins as a line of `histograms/<tag>.jsonl`."""
+        """Append counts and bin edges as a line of `histograms/<tag>.jsonl`."""
         path = f"histograms/{_named(tag)}.jsonl"
         found = histogram(values, bins if isinstance(bins, int) else HISTOGRAM_BINS)
         line = json.dumps({"step": self._step(path, global_step), **found})
@@ -324,7 +324,7 @@ class RunExperiment:
         self._metrics(metric_dict, global_step)
 
     def add_graph(self, model: object, *_: object, **__: object) -> None:
-        """Save a model's layers as text: MLflow shows no graphs."""
+        """Save a model's layers as text, since MLflow cannot show graphs."""
         self.log_text(f"{model}\n", "model.txt")
 
     def get_logdir(self) -> str:
@@ -334,7 +334,7 @@ class RunExperiment:
         self.writer.flush()
 
     def close(self) -> None:
-        """Do nothing: the run may log more."""
+        """Do nothing: the run may log more values."""
 
     # --- those of Weights & Biases' logger ------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ class RunExperiment:
         self._metrics(data, step)
 
     def add_pictures(self, key: str, images: object, step: Step = None) -> None:
-        """Save one file for each of several images: PIL, arrays, tensors, or names of files."""
+        """Save one file per image: PIL, arrays, tensors, or names of files."""
         step = self._step(key, step)
         for image in _listed(images):
             if isinstance(image, str | Path):
@@ -352,7 +352,7 @@ class RunExperiment:
                 self._save(self._at(key, step, ".png"), picture(image).save)
 
     def add_table(self, key: str, columns: object, data: object, dataframe: Table, step: Step = None) -> None:
-        """Save a table, rows with the names of their columns or a data frame, as JSON."""
+        """Save a table as JSON, given as rows with column names or as a data frame."""
         table = {"columns": columns, "data": data} if dataframe is None else dataframe.to_dict(orient="split")
         self.log_dict(table, self._at(key, step, ".json"))
 
@@ -363,14 +363,14 @@ class RunExperiment:
             self.writer.metrics({name: value}, self._step(name, step), None if time_ms is None else int(time_ms))
 
     def _step(self, name: str, step: Step) -> int:
-        """Return the step to log a name at: a store keeps the first value of a step, so one that is free."""
+        """Return the step to log a name at: an unused one, because a store keeps only the first value of a step."""
         free = max(self.step, self._steps.get(name, -1) + 1)
         found = free if step is None or not math.isfinite(step) else int(step)
         self._steps[name] = found
         return found
 
     def _at(self, tag: str, step: Step, suffix: str) -> str:
-        """Return the path of what is logged for a step; logging more at the same step replaces nothing."""
+        """Return the path of an artifact logged at a step; another one at the same step gets a different path."""
         path = f"{_named(tag)}/step-{self._step(tag, step):06d}"
         self._taken[path] += 1
         number = self._taken[path] - 1
@@ -397,8 +397,8 @@ class RunExperiment:
 def _checked(path: str) -> str:
     if not PurePosixPath(path).name or not is_inside(path):
         raise RequestError(
-            f"{path!r} is no place for an artifact",
-            why="it is relative to the run's artifacts and stays inside them",
+            f"{path!r} is not a valid path of an artifact",
+            why="it must be relative to the run's artifacts and stay inside them",
             fix="use a path such as 'plots/confusion.png'",
         )
     return path
@@ -419,7 +419,7 @@ def _fill(file: Path, content: BinaryIO) -> None:
 
 
 def _fill_after(earlier: Path, file: Path, line: str) -> None:
-    """Write what a file has, and one more line."""
+    """Write the content of an earlier file, and one more line."""
     if earlier.exists():
         shutil.copyfile(earlier, file)
     with file.open("a", encoding="utf-8") as target:

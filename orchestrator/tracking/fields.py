@@ -1,9 +1,9 @@
 """Names and values as MLflow accepts them: escaped reversibly, never cut silently. Pure text.
 
-MLflow wants names of letters, digits and `_ - . / : space` that are a normal relative path of at most 250
-characters. Any other character becomes `:x<hex>:` (`acc@5` is `acc:x40:5`), an empty name `:x:`; `decode` is
-the inverse. A name that is longer still ends in `:cut:<digest>`, and the run's tag `orch.name.<digest>`
-holds it in full. A value that is too long says so and names the artifact with the whole of it.
+MLflow requires names of letters, digits and `_ - . / : space` that form a normalised relative path of at most 250
+characters. Any other character becomes `:x<hex>:` (`acc@5` is `acc:x40:5`), an empty name `:x:`; `decode` is the
+inverse. A name that is too long is cut and ends in `:cut:<digest>`; the run's tag `orch.name.<digest>` has it in
+full. A value that is too long is cut, with a note that names the artifact with the full value.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def decode(stored: str) -> str:
 
 
 def cut_name(name: str) -> dict[str, str]:
-    """Return the tag that keeps a name which `encode` had to cut, if it had to."""
+    """Return the tag with the full name if `encode` has to cut it, else nothing."""
     stored = encode(name)
     return {f"orch.name.{digest(name)}": name} if len(stored) > 220 and ":cut:" in stored[220:] else {}
 
@@ -49,12 +49,12 @@ def digest(text: str) -> str:
 
 
 def text(value: object) -> str:
-    """Return a value as text that every database can hold: no NUL, no half surrogates."""
+    """Return a value as text that every database can store: no NUL, no lone surrogates."""
     return str(value).replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def shorten(value: str, limit: int, artifact: str) -> str:
-    """Return the value if it fits, else its beginning and a note that says where the whole is."""
+    """Return the value if it fits, else its beginning and a note that says where the full value is."""
     if len(value) <= limit:
         return value
     note = f" ... [cut: {len(value)} characters, sha256 {digest(value)}; whole in artifact {artifact}]"
@@ -62,7 +62,7 @@ def shorten(value: str, limit: int, artifact: str) -> str:
 
 
 def flatten(tree: Mapping[str, object]) -> dict[str, str]:
-    """Return a nested config as dotted names and text. Lists stay text unless they hold mappings."""
+    """Return a nested config as dotted names and text. Lists stay text unless they contain mappings."""
     return {name: text(value) for name, value in _leaves(tree, "")} if tree else {}
 
 

@@ -1,7 +1,7 @@
-"""MLflow's fluent calls (`mlflow.log_metric`, ...) in the process of a run: they reach the run, without a server.
+"""MLflow's fluent calls (`mlflow.log_metric`, ...) in the process of a run, recorded with the run, without a server.
 
-MLflow finds stores by the scheme of the tracking URI, among the entry points of installed packages: ours are the two
-functions here. They import the rest only when a store is asked for, since each `import mlflow` loads this module.
+MLflow finds stores by the scheme of the tracking URI, among the entry points of installed packages; two functions here
+are such entry points. They import the rest only when a store is used, since each `import mlflow` loads this module.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _PREFIX, _URI, _REGISTRY = "MLFLOW_", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_UR
 _DISTRIBUTION = "slurm-orchestrator"
 
 _runs: list[RunExperiment] = []
-"""The run of this process: one at the most."""
+"""The run of this process: at most one."""
 
 
 @contextmanager
 def fluent(run: RunExperiment) -> Iterator[None]:
-    """Give a run what this process logs through MLflow's fluent calls, as long as the block lasts.
+    """Record with `run` what this process logs through MLflow's fluent calls, for the duration of the block.
 
-    A server that was the tracking URI stays the model registry.
+    If the tracking URI was a server, it remains the model registry.
     """
     if not _is_installed():
         yield
@@ -66,7 +66,7 @@ def artifact_repository(artifact_uri: str, **_: object) -> Any:
 
 
 def _is_installed() -> bool:
-    """Return whether MLflow will find the scheme: an installation older than this code does not have it."""
+    """Return whether MLflow can find the scheme: an installation older than this code lacks the entry points."""
     try:
         points = distribution(_DISTRIBUTION).entry_points
     except PackageNotFoundError:
@@ -75,7 +75,7 @@ def _is_installed() -> bool:
 
 
 def _end_active_run() -> None:
-    """End what `mlflow.log_metric` has begun: at its exit MLflow would look for that run at another tracking URI."""
+    """End the run that `mlflow.log_metric` began: at exit MLflow would look for it at another tracking URI."""
     mlflow: Any = sys.modules.get("mlflow")
     if mlflow and mlflow.get_tracking_uri().startswith(f"{SCHEME}:"):
         mlflow.flush_async_logging()

@@ -1,7 +1,7 @@
-"""The Lightning Logger of a run: everything it is given goes to the spool, nothing to a server.
+"""The Lightning Logger of a run: it writes everything to the spool, and nothing to a server.
 
-Only rank 0 writes. The folders it names are those of the attempt, so that Lightning's own defaults (a
-ModelCheckpoint without `dirpath`) land where the attempt keeps its files.
+Only rank 0 writes. Its folders are those of the attempt, so that Lightning's own defaults (a ModelCheckpoint
+without `dirpath`) write among the attempt's files.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from orchestrator.tracking.spool import SpoolWriter
 
 
 class SpoolLogger(Logger):
-    """Append what Lightning logs to an attempt's spool; `kept` is what `experiment` is on rank 0.
+    """Append what Lightning logs to an attempt's spool; on rank 0, `experiment` is `kept`.
 
-    A name that it does not have is the experiment's: `self.logger.add_scalar`.
+    Attributes that it does not have are looked up on the experiment: `self.logger.add_scalar`.
     """
 
     def __init__(self, writer: SpoolWriter, attempt: AttemptPaths) -> None:
@@ -54,7 +54,7 @@ class SpoolLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append metrics. Calls without a step are numbered, so that none hides another."""
+        """Append metrics. Calls without a step are numbered, so that none replaces another."""
         self.kept.step = self._step(step)
         self._writer.metrics(metrics, self.kept.step)
 
@@ -89,7 +89,7 @@ class SpoolLogger(Logger):
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:  # noqa: ARG002 - Lightning's signature
-        """Force the spool to the disk: a run that goes on from the checkpoint has its metrics up to there."""
+        """Force the spool to the disk: a run that resumes from the checkpoint has its metrics up to that point."""
         self._writer.flush()
 
     @rank_zero_only
@@ -97,7 +97,7 @@ class SpoolLogger(Logger):
         """Flush only: the writer belongs to the worker, which may fit, test and log more."""
         self._writer.flush()
 
-    # Lightning joins save_dir/name/version/checkpoints: with empty names that is the attempt's own folder.
+    # Lightning joins save_dir/name/version/checkpoints: with empty names this is the attempt's own folder.
     @property
     def name(self) -> str:
         return ""

@@ -1,6 +1,6 @@
-"""A run's model in MLflow: logged with the run, and a version of a registered model. Made once, whatever interrupts it.
+"""A run's model in MLflow: logged with the run, and a version of a registered model. Created once only.
 
-A logged model that is whole is found again by its tags, and so is a version. Only MlflowClient is used.
+A complete logged model is found again by its tags, and so is a version. Only MlflowClient is used.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _IDENTITY = ("orch.experiment", "orch.run", "orch.generation", "orch.history")
 _NAME = "model"
 
 Save = Callable[[Mapping[str, str]], Path]
-"""Writes a model to a folder of MLflow's format, and returns that; given MLflow's ids of the model and its run."""
+"""Writes a model to a folder in MLflow's format, and returns it; takes MLflow's ids of the model and its run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
-    """The models and versions of one store. Every method raises TrackingError if that cannot be used."""
+    """The models and versions of one store. Every method raises TrackingError if the store cannot be used."""
 
     store: MlflowStore
 
@@ -42,18 +42,18 @@ class Registry:
         return self.store.client
 
     def version(self, name: str, tags: Mapping[str, str]) -> str | None:
-        """Return the version of a registered model that a run has; None if it has none."""
+        """Return the version of a registered model that was created from a run; None if there is none."""
         with _errors(f"cannot look for versions of the model {name!r}"):
             found = self._versions(name, tags)
         return str(found[0].version) if found else None
 
     def child(self, experiment: TrackedExperiment, tags: Mapping[str, str]) -> Run | None:
-        """Return the MLflow run of one of ours; None if it is not there."""
+        """Return the MLflow run of a run with these tags; None if there is none."""
         with _errors(f"cannot look for runs of {experiment.name!r}"):
             return self.store.child_of(experiment, tags)
 
     def register(self, name: str, run: Run, tags: Mapping[str, str], save: Save) -> str:
-        """Log a run's model, if that was not done, and give it a version; return that."""
+        """Log a run's model unless it is logged already, register it, and return the version."""
         with _errors(f"cannot register the model {name!r}"):
             logged = self._logged(run, tags) or self._log(run, tags, save)
             try:
@@ -61,11 +61,11 @@ class Registry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            made = self.client.create_model_version(  # `models:/ID` would be looked for where the fluent API points
+            made = self.client.create_model_version(  # `models:/ID` would be looked up where the fluent API points
                 name, logged.artifact_location, run.info.run_id, tags=dict(tags), model_id=logged.model_id
             )
             first = self._versions(name, tags)[0]
-            if str(first.version) != str(made.version):  # somebody else did the same at the same moment
+            if str(first.version) != str(made.version):  # another process did the same at the same moment
                 self.client.delete_model_version(name, str(made.version))
             return str(first.version)
 

@@ -1,7 +1,7 @@
-"""MLflow's tracking store and artifact repository of the run in this process: what is logged goes to the spool.
+"""MLflow's tracking store and artifact repository of the run in this process: logged values go to the spool.
 
-There is one run, whatever is created or started: its metrics, parameters and tags are appended to the spool, its files
-lie among the artifacts. Runs of other ids are looked for where the model registry is.
+There is one run, even if code creates or starts more: metrics, parameters and tags are appended to its spool, files
+are saved among its artifacts. Runs with other ids are looked up where the model registry is.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ Current = Callable[[], RunExperiment | None]
 
 
 class RunStore(AbstractStore):
-    """The run of this process as MLflow's tracking store. A process that a run has started keeps nothing."""
+    """The run of this process as MLflow's tracking store. In a process started by a run, it stores nothing."""
 
     def __init__(self, uri: str, current: Current) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # MLflow's
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in MLflow
         self._models: dict[str, LoggedModel] = {}
         self._attempt = AttemptPaths(Path(unquote(urlsplit(uri).path)))
         self._scheme, self._current = urlsplit(uri).scheme, current
         if current() is None:
-            log.warning("what this process logs to MLflow is not kept: it is not the run's own")
+            log.warning("values that this process logs to MLflow are not kept: it is not the run's own process")
 
     @property
     def _experiment(self) -> RunExperiment:
@@ -62,7 +62,7 @@ class RunStore(AbstractStore):
     # --- the run --------------------------------------------------------------------------------------------
 
     def create_run(self, experiment_id: str, user_id: str, start_time: int, tags: list[RunTag], run_name: str) -> Run:
-        """Return the run that there is. MLflow's own tags would say who started the process."""
+        """Return the only run. Tags set by MLflow itself are left out: they describe who started the process."""
         self.log_batch("", [], [], [tag for tag in tags if not tag.key.startswith("mlflow.")])
         return self._run()
 
@@ -73,7 +73,7 @@ class RunStore(AbstractStore):
         return MlflowClient(registry).get_run(run_id)
 
     def update_run_info(self, run_id: str, run_status: Any, end_time: int | None, run_name: str | None) -> RunInfo:
-        """Change nothing: the run's state and name are those of its record."""
+        """Change nothing: the run's state and name come from its record."""
         return self._run().info
 
     def log_batch(
@@ -131,7 +131,7 @@ class RunStore(AbstractStore):
         return PagedList([self.get_experiment("")], None)
 
     def _changes_nothing(self, *_: object, **__: object) -> None:
-        """Leave the run and its experiment as they are: their state is that of the record."""
+        """Change nothing: the state of the run and its experiment comes from the record."""
 
     rename_experiment = delete_experiment = restore_experiment = set_experiment_tag = _changes_nothing
     delete_run = restore_run = link_traces_to_run = delete_tag = _changes_nothing

@@ -1,7 +1,7 @@
-"""Writing one run to MLflow: its tags, params, metrics, artifacts and status. What is there is not written again.
+"""Writing one run to MLflow: its tags, params, metrics, artifacts and status. Stored values are not written again.
 
-MLflow's limits shape it: infinities become the largest double, params cannot change (the first value stays, the
-tag `orch.params_changed` names them), a start time is that of the run's creation.
+Limits of MLflow: infinities become the largest double; params cannot change (the first value stays, and the tag
+`orch.params_changed` names the key); a start time can be set only when the run is created.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ _OFFSET = "orch.offset."
 _DATASET = "orch.dataset"
 _DIGEST_CHARACTERS, _SOURCE_CHARACTERS = 36, 65_535
 _LINKED = {".ckpt"}
-"""Written once and large: linked into the embedded store instead of copied."""
+"""Suffixes of files that are large and written once: linked into the embedded store instead of copied."""
 _TOO_LARGE = re.compile(r"\b413\b|too large", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """Writes to one MLflow experiment. `linked`: its artifacts lie on this machine, and large ones are links."""
+    """Writes to one MLflow experiment. `linked`: its artifacts are on this machine, and large ones are hard links."""
 
     client: MlflowClient
     experiment: str
     linked: bool
 
     def create(self, tags: Mapping[str, str], start_ms: int | None) -> Run:
-        """Create a run. Its tags come with it, or an interruption would leave one that nobody finds."""
+        """Create a run together with its tags, so that an interruption leaves no run that cannot be found."""
         texts = {encode(key): text(value) for key, value in tags.items()}
         short = {key: value for key, value in texts.items() if len(value) <= TAG_CHARACTERS}
         return self.client.create_run(self.experiment, start_ms, short, tags["mlflow.runName"])
 
     def set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
-        """Set the tags that differ. The whole of one that is too long is logged first."""
+        """Set the tags that differ. The full value of one that is too long is first logged as an artifact."""
         wanted = {encode(key): text(value) for key, value in {**tags, **_cut_names(tags)}.items()}
         shown = {key: shorten(value, TAG_CHARACTERS, _whole("tags", key)) for key, value in wanted.items()}
         changed = {key: value for key, value in shown.items() if run.data.tags.get(key) != value}
@@ -72,7 +72,7 @@ class Writer:
         run.data.tags.update(changed)
 
     def set_params(self, run: Run, params: Mapping[str, str]) -> None:
-        """Log the params that are new. MLflow refuses to change one, so a tag names those that differ."""
+        """Log the new params. MLflow refuses to change one, so a tag names those that differ."""
         wanted = {encode(key): value for key, value in params.items()}
         limit, stored = PARAM_CHARACTERS, run.data.params
         shown = {key: shorten(value, limit, _whole("params", key)) for key, value in wanted.items()}
@@ -94,13 +94,13 @@ class Writer:
                 self.client.log_text(run.info.run_id, value, _whole(kind, key))
 
     def log_artifacts(self, run: Run, artifacts: Sequence[Artifact]) -> Report:
-        """Log files and directories that are new or have changed since; large files last, one by one."""
+        """Log files and directories that are new or have changed; large files last, one by one."""
         small = [artifact for artifact in artifacts if artifact.path.suffix not in _LINKED]
         groups = [small, *([artifact] for artifact in artifacts if artifact.path.suffix in _LINKED)]
         return sum((self._log_group(run, group) for group in groups), Report())
 
     def _log_group(self, run: Run, artifacts: Sequence[Artifact]) -> Report:
-        """Log artifacts, and then remember all of them in one call."""
+        """Log artifacts, and then record all of them as logged in one call."""
         signatures: dict[str, str] = {}
         missing = 0
         for artifact in artifacts:
@@ -115,7 +115,7 @@ class Writer:
         return Report(artifacts_logged=len(signatures), artifacts_missing=missing)
 
     def _log_whole(self, run: Run, artifact: Artifact) -> bool:
-        """Log one artifact; return False if a file that was there a moment ago is gone."""
+        """Log one artifact; return False if a file was deleted meanwhile."""
         if artifact.content is not None:
             self.client.log_text(run.info.run_id, artifact.content, artifact.name)
             return True
@@ -153,7 +153,7 @@ class Writer:
     def send(self, run: Run, batch: Batch, fixed: Mapping[str, str], params: Mapping[str, str]) -> Report:
         """Store one batch and commit it, the offsets last.
 
-        `fixed` tags and `params` come from the run's record; what the run itself logs cannot overrule them.
+        `fixed` tags and `params` come from the run's record; values logged by the run itself cannot replace them.
         """
         report = self.log_artifacts(run, batch.artifacts)
         own = {key: value for key, value in flatten(batch.params).items() if not _configured(key, value, params)}
@@ -174,7 +174,7 @@ class Writer:
         run.data.tags.update(offsets)
 
     def _log(self, run: Run, metrics: Sequence[Metric], tags: Sequence[RunTag]) -> None:
-        """Log points, then tags; in halves where something on the way takes less than MLflow's megabyte."""
+        """Log points, then tags; in halves if a proxy on the way accepts less than MLflow's megabyte."""
         try:
             self.client.log_batch(run.info.run_id, metrics=metrics, tags=tags)
         except MlflowException as error:
@@ -185,7 +185,7 @@ class Writer:
             self._log(run, metrics[middle:], tags)
 
     def set_status(self, run: Run, status: str | None, ended_ms: int | None) -> bool:
-        """Set a status that is known and differs; return whether the run has ended by that."""
+        """Set the status if it is known and differs; return whether this ended the run."""
         if status is None:
             return False
         changed = run.info.status != status
@@ -198,7 +198,7 @@ class Writer:
 
 
 def committed(child: Run) -> dict[str, int]:
-    """Return how far each spool has been sent, by `source_of`."""
+    """Return the committed offset of each spool, by `source_of`."""
     tags = child.data.tags
     return {decode(key).removeprefix(_OFFSET): int(tags[key]) for key in tags if key.startswith(_OFFSET)}
 
@@ -208,12 +208,12 @@ def _cut_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _configured(key: str, value: str, params: Mapping[str, str]) -> bool:
-    """Return whether a hyperparameter that Lightning saved only repeats an argument of the model or the data."""
+    """Return whether a hyperparameter saved by Lightning only repeats an argument of the model or the data."""
     return any(params.get(f"{section}.{key}") == value for section in ("model", "data"))
 
 
 def _free_name(key: str, value: str, taken: Mapping[str, str]) -> str:
-    """Return the name of a run's own hyperparameter: its own, unless the config has another value there."""
+    """Return the name for a run's own hyperparameter: unchanged, unless the config has another value of that name."""
     return key if taken.get(key, value) == value else f"hparams.{key}"
 
 
@@ -223,12 +223,12 @@ def _metric(point: Point) -> Metric:
 
 
 def _whole(kind: str, key: str) -> str:
-    """Return the artifact that holds the whole of a value which was cut."""
+    """Return the artifact with the full text of a value that was cut."""
     return f"{kind}/{key if len(key.encode()) < 200 else digest(key)}.txt"
 
 
 def _link(file: Path, target: Path) -> None:
-    """Publish a file under another name by a hard link, or by a copy where the filesystem has none."""
+    """Publish a file under another name by a hard link, or by a copy if the filesystem does not support links."""
     with replacing(target) as partial:
         partial.unlink()
         try:
@@ -237,4 +237,4 @@ def _link(file: Path, target: Path) -> None:
             raise
         except OSError:
             shutil.copyfile(file, partial)
-    partial.unlink(missing_ok=True)  # rename(2) does nothing where both are links of one file
+    partial.unlink(missing_ok=True)  # rename(2) does nothing if both are links to one file

@@ -1,15 +1,15 @@
 """The mapping to MLflow, into a store on this machine or a server.
 
-    MLflow experiment   an experiment of ours, tagged with its project
+    MLflow experiment   one experiment, tagged with its project
     parent run          one per experiment, tag orch.kind=parent, with the note
     child run           one per run and generation, found again by orch.run, orch.generation, orch.history
 
-Whatever a sync has to remember lives in the store it describes, as tags of the child: `orch.offset.<attempt>`
-(how far a spool has been sent), `orch.artifact.<name>` (what a file looked like when it was logged). So a
-sync may be cut off anywhere and the next one goes on; one that finds nothing new writes nothing.
+The state of a sync is kept in the store itself, as tags of the child: `orch.offset.<attempt>` (how far a spool
+has been sent), `orch.artifact.<name>` (the size and time of a file when it was logged). So a sync may be
+interrupted anywhere and the next one continues; a sync that finds nothing new writes nothing.
 
-Into an embedded store one process writes at a time. To a server many do: MLflow stores a point that is sent
-twice once, and which runs are ours is agreed on through files (run_ids).
+One process at a time writes to an embedded store. Many write to a server: MLflow stores a point once even if it
+is sent twice, and the processes agree through files on which runs are theirs (run_ids).
 
 Only MlflowClient is used: the fluent API would obey MLFLOW_RUN_ID and MLFLOW_EXPERIMENT_NAME.
 """
@@ -56,8 +56,8 @@ STATUS: Mapping[str, str] = {
 class MlflowStore:
     """An MLflow tracking store: an embedded one in `folder`, or a server, whose run ids are agreed on in `ids`.
 
-    `files` is where an embedded one keeps artifacts, `wait_seconds` how long to wait for another process that is
-    writing to it.
+    `files` is where an embedded store keeps artifacts; `wait_seconds` is how long to wait for another process that
+    is writing to it.
     """
 
     client: MlflowClient
@@ -69,9 +69,9 @@ class MlflowStore:
 
     @classmethod
     def embedded(cls, folder: Path, files: Path | None = None) -> MlflowStore:
-        """Open the SQLite store in a folder on a local disk, and make it at the first use.
+        """Open the SQLite store in a folder on a local disk, creating it at the first use.
 
-        `files` is where artifacts lie, if not in the same folder. Raises TrackingError if it cannot be used.
+        `files` is the folder of artifacts, if not the same. Raises TrackingError if the store cannot be used.
         """
         folder = folder.absolute()
         files = files.absolute() if files else folder / "artifacts"
@@ -92,10 +92,10 @@ class MlflowStore:
 
     @classmethod
     def server(cls, uri: str, ids: Path) -> MlflowStore:
-        """Return the store behind a server's address; nothing is asked of it yet.
+        """Return the store at a server's address, without sending a request yet.
 
-        Credentials are MLflow's own environment variables. `ids` is a folder in the experiment's own, shared by
-        all who send its runs. A call that hangs is given up after 30 s, and none is repeated by MLflow itself.
+        Credentials come from MLflow's own environment variables. `ids` is a folder in the experiment's own, shared by
+        all processes that send its runs. A call that hangs is given up after 30 s, and MLflow itself repeats none.
         """
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -103,10 +103,10 @@ class MlflowStore:
         return cls(client=MlflowClient(tracking_uri=uri, registry_uri=uri), uri=uri, ids=RunIds(ids))
 
     def sync(self, experiment: TrackedExperiment) -> Report:
-        """Bring the store up to what is known of an experiment; do nothing if it is.
+        """Bring the store up to date with an experiment; do nothing if it is.
 
-        A run that cannot be stored does not hold up the others. Raises TrackingError at the end if there
-        was one, or if the store cannot be used.
+        A run that cannot be stored does not hold up the others. Raises TrackingError at the end if there was such
+        a run, or if the store cannot be used.
         """
         with _errors(f"cannot track experiment {experiment.name!r}", self._fix), self._alone():
             runs = list(experiment.runs)
@@ -120,12 +120,12 @@ class MlflowStore:
                 raise TrackingError(
                     f"{len(problems)} of {len(runs)} runs could not be tracked",
                     why="; ".join(problems[:3]),
-                    fix="correct the cause and sync again: it goes on where it stopped",
+                    fix="correct the cause and sync again: it continues where it stopped",
                 )
             return report
 
     def follow(self, experiment: TrackedExperiment) -> Follower:
-        """Return what carries single runs of an experiment, again and again, beside others that do the same.
+        """Return a Follower that sends single runs of an experiment repeatedly, in parallel with other processes.
 
         Raises TrackingError if the store cannot be used.
         """
@@ -138,7 +138,7 @@ class MlflowStore:
             return Follower(store=self, writer=writer, parent=parent)
 
     def child_of(self, experiment: TrackedExperiment, tags: Mapping[str, str]) -> Run | None:
-        """Return the active child of a run, by the tags that tell it; None if there is none."""
+        """Return the active child of a run, found by its identifying tags; None if there is none."""
         where = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in ("orch.run", "orch.generation", "orch.history"))
         found = _search(self.client, self._experiment(experiment), where)
         return next((run for run in found if run.info.lifecycle_stage == "active"), None)
@@ -154,12 +154,12 @@ class MlflowStore:
     def _alone(self) -> AbstractContextManager[None]:
         return locked(self.folder, self.wait_seconds) if self.folder else nullcontext()
 
-    # --- which experiment and runs are ours ---------------------------------------------------------------
+    # --- which experiment and runs are its own ---------------------------------------------------------------
 
     def _experiment(self, experiment: TrackedExperiment) -> str:
-        """Return the id of the MLflow experiment, made at the first use.
+        """Return the id of the MLflow experiment, which is created at the first use.
 
-        On a server, where another project may have taken the name, it ends in the project's own id instead.
+        On a server, if another project has taken the name, the project's own id is appended to it.
         """
         place = (self.files / experiment.name).as_uri() if self.files else None
         found = self._named(experiment.name, experiment.project, place)
@@ -167,7 +167,7 @@ class MlflowStore:
             found = self._named(f"{experiment.name} {experiment.project[:6]}", experiment.project, place)
         if found.tags.get("orch.project") != experiment.project:
             raise TrackingError(
-                f"the MLflow experiment {experiment.name!r} belongs to somebody else",
+                f"the MLflow experiment {experiment.name!r} belongs to another project",
                 why=f"its project is {found.tags.get('orch.project')!r}, this one is {experiment.project!r}",
                 fix="give this experiment another name",
             )
@@ -193,7 +193,7 @@ class MlflowStore:
                 made = self.client.create_experiment(name, artifact_location=place, tags={"orch.project": project})
                 found = self.client.get_experiment(made)
             except MlflowException:
-                found = self.client.get_experiment_by_name(name)  # somebody else has just made it
+                found = self.client.get_experiment_by_name(name)  # another process has just created it
                 if found is None:
                     raise
         return found
@@ -201,7 +201,7 @@ class MlflowStore:
     def _parent(
         self, writer: Writer, experiment: TrackedExperiment, runs: Sequence[TrackedRun], found: Sequence[Run]
     ) -> Run:
-        """Return the parent run, with its tags as wanted."""
+        """Return the parent run, after updating its tags."""
         active = [run for run in found if run.info.lifecycle_stage == "active"]
         ours = [run for run in active if run.data.tags.get("orch.kind") == "parent"]
         tags = {
@@ -215,7 +215,7 @@ class MlflowStore:
         return parent
 
     def _agreed(self, name: str, found: Sequence[Run], create: Callable[[], Run]) -> Run:
-        """Return the one run of a name: the one agreed on, else one that was found, else a new one."""
+        """Return the one run of a name: the agreed one, else one that was found, else a new one."""
         if self.ids is None:
             return found[0] if found else create()
         if (known := self.ids.known(name)) is not None:
@@ -246,7 +246,7 @@ class MlflowStore:
     def _sync_children(
         self, writer: Writer, parent: Run, runs: Sequence[TrackedRun], found: Sequence[Run]
     ) -> tuple[Report, list[str], dict[str, str]]:
-        """Return what was done, what could not be, and the MLflow ids of the runs."""
+        """Return the report, the problems, and the MLflow ids of the runs."""
         known: dict[tuple[str | None, str | None], list[Run]] = defaultdict(list)
         for child in found:
             known[child.data.tags.get("orch.run"), child.data.tags.get("orch.generation")].append(child)
@@ -262,7 +262,7 @@ class MlflowStore:
         return report, problems, children
 
     def _child(self, writer: Writer, run: TrackedRun, known: Sequence[Run], parent: Run) -> tuple[Run | None, Report]:
-        """Return the one active child of a run, made if need be; None if a person deleted it."""
+        """Return the one active child of a run, creating it if needed; None if a user deleted it."""
         current = [child for child in known if child.data.tags.get("orch.history") == str(run.history)]
         active = [child for child in known if child.info.lifecycle_stage == "active"]
         ours = [child for child in active if child in current]
@@ -283,7 +283,7 @@ class MlflowStore:
 
 @dataclass(slots=True, kw_only=True)
 class Follower:
-    """Carries single runs to a store. What it has found out it keeps, so that a run with nothing new costs no call."""
+    """Sends single runs to a store. It caches what it reads, so that a run with nothing new costs no call."""
 
     store: MlflowStore
     writer: Writer
@@ -292,7 +292,7 @@ class Follower:
     seen: dict[tuple[str, int, int], Seen] = field(default_factory=dict)
 
     def send(self, run: TrackedRun) -> Report:
-        """Bring one run up to date. Raises TrackingError if the store cannot be used; send again, then."""
+        """Bring one run up to date. Raises TrackingError if the store cannot be used; then call again later."""
         with _errors(f"cannot track run {run.run_id}", self.store._fix):  # noqa: SLF001 - one noun in two classes
             key, report = (run.run_id, run.generation, run.history), Report()
             if key not in self.children:
@@ -321,11 +321,11 @@ def _send(writer: Writer, child: Run, parent: Run, run: TrackedRun, seen: Seen) 
         report += writer.send(child, batch, tags, params)
     finished = writer.set_status(child, STATUS.get(run.state), run.ended_ms)
     report += Report(runs_finished=int(finished))
-    return report + writer.log_artifacts(child, run.artifacts)  # last: a bad file must hold up nothing else
+    return report + writer.log_artifacts(child, run.artifacts)  # last, so that a bad file holds up nothing else
 
 
 def _noted(note: str, experiment: str, children: Mapping[str, str]) -> dict[str, str]:
-    """Return the tag with a note, its links to our runs made links of MLflow's UI."""
+    """Return the tag with a note, with its `run:` links turned into links of MLflow's UI."""
     shown = re.sub(r"\]\(run:(\w+)\)", lambda found: _link(experiment, children.get(found[1])), note)
     return {"mlflow.note.content": shown} if note else {}
 
@@ -348,7 +348,7 @@ def _child_tags(run: TrackedRun, parent: str) -> dict[str, str]:
 
 
 def _summary(runs: Sequence[TrackedRun]) -> tuple[str, int | None]:
-    """Return the parent's status and end: RUNNING while a run of it may be, then the worst of theirs."""
+    """Return the parent's status and end: RUNNING while a run may still run, then the worst status of its runs."""
     states = {run.state for run in runs}
     if states - (STATUS.keys() - {"running"}) or ("queued" in states and len(states) > 1):
         return "RUNNING", None
@@ -358,7 +358,7 @@ def _summary(runs: Sequence[TrackedRun]) -> tuple[str, int | None]:
 
 
 def _search(client: MlflowClient, experiment: str, where: str = "") -> list[Run]:
-    """Return the runs of an experiment, deleted ones too, oldest first; `where` is a filter of MLflow's."""
+    """Return the runs of an experiment, including deleted ones, oldest first; `where` is an MLflow filter."""
     found: list[Run] = []
     token: str | None = ""
     while token is not None:
@@ -374,7 +374,7 @@ _REBUILD = (
 
 
 def _quieten() -> None:
-    """Silence MLflow's account of its migrations, unless somebody asked for it."""
+    """Silence MLflow's log of its migrations, unless the user has enabled it."""
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -382,7 +382,7 @@ def _quieten() -> None:
 
 @contextmanager
 def _errors(what: str, fix: str) -> Iterator[None]:
-    """Turn what MLflow, SQLite, the disk and the network raise into a TrackingError."""
+    """Turn errors of MLflow, SQLite, the disk and the network into a TrackingError."""
     try:
         yield
     except (MlflowException, sqlite3.Error, OSError) as error:

@@ -1,6 +1,6 @@
-"""What a node does: CPU, memory, disk, network and GPUs, under the names of MLflow's own system metrics.
+"""The load of a node: CPU, memory, disk, network and GPUs, under the names of MLflow's own system metrics.
 
-Read by asking the operating system, which takes well under a millisecond, and NVIDIA's library where it is installed.
+Read from the operating system, which takes well under a millisecond, and from NVIDIA's library where installed.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _MEGA = 1e6
 
 
 class Node:
-    """Measures this machine. Percentages of CPU, and what the network has carried, are since the one before."""
+    """Measures this machine. CPU percentages and network traffic cover the time since the previous measurement."""
 
     def __init__(self, disk: Path, gpus: ModuleType | None = None, visible: str | None = None) -> None:
-        """`disk`: a folder on the disk to look at; `gpus`: NVML's bindings; `visible`: as CUDA_VISIBLE_DEVICES."""
+        """`disk`: a folder on the disk to measure; `gpus`: NVML's bindings; `visible`: as CUDA_VISIBLE_DEVICES."""
         self._disk = disk
         self._received, self._sent = _network()
         self._gpus = [(gpus, handle) for handle in _handles(gpus, visible)] if gpus else []
-        psutil.cpu_percent()  # the first call has nothing to compare with, and says 0
+        psutil.cpu_percent()  # the first call has nothing to compare with, and returns 0
 
     def measure(self) -> dict[str, float]:
-        """Return what can be measured now; what cannot is left out."""
+        """Return the metrics that can be measured now; others are left out."""
         found: dict[str, float] = {}
         for part in (_cpu, self._disk_usage, self._network, self._gpu):
             with suppress(OSError, RuntimeError, psutil.Error):
@@ -49,7 +49,7 @@ class Node:
         found: dict[str, float] = {}
         for number, (nvml, handle) in enumerate(self._gpus):
             for part in (_gpu_memory, _gpu_load, _gpu_power):
-                with suppress(nvml.NVMLError):  # not every GPU tells everything
+                with suppress(nvml.NVMLError):  # not every GPU supports every metric
                     found |= {f"gpu_{number}_{name}": value for name, value in part(nvml, handle).items()}
         return found
 
@@ -69,7 +69,7 @@ def _network() -> tuple[float, float]:
 
 
 def _handles(nvml: ModuleType, visible: str | None) -> list[object]:
-    """Return the GPUs that CUDA would see, in its order: named by number, or by the beginning of their UUID."""
+    """Return the GPUs visible to CUDA, in its order; `visible` names them by number or by a prefix of their UUID."""
     try:
         every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         if visible is None:

@@ -1,4 +1,4 @@
-"""Notes for people: what an experiment is and how far it is, and how a run is run again. Pure: records in, text out."""
+"""Notes for people: an experiment with its progress, and how to run a run again. Pure: records in, text out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.records.record import Record, RunState
 from orchestrator.spec import Objective
 
 _LAUNCHES = 30
-"""A note holds 8,000 characters; what is older is in the launches' own folders."""
+"""The launches shown: a note has at most 8,000 characters; earlier ones are in their own folders."""
 _SWEEP_CHARACTERS = 2_000
 
 
@@ -30,7 +30,7 @@ def of_experiment(state: ExperimentState) -> str:
 
 
 def best(records: Sequence[Record], objective: Objective) -> tuple[Record, float] | None:
-    """Return the best finished run by an objective, and its value; None before one has finished with a value."""
+    """Return the best finished run by an objective, and its value; None if no run has finished with a value."""
     done = [record for record in records if record.state is RunState.DONE]
     valued = [(record, value) for record in done if (value := record.best_value(objective.metric)) is not None]
     if not valued:
@@ -45,7 +45,7 @@ def objective_of(header: LaunchHeader) -> Objective | None:
 
 
 def point_text(point: Mapping[str, object], separator: str = " ") -> str:
-    """Return a point in few words: the last part of each key, and its value."""
+    """Return a point as short text: the last part of each key, and its value."""
     return separator.join(f"{key.split('.')[-1]}={value}" for key, value in masked(point).items())
 
 
@@ -77,7 +77,7 @@ def _sweep(header: LaunchHeader) -> list[str]:
     text = yaml.safe_dump(
         json.loads(json.dumps(masked(header.sweep), default=str)), sort_keys=False, width=100
     ).rstrip()
-    shown = text if len(text) <= _SWEEP_CHARACTERS else f"{text[:_SWEEP_CHARACTERS]}\n# ... whole in launch.json"
+    shown = text if len(text) <= _SWEEP_CHARACTERS else f"{text[:_SWEEP_CHARACTERS]}\n# ... in full in launch.json"
     return [f"```yaml\nsweep:\n{_indented(shown)}\n```"]
 
 
@@ -113,16 +113,16 @@ def _cell(text: object) -> str:
 def of_run(record: Record, launch: Launch, code: Mapping[str, object], data: Mapping[str, object]) -> str:
     """Return the note of a run: the commands that run it again from a clone of the project.
 
-    `code` is its snapshot's header, `data` where its data version came from (empty: it has none).
+    `code` is its snapshot's header, `data` the origin of its data version (empty if it has none).
     """
     lines = [*_checkout(code), shlex.join(["orch", "run", *map(masked_override, again(record, launch.header, data))])]
     return "\n".join(["To run this again:", "", "```sh", *lines, "```"])
 
 
 def again(record: Record, header: LaunchHeader, data: Mapping[str, object]) -> list[str]:
-    """Return the overrides that compose to this one run: those of its launch, with its point instead of the sweep.
+    """Return the overrides that compose this one run: those of its launch, with its point instead of the sweep.
 
-    Of a trial they compose to a run of its own, with the values that the trial was given.
+    For a trial they compose a separate run, with the values that the trial was given.
     """
     point = record.given or record.point
     prefixes = {_key(text): text[: len(text) - len(text.lstrip("+"))] for text in header.overrides}
@@ -138,7 +138,7 @@ def again(record: Record, header: LaunchHeader, data: Mapping[str, object]) -> l
 
 
 def _resources(record: Record, header: LaunchHeader) -> list[str]:
-    """Return what a sweep's rules gave the run, which go with the sweep: the number of processes is part of its id."""
+    """Return the resources that a sweep's rules set, lost without it: the number of processes is in the id."""
     rules = header.sweep.get("resources") or []
     keys = sorted({key for rule in rules for key in rule.get("set", {})})
     asked = record.planned.resources.to_json()
@@ -163,6 +163,6 @@ def _of_sweep(key: str) -> bool:
 
 def _checkout(code: Mapping[str, object]) -> list[str]:
     if not code.get("commit"):
-        return [f"# the code is kept as tree {code['tree']}: it was in no git repository"]
+        return [f"# the code is kept as tree {code['tree']}: it was not in a git repository"]
     patch = ["git apply uncommitted.diff   # this run's artifact code/uncommitted.diff"] if code.get("dirty") else []
     return [f"git checkout {code['commit']}", *patch]

@@ -1,4 +1,4 @@
-"""Arrays as pictures: what people log as an image, whatever library it comes from."""
+"""Arrays as pictures: values that users log as an image, from any library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 Numbers = np.ndarray[Any, Any]
 Image = Any
-"""PIL's, NumPy's, torch's or MLflow's."""
+"""An image of PIL, NumPy, torch or MLflow."""
 
 
 def array(value: Image) -> Numbers:
@@ -20,7 +20,7 @@ def array(value: Image) -> Numbers:
 
 
 def picture(image: Image, axes: str | None = None) -> Image:
-    """Return an image as one of PIL's; `axes` names its dimensions, such as `CHW`, and several (N) lie side by side.
+    """Return an image as a PIL image; `axes` names its dimensions, such as `CHW`; several images (N) go side by side.
 
     Without `axes` an array is (height, width[, channels]), a tensor (channels, height, width). Integers are 0..255,
     floats 0..1.
@@ -46,7 +46,7 @@ def picture(image: Image, axes: str | None = None) -> Image:
 
 
 def histogram(values: object, bins: int) -> dict[str, object]:
-    """Return how the finite numbers of an array are distributed, as plain values."""
+    """Return the histogram of the finite numbers of an array, as plain values."""
     numbers = array(values).astype(float).ravel()
     finite = numbers[np.isfinite(numbers)]
     counts, edges = np.histogram(finite, bins=bins)

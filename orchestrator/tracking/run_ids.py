@@ -1,8 +1,8 @@
-"""Which of a server's runs is ours: agreed on through the runs/ folder, which all who write share.
+"""The ids that a server gave an experiment's runs, agreed on through the shared runs/ folder.
 
-A server gives out its own ids, and takes any number of runs with the same tags. So whoever has made one
-publishes its id by renaming a folder; the first wins, and the others delete what they made. One who dies
-before publishing leaves a run that the next finds by its tags, and publishes.
+A server assigns its own ids, and accepts any number of runs with the same tags. So a process that has created
+one publishes its id by renaming a folder; the first wins, and the others delete the run that they created. If
+a process dies before publishing, the next one finds the run by its tags, and publishes it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from orchestrator.system.files import draft_of, make_private, read_text, take_by
 
 @dataclass(frozen=True, slots=True)
 class RunIds:
-    """The agreed ids of one store's runs, by names of ours; one folder each, which holds a file `id`."""
+    """The agreed ids of one store's runs, by run name; one folder each, with a file `id`."""
 
     folder: Path
 
     def known(self, name: str) -> str | None:
-        """Return the agreed id of a name."""
+        """Return the agreed id of a name; None if there is none yet."""
         try:
             return read_text(self.folder / name / "id").strip() or None
         except OSError:
             return None
 
     def publish(self, name: str, run_id: str) -> str:
-        """Propose an id, and return the one that is agreed on: the first that was proposed."""
+        """Propose an id, and return the agreed one: the first that was proposed."""
         make_private(self.folder)
         place = self.folder / name
         with draft_of(place) as draft:
@@ -41,6 +41,6 @@ class RunIds:
         return agreed
 
     def forget(self, name: str, run_id: str) -> None:
-        """Take an id back that the store no longer knows."""
+        """Remove an agreed id that no longer exists in the store."""
         if self.known(name) == run_id:
             shutil.rmtree(self.folder / name, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""`python -m orchestrator.tracking.sidecar RUNS`: carries metrics to the tracking store while runs are running.
+"""`python -m orchestrator.tracking.sidecar RUNS`: sends metrics to the tracking store while runs are running.
 
-Reads names of experiments from standard input, one per line, and keeps those in sync; at its end, one last
-time. With an experiment's name after RUNS it syncs that one and returns. It is no part of a training process:
-nothing here can make training wait, and what it fails to carry `orch ui --once` catches up with.
+Reads names of experiments from standard input, one per line, keeps them in sync, and syncs once more when the
+input ends. With an experiment's name after RUNS it syncs that one and returns. It is a separate process, so that
+it cannot make training wait; `orch ui --once` sends whatever it failed to send.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def follow(project: Project) -> None:
         more = _collect(named, experiments)
         for experiment in sorted(experiments):
             _sync(project, experiment)
-    for experiment in sorted(experiments):  # all runs of ours have ended
+    for experiment in sorted(experiments):  # all runs of this session have ended
         _quietly(partial(stores.register, project, experiment))
 
 
@@ -48,7 +48,7 @@ def _read(named: queue.SimpleQueue[str | None]) -> None:
 
 
 def _collect(named: queue.SimpleQueue[str | None], experiments: set[str]) -> bool:
-    """Take what was named within a period. Returns False once standard input has closed."""
+    """Add the experiments named within a period. Returns False once standard input has closed."""
     deadline = time.monotonic() + _PERIOD_SECONDS
     try:
         while (name := named.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
@@ -65,13 +65,13 @@ def _sync(project: Project, experiment: str) -> bool:
 
 
 def _quietly(act: Callable[[], object]) -> bool:
-    """Do something to the store; return whether that worked."""
+    """Call `act`, logging its errors; return whether it succeeded."""
     try:
         act()
     except OrchError as error:
         _log.warning("not done yet: %s", error)
         return False
-    except Exception:  # noqa: BLE001 - nothing that a store does may end the sidecar: it tries again
+    except Exception:  # noqa: BLE001 - no error of a store may end the sidecar: it tries again
         _log.exception("not done yet")
         return False
     return True
@@ -80,10 +80,10 @@ def _quietly(act: Callable[[], object]) -> bool:
 def catch_up(project: Project, experiment: str) -> None:
     """Sync an experiment, until its cancelled runs have left their queue.
 
-    Where that fails, or takes long, the next who looks at the experiment tries again.
+    If that fails, or takes long, the next command that reads the experiment tries again.
     """
     unsynced = project.runs.experiment(experiment).unsynced
-    unsynced.unlink(missing_ok=True)  # first: what ends from now on is for the next
+    unsynced.unlink(missing_ok=True)  # first, so that a run that ends from now on is synced by the next process
     deadline = time.monotonic() + _LEAVING_SECONDS
     while synced := _sync(project, experiment):
         if not stores.open_in_store(project, experiment):
@@ -97,7 +97,7 @@ def catch_up(project: Project, experiment: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="tracking: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the runs; what they logged is carried all the same
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the runs; their last values are still sent
     project = Project.around(RunsRoot(Path(sys.argv[1])))
     if sys.argv[2:]:
         catch_up(project, sys.argv[2])

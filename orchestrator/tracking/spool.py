@@ -2,16 +2,16 @@
 
 A line is handed to the operating system before the call returns, so a killed process loses nothing; a
 thread forces it to the disk every two seconds, so a crashed node loses at most that. A network filesystem may
-say only then that the disk was full: lines are kept until they have been forced, and written again. It is no queue and
-knows no server: `upload` reads it. The lines, version 1:
+report a full disk only then: lines are kept until they have been forced, and written again if needed. A spool is not a
+queue and is independent of any server: `upload` reads it. The lines, version 1:
 
     {"v":1,"kind":"metrics","step":3,"time_ms":1700000000000,"values":{"loss":0.5,"lr":"nan"}}
     {"v":1,"kind":"params","values":{"model":{"lr":0.001}}}
     {"v":1,"kind":"tags","values":{"best":"yes"}}
     {"v":1,"kind":"artifact","path":"../artifacts/plots/a.png","folder":"plots"}
 
-JSON has no NaN: what is not finite is one of the strings "nan", "inf", "-inf". An artifact's path is
-relative to the spool's folder. No library is used here.
+JSON has no NaN: a value that is not finite is one of the strings "nan", "inf", "-inf". An artifact's path is
+relative to the spool's folder. Uses the standard library only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 FLUSH_SECONDS = 2.0
 KEPT_RECORDS = 10_000
-"""How many records are kept in memory, to be tried again, while the file cannot be written or forced to the disk."""
+"""The most records kept in memory, to be tried again, while the file cannot be written or forced to the disk."""
 _LONGEST_PAUSE_SECONDS = 60.0
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -87,15 +87,15 @@ class SpoolWriter:
     """
 
     def __init__(self, path: Path, *, redact: Redact = unchanged, force: Callable[[int], None] = os.fsync) -> None:
-        """`redact` takes out of parameters and tags what may not be written; `force` brings a file to the disk."""
+        """`redact` removes secrets from parameters and tags; `force` forces a file to the disk."""
         self.path, self._force = path, force
         self._redact = redact
         self.lost = 0
-        """How many records were given up: logged after `close`, or more than could be kept."""
+        """The number of lost records: logged after `close`, or more than could be kept."""
         self._unwritten: deque[bytes] = deque()
-        self._head = b""  # what has been written of the first of them
+        self._head = b""  # the part of the first unwritten record that is in the file
         self._unforced: list[bytes] = []
-        self._forgotten = 0  # of those written since they were last forced, how many were too many to keep
+        self._forgotten = 0  # records written since the last force that were too many to keep
         self._names: dict[object, str] = {}
         self._lock = threading.Lock()
         self._encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -105,12 +105,12 @@ class SpoolWriter:
         self._warned = False
 
     def metrics(self, values: Mapping[str, object], step: int, time_ms: int | None = None) -> None:
-        """Append values at a step. What is no number is left out, with one warning."""
+        """Append values at a step. A value that is not a number is left out, with one warning."""
         parts = []
         for name, value in values.items():
             number = value if type(value) is float else self._number(name, value)
             if number is not None:
-                # A float's repr is its JSON; what is not finite gives no zero here.
+                # A finite float's repr is its JSON; for one that is not finite this difference is not zero.
                 written = repr(number) if number - number == 0 else f'"{number}"'
                 parts.append(f"{self._names.get(name) or self._named(name)}:{written}")
         if parts:
@@ -119,7 +119,7 @@ class SpoolWriter:
             self._put(f"{head}{','.join(parts)}}}}}\n".encode())
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Append hyperparameters: any nested tree; what JSON cannot hold is kept as text."""
+        """Append hyperparameters: any nested tree; a value that JSON cannot represent is kept as text."""
         self._append({"v": VERSION, "kind": "params", "values": self._redact(masked(jsonable(values)))})
 
     def tags(self, values: Mapping[str, object]) -> None:
@@ -127,18 +127,18 @@ class SpoolWriter:
         self._append({"v": VERSION, "kind": "tags", "values": self._redact(texts)})
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Append that the file at `path`, which is already whole, belongs into `folder` of the run."""
+        """Append that the file at `path`, which is already complete, belongs in `folder` of the run."""
         relative = os.path.relpath(path, self.path.parent)
         self._append({"v": VERSION, "kind": "artifact", "path": relative, "folder": folder})
 
     def flush(self) -> bool:
-        """Force everything to the disk; returns whether it is there."""
+        """Force everything to the disk; return whether it is there."""
         with self._lock:
             self._drain()
         return self._sync()
 
     def close(self) -> None:
-        """Flush and close. Raises StateError if records stayed unwritten; closing again does nothing."""
+        """Flush and close. Raises StateError if records remain unwritten; closing again does nothing."""
         if self._stop.is_set():
             return
         self._stop.set()
@@ -156,7 +156,7 @@ class SpoolWriter:
             raise StateError(
                 f"{self.lost} metric records could not be written to {self.path}",
                 why="the disk is full or the folder is not writable; see the log for the first error",
-                fix="make room and run `orch retry`; what was written before is kept",
+                fix="free disk space and run `orch retry`; records written before are kept",
             )
 
     def __enter__(self) -> Self:
@@ -173,7 +173,7 @@ class SpoolWriter:
             log.warning("%s", lost)  # the error that ends the block matters more
 
     def _named(self, name: object) -> str:
-        """Return a metric's name as JSON. The same names come again and again."""
+        """Return a metric's name as JSON. Cached, because names repeat."""
         return self._names.setdefault(name, self._encode(str(name)))
 
     def _number(self, name: object, value: Any) -> float | None:
@@ -193,7 +193,7 @@ class SpoolWriter:
             written = 0
             if self._fd is not None and not self._unwritten:
                 written = self._write(self._fd, line)
-                if written == len(line):  # nearly always, and then the training has waited for no more than that
+                if written == len(line):  # nearly always: then training has waited for one write only
                     self._keep(line)
                     return
                 self._head, line = line[:written], line[written:]
@@ -204,11 +204,11 @@ class SpoolWriter:
             self._unwritten.append(line)
             self._drain()
             if len(self._unwritten) > KEPT_RECORDS:
-                del self._unwritten[1]  # the first may be half written: its rest has to follow
+                del self._unwritten[1]  # not the first: it may be half written, and its rest has to follow
                 self.lost += 1
 
     def _drain(self) -> None:
-        """Write what is waiting, in order; the lock is held. A short write goes on where it stopped."""
+        """Write the unwritten records in order; the lock is held. A short write continues where it stopped."""
         try:
             while self._unwritten:
                 fd = self._open() if self._fd is None else self._fd
@@ -225,7 +225,7 @@ class SpoolWriter:
             self._refused(error)
 
     def _write(self, fd: int, line: bytes) -> int:
-        """Write as much of a line as the disk takes; returns how many bytes that are."""
+        """Write as much of a line as the disk takes; return the number of bytes."""
         try:
             return os.write(fd, line)
         except OSError as error:
@@ -233,7 +233,7 @@ class SpoolWriter:
             return 0
 
     def _keep(self, line: bytes) -> None:
-        """Remember a line that is written, and not forced to the disk yet; the lock is held."""
+        """Remember a line that is written but not yet forced to the disk; the lock is held."""
         if len(self._unforced) < KEPT_RECORDS:
             self._unforced.append(line)
         else:
@@ -246,7 +246,7 @@ class SpoolWriter:
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            os.write(fd, b"\n")  # a line torn by a crash must not swallow the next one
+            os.write(fd, b"\n")  # so that a line cut off by a crash does not absorb the next one
         self._fd = fd
         if self._thread is None and not self._stop.is_set():
             self._thread = threading.Thread(target=self._sync_regularly, name="spool", daemon=True)
@@ -254,7 +254,7 @@ class SpoolWriter:
         return fd
 
     def _sync_regularly(self) -> None:
-        sync_folder(self.path.parent)  # the file's name, too, has to survive a crash
+        sync_folder(self.path.parent)  # the file's name has to survive a crash, too
         pause = FLUSH_SECONDS
         while not self._stop.wait(pause):
             pause = FLUSH_SECONDS if self.flush() else min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -262,7 +262,7 @@ class SpoolWriter:
     def _sync(self) -> bool:
         """Force the file to the disk, without the lock: the training must not wait for a slow disk.
 
-        What could not be forced may be gone, though it was written without an error: it is written again.
+        Lines that could not be forced may be lost, though they were written without an error: they are written again.
         """
         with self._lock:
             fd, lines, forgotten = self._fd, self._unforced, self._forgotten
@@ -279,7 +279,7 @@ class SpoolWriter:
         with self._lock:
             if self._head:
                 self._unwritten[0], self._head = self._head + self._unwritten[0], b""
-            self._unwritten.extendleft([*reversed(lines[1:]), b"\n" + lines[0]])  # whatever the file ends with now
+            self._unwritten.extendleft([*reversed(lines[1:]), b"\n" + lines[0]])  # the file may end within a line
             self.lost += forgotten
 
     def _warn(self, message: str, *args: object) -> None:
@@ -291,10 +291,10 @@ class SpoolWriter:
 def read(path: Path, offset: int = 0, *, growing: bool = False) -> Iterator[tuple[Record, int]]:
     """Yield each record from `offset` on, with the offset at which the next one starts.
 
-    A last line without its end is not consumed, it may still be growing. Where zeros are found in a file that is
-    still `growing`, the pages of a network filesystem have arrived out of order: nothing from there on counts yet.
-    Else what is no record (zeros left by a node crash, a broken line, a kind this version does not know) is skipped.
-    No file is an empty spool. Raises StateError for a line of a newer version.
+    A last line without a newline is not consumed, since it may be incomplete. If a file that is still `growing` has
+    zeros, pages of a network filesystem have arrived out of order, and the rest is not read yet. Otherwise anything
+    that is not a record (zeros left by a node crash, a broken line, a kind unknown to this version) is skipped. A
+    missing file is an empty spool. Raises StateError for a line of a newer version.
     """
     try:
         file = open_file(path)
@@ -313,7 +313,7 @@ def read(path: Path, offset: int = 0, *, growing: bool = False) -> Iterator[tupl
 
 def _parse(line: bytes, path: Path) -> Record | None:
     try:
-        value = json.loads(line.rpartition(b"\0")[2].decode("utf-8"))  # zeros of a crash hold no end of a line
+        value = json.loads(line.rpartition(b"\0")[2].decode("utf-8"))  # zeros left by a crash contain no newline
         version = int(value["v"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
@@ -351,7 +351,7 @@ def is_inside(folder: str) -> bool:
 
 
 def jsonable(value: object) -> object:
-    """Return a tree that strict JSON can hold. Text is stable: no addresses, so a resumed run repeats it."""
+    """Return a tree that strict JSON can represent. Text has no memory addresses, so a resumed run repeats it."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The tracking store of an experiment: which it is, and what brings it up to date. MLflow is imported when used."""
+"""The tracking store of an experiment, and the calls that bring it up to date. MLflow is imported when used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 def sync(project: Project, name: str) -> Report:
     """Bring an experiment's tracking store up to date with its runs' own records and spools.
 
-    Raises StateError where they are only to be read.
+    Raises StateError if the runs may only be read.
     """
     from orchestrator.tracking.view import tracked
 
@@ -49,20 +49,20 @@ def store_of(project: Project, name: str) -> MlflowStore:
     if uri:
         return MlflowStore.server(uri, project.runs.experiment(name).tracking(uri))
     folder = own_store(project)
-    # Where the database had to leave the runs, artifacts stay with them, by the machine: checkpoints are links there.
+    # If the database is not beside the runs, artifacts stay there, one folder per machine: checkpoints are hard links.
     beside = None if folder == project.runs.mlflow else project.runs.mlflow / socket.gethostname() / "artifacts"
     return MlflowStore.embedded(folder, beside)
 
 
 def own_store(project: Project) -> Path:
-    """Return the folder of the embedded store. Raises StateError where it is not this user's alone, or is a link."""
+    """Return the folder of the embedded store. Raises StateError if it is not this user's alone, or is a link."""
     store = project.tracking_store
     make_private(store)
     if why := doubt(store, os.getuid()):
         raise StateError(
             f"the tracking store {store} cannot be used",
             why=why,
-            fix="ask its owner, or move it away: `orch ui` makes it again from the runs",
+            fix="ask its owner, or move it away: `orch ui` rebuilds it from the runs",
         )
     if store != project.runs.mlflow:
         check_private(store.parent)
@@ -70,20 +70,20 @@ def own_store(project: Project) -> Path:
 
 
 def server_of(project: Project, name: str) -> str | None:
-    """Return the address of the tracking server that an experiment's latest launch sends to, if it does."""
+    """Return the address of the tracking server of an experiment's latest launch; None if it has none."""
     tracking = options_of(project.runs.experiment(name))
     return str(tracking["uri"]) if tracking.get("kind") == "server" else None
 
 
 def options_of(paths: ExperimentPaths) -> Mapping[str, object]:
-    """Return the `tracking:` section of an experiment's latest launch; empty where it has none."""
+    """Return the `tracking:` section of an experiment's latest launch; empty if it has none."""
     launches = paths.launches()
     found: Mapping[str, object] = read_launch(launches[-1]).header.tracking if launches else {}
     return found
 
 
 def open_in_store(project: Project, name: str) -> bool:
-    """Return whether runs were cancelled that still seem to wait: what the store says of them is not the last word."""
+    """Return whether cancelled runs still seem to wait in a queue: their status in the store may yet change."""
     state = _records(project, name)
     cancelled = {launch.number: launch.paths.cancelled for launch in state.launches}
     waiting = [r for r in state.records.values() if r.last is not None and r.state is RunState.QUEUED]
@@ -93,16 +93,16 @@ def open_in_store(project: Project, name: str) -> bool:
 def register(project: Project, name: str, *, model: str | None = None) -> str | None:
     """Register the best run's model if the experiment wants it, all runs have ended, and it is not registered yet.
 
-    `model` asks for it where no launch of it did. Returns what was done, in words. The model is built and loaded in a
-    process of its own, with the run's own code. Raises TrackingError where that fails.
+    `model` requests it even if no launch did. Returns a message. The model is built and loaded in a separate process,
+    with the run's own code. Raises TrackingError if that fails.
     """
     from orchestrator.tracking.registry.registering import register as act
     from orchestrator.tracking.registry.registering import wanted
 
     require(project.runs.experiment(name))
     asked = model or options_of(project.runs.experiment(name)).get("register")
-    wish = wanted(_records(project, name), model=model) if asked else None
-    return act(wish, store_of(project, name)) if wish else None
+    registration = wanted(_records(project, name), model=model) if asked else None
+    return act(registration, store_of(project, name)) if registration else None
 
 
 def _records(project: Project, name: str) -> ExperimentState:
@@ -119,7 +119,7 @@ def addressed(options: Mapping[str, object], project: Project, name: str) -> Map
     if not uri:
         raise ConfigError(
             "tracking.uri is not set",
-            why="and neither is MLFLOW_TRACKING_URI: there is no server to send to",
+            why="nor is MLFLOW_TRACKING_URI, so there is no server to send to",
             fix="tracking.uri=http://HOST:5000, or tracking=embedded",
         )
     own = f"{getpass.getuser()}/{project.folder.name}/{name}"
@@ -127,7 +127,7 @@ def addressed(options: Mapping[str, object], project: Project, name: str) -> Map
 
 
 def sync_in_background(project: Project, experiment: ExperimentPaths) -> None:
-    """Start a process that syncs an experiment, and removes the mark first: it sees what ended until then."""
+    """Start a process that removes the mark and then syncs, so that it includes all runs that ended before."""
     argv = python("-m", "orchestrator.tracking.sidecar", str(project.runs.path), experiment.name)
     try:
         experiment.unsynced.touch(mode=0o600)

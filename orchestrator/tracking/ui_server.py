@@ -1,7 +1,7 @@
-"""`python -m orchestrator.tracking.ui_server STORE DESCRIPTOR`: MLflow's UI over an embedded store, behind our door.
+"""`python -m orchestrator.tracking.ui_server STORE DESCRIPTOR`: MLflow's UI over an embedded store, behind `door`.
 
-It serves the socket that it is given, which listens already. The secret is the first line of standard input, and so
-neither an argument nor in the environment. The server ends when standard input does: however its starter ends.
+It serves the given socket, which is listening already. The secret is the first line of standard input, so that it is
+neither an argument nor in the environment. The server ends when standard input closes, however its parent ends.
 
 Only MLflow's Flask application is loaded. The FastAPI one around it, which `mlflow server` runs, adds nothing that a
 viewer needs: the assistant, the gateway, jobs, trace receivers, artifact uploads and MCP servers.
@@ -30,7 +30,7 @@ _GRACE_SECONDS = 5
 
 
 def _use_store(store: Path) -> None:
-    """Set what MLflow reads when it is imported; what the user has set for other servers of MLflow is not for this."""
+    """Set the environment that MLflow reads when imported, without the user's settings for other MLflow servers."""
     for name in [name for name in os.environ if name.lstrip("_").startswith(("MLFLOW_", "prometheus_"))]:
         del os.environ[name]
     os.environ |= {
@@ -43,7 +43,7 @@ def _use_store(store: Path) -> None:
 
 def _application() -> Application:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow itself uses this module, which Starlette calls deprecated
+        warnings.simplefilter("ignore")  # MLflow itself uses this module, which Starlette has deprecated
         from starlette.middleware.wsgi import WSGIMiddleware
     from mlflow.server import app
 
@@ -65,7 +65,7 @@ def _serve(store: Path, listening: socket.socket, secret: str) -> None:
         lifespan="off",
         ws="none",
         log_level="warning",
-        access_log=False,  # it would hold the token
+        access_log=False,  # it would contain the token
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS - 2,

@@ -1,8 +1,8 @@
-"""From spools to a store: what a store is told of runs, and a history's new lines as batches.
+"""From spools to a store: the description of runs, and a history's new lines as batches.
 
-Pure but for reading spools and file sizes; it knows no MLflow. A *history* is the attempts that continue
-one another, from the one that began from scratch. Within it the first value of a (key, step) counts: a
-resumed attempt repeats steps, and what was committed is never sent again.
+Pure, except for reading spools and file sizes; independent of MLflow. A *history* is the attempts that
+continue one another, starting with one that began from scratch. Within it the first value of a (key, step)
+counts: a resumed attempt repeats steps, and committed points are never sent again.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from orchestrator.tracking.spool import ArtifactLine, Metrics, Params, Record, T
 T = TypeVar("T")
 
 BATCH_POINTS = 900
-"""MLflow takes 1,000 entries a call; the rest is for the tags that commit them."""
+"""MLflow accepts 1,000 entries a call; the rest is left for the tags that commit them."""
 
 BATCH_BYTES = 900_000
-"""MLflow takes 1 MB a call."""
+"""MLflow accepts 1 MB a call."""
 
 
 SYSTEM = "system/"
-"""How the names of a node's own metrics begin, as MLflow's UI expects; nobody trains by them."""
+"""The prefix of a node's own metrics, as MLflow's UI expects; no objective uses them."""
 
 LARGEST_STEP = 2**63 - 1
 
 ENDED = frozenset({"done", "failed", "cancelled", "lost"})
-"""States of runs whose last attempt writes no more."""
+"""States of runs whose last attempt no longer writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A file or directory to show with a run, and the folder of the run's artifacts it belongs into.
+    """A file or directory to show with a run, and the folder of the run's artifacts that it belongs in.
 
-    With `content` it is that text, and of `path` only the name counts.
+    With `content` it is that text, and only the name of `path` is used.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Artifact:
             raise RequestError(f"artifact folder {self.folder!r} leaves the run", fix="use a relative folder")
 
     def signature(self) -> str | None:
-        """Return a text that changes when the files do; None if there is nothing there."""
+        """Return a text that changes when the files change; None if there are none."""
         if self.content is not None:
             return _digest(self.content)
         try:
@@ -65,7 +65,7 @@ class Artifact:
             return None
 
     def files(self) -> list[tuple[Path, str]]:
-        """Return the files and the folder of each."""
+        """Return the files, each with its folder."""
         if not self.path.is_dir():
             return [(self.path, self.folder)]
         top = self.path.parent
@@ -90,12 +90,12 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """What a store is told of one run and generation.
+    """The description of one run and generation for a store.
 
     `history` is the number of the attempt that began the current history from scratch, `spools` are the
     metric logs of that history's attempts, oldest first (`.../a003/metrics.jsonl`: the folder names the
     attempt). `params` is the resolved config, nested; `tags` may carry `mlflow.user` and `mlflow.source.*`.
-    `state` is queued, running, done, failed, cancelled or lost; of any other the status is left as it is.
+    `state` is queued, running, done, failed, cancelled or lost; any other leaves the status unchanged.
     """
 
     experiment: str
@@ -114,15 +114,15 @@ class TrackedRun:
 
     @property
     def growing(self) -> Path | None:
-        """The folder of the attempt that still writes; None where none does."""
+        """The folder of the attempt that still writes; None if none does."""
         return self.spools[-1].parent if self.spools and self.state not in ENDED else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedExperiment:
-    """An experiment and all its runs that have begun; `waits`: there are others. `project` tells projects apart.
+    """An experiment and all its runs that have begun; `waits`: others have not. `project` distinguishes projects.
 
-    In its note, `](run:ID)` links to the run of that id.
+    In its note, `](run:ID)` links to the run with that id.
     """
 
     name: str
@@ -135,9 +135,9 @@ class TrackedExperiment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one sync did; all zero when the store was up to date (the last two are found again each time).
+    """The counts of one sync; all zero if the store was up to date, except that the last two are counted each time.
 
-    `superseded` runs belong to a history that was begun anew, `left_deleted` ones were deleted by a person.
+    `superseded` runs belong to a history that began again from scratch, `left_deleted` ones were deleted by a user.
     """
 
     created: int = 0
@@ -179,7 +179,7 @@ class Batch:
 
 
 class Seen:
-    """The first value of each (key, step) of a history, as far as its spools were read; 16 bytes a point."""
+    """The first value of each (key, step) of a history, as far as its spools have been read; 16 bytes a point."""
 
     def __init__(self) -> None:
         self.offsets: dict[str, int] = {}
@@ -198,18 +198,18 @@ class Seen:
 
 
 def source_of(spool: Path) -> str:
-    """Return what a spool's offset is committed under: `a003`, or for a node's own metrics `a003.system.NODE`."""
+    """Return the name under which a spool's offset is committed: `a003`, or for node metrics `a003.system.NODE`."""
     return spool.parent.name if spool.name == "metrics.jsonl" else f"{spool.parent.name}.{spool.stem}"
 
 
 def batches(
     spools: Sequence[Path], committed: Mapping[str, int], seen: Seen | None = None, *, growing: Path | None = None
 ) -> Iterator[Batch]:
-    """Yield what the spools of one history hold beyond the committed offsets (by `source_of`).
+    """Yield the lines of one history's spools beyond the committed offsets (by `source_of`), as batches.
 
-    Committed lines of all attempts come first, whatever their order: a fenced attempt that still appends
-    cannot overrule what was sent. A batch's offsets may be committed once all of it has been stored. `seen` is what
-    an earlier call for the same history has read, all of which was stored: it is not read again. `growing` is the
+    Committed lines of all attempts count first, whatever their order: a fenced attempt that still appends cannot
+    replace values that were sent. Commit a batch's offsets only once all of it has been stored. `seen` is what an
+    earlier call for the same history has read; all of that was stored, and is not read again. `growing` is the
     folder of the attempt that still writes.
     """
     starts = {spool: committed.get(source_of(spool), 0) for spool in spools}
@@ -248,7 +248,7 @@ def _read_committed(starts: Mapping[Path, int], seen: Seen) -> None:
 
 
 def _new_points(record: Record, seen: Seen) -> tuple[list[Point], str | None]:
-    """Return a record's points that were not seen before, and the first that contradicts one that was."""
+    """Return a record's points that were not seen before, and the first key that contradicts an earlier value."""
     points: list[Point] = []
     diverged = None
     if not isinstance(record, Metrics):
@@ -277,7 +277,7 @@ def _take(batch: Batch, record: Record, spool: Path) -> None:
 
 
 def chunks(items: Iterable[T], size_of: Callable[[T], int], count: int) -> Iterator[list[T]]:
-    """Split into lists of at most `count` items and BATCH_BYTES bytes; an item that is larger goes alone."""
+    """Split into lists of at most `count` items and BATCH_BYTES bytes; a larger item gets a list of its own."""
     chunk: list[T] = []
     size = 0
     for item in items:
@@ -291,7 +291,7 @@ def chunks(items: Iterable[T], size_of: Callable[[T], int], count: int) -> Itera
 
 
 def _bytes(point: Point) -> int:
-    """Return at most how many bytes a point takes in a request: JSON writes some characters as six."""
+    """Return the most bytes that a point can take in a request: JSON writes some characters as six."""
     return 120 + 6 * len(point.key)
 
 

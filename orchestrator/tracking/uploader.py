@@ -1,8 +1,8 @@
-"""`python -m orchestrator.tracking.uploader LAUNCH INDEX ATTEMPT`: carries what a run logs to a tracking server.
+"""`python -m orchestrator.tracking.uploader LAUNCH INDEX ATTEMPT`: sends what a run logs to a tracking server.
 
-A process of its own: nothing that a server does can make training wait, or end it. It ends soon after its
-standard input closes, or brings a byte, when its run has ended or died. What it has not sent by then is sent by
-the run's next attempt, or by `orch ui --once`. Once a later attempt has been claimed it ends, and that one's sends all.
+A separate process, so that a server can neither make training wait nor end it. It ends soon after its standard
+input closes or delivers a byte, which means that the run has ended or died. The run's next attempt, or
+`orch ui --once`, sends the rest. Once a later attempt has been claimed it ends, and the later uploader sends all.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _PERIOD_SECONDS = 5.0
-_SHARE = 0.05  # of its time it talks to the server at most: many uploaders slow down together with it
+_SHARE = 0.05  # the most of its time spent on requests: many uploaders slow down together with the server
 _LONGEST_PAUSE_SECONDS = 60.0
 _LAST_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One task of a launch: where its run's records are, and the store that they go to."""
+    """One task of a launch: the location of its run's records, and the store that they are sent to."""
 
     paths: ExperimentPaths
     launch: Launch
@@ -59,7 +59,7 @@ class Source:
 
     @property
     def deposed(self) -> bool:
-        """Whether the run goes on in a later attempt, beside which another uploader sends."""
+        """Whether a later attempt of the run has been claimed, for which another uploader sends."""
         if self.attempt is None:
             return False
         planned = read_planned_run(self.launch.paths, self.index)
@@ -70,7 +70,7 @@ class Source:
         return float(self.launch.header.tracking["end_seconds"])
 
     def open(self) -> Follower:
-        """Return what carries the run to the store. Raises TrackingError if the store cannot be used."""
+        """Return a Follower that sends the run to the store. Raises TrackingError if the store cannot be used."""
         from orchestrator.tracking.mlflow_store import MlflowStore
 
         uri = str(self.launch.header.tracking["uri"])
@@ -99,7 +99,7 @@ class Source:
         attempts = [read_attempt(run, attempt) for attempt in run.attempts()]
         stopped = bool(attempts) and attempts[-1].state is RunState.INTERRUPTED
         cancelled = listed(self.launch.paths.cancelled / planned.run)
-        # Beside an attempt that was interrupted, its job waits to be started again.
+        # The job of an interrupted attempt waits to be started again.
         seen = Observation(state=JobState.PENDING if stopped else JobState.RUNNING, reason="its job is requeued")
         return reconcile(
             planned, attempts, observation=None if cancelled else seen, cancelled="cancelled" if cancelled else ""
@@ -107,7 +107,7 @@ class Source:
 
 
 class Carrier:
-    """Sends, pauses, and backs off while the store fails."""
+    """Sends repeatedly, with pauses that grow while the store fails."""
 
     def __init__(self, source: Source, clock: Callable[[], float] = time.monotonic) -> None:
         self._source, self._clock = source, clock
@@ -116,15 +116,15 @@ class Carrier:
         self._shown = self._failing = False
 
     def carry(self, closed: threading.Event) -> bool:
-        """Send until `closed`, then a last time. Return whether all has been sent."""
-        while not closed.wait(self._pause_seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter, no secret
+        """Send until `closed`, then one last time. Return whether everything has been sent."""
+        while not closed.wait(self._pause_seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter, not a secret
             if self._source.deposed:
                 return True
             self._send(last=False)
         deadline = time.monotonic() + self._source.end_seconds
         while not self._source.deposed and not self._send(last=True):
             if time.monotonic() > deadline:
-                _log.warning("not all was sent to the tracking server; `orch ui --once` sends the rest")
+                _log.warning("not everything was sent to the tracking server; `orch ui --once` sends the rest")
                 return False
             time.sleep(_LAST_PAUSE_SECONDS)
         if not self._source.deposed:
@@ -148,7 +148,7 @@ class Carrier:
         except OrchError as error:
             self._failed(str(error))
             return False
-        except Exception as error:  # noqa: BLE001 - nothing that a store does may end the uploader: it tries again
+        except Exception as error:  # noqa: BLE001 - no error of a store may end the uploader: it tries again
             self._failed(repr(error))
             return False
         if self._failing:
@@ -158,25 +158,25 @@ class Carrier:
         return True
 
     def _send_run(self, *, last: bool) -> float:
-        """Send what is new, and return how long the server took for it.
+        """Send new values, and return the seconds that the server took.
 
-        The first time does not count: MLflow is loaded, and what this process has to know is looked up, once.
+        The first call counts as 0: it also loads MLflow and makes the lookups that are needed only once.
         """
         run = self._source.read()
         if run is None:
             return 0.0
         first, self._follower = self._follower is None, self._follower or self._source.open()
         began = self._clock()
-        # The log grows all the time: it is sent when the run has ended, and its config at the beginning.
+        # The log keeps growing: it is sent when the run has ended; the config is sent at the beginning.
         self._follower.send(run if last or not self._shown else replace(run, artifacts=()))
         took = 0.0 if first else self._clock() - began
         self._shown = True
-        if last and run.state == "queued":  # whether its job goes on, only a later look can know
+        if last and run.state == "queued":  # only a later read of the records shows whether its job resumes
             self._source.paths.unsynced.touch(mode=0o600)
         return took
 
     def _failed(self, told: str) -> None:
-        self._follower = None  # what it had found out may be wrong by now
+        self._follower = None  # its cache may be wrong by now
         _log.log(logging.DEBUG if self._failing else logging.WARNING, "not sent yet: %s", told)
         self._failing = True
         self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, 2 * self._pause_seconds)
@@ -197,10 +197,10 @@ def _closing(read: Callable[[], object]) -> threading.Event:
 def main(folder: str, index: str, attempt: str = "") -> int:
     """Carry a task's run until standard input closes. Returns 0 once everything has been sent.
 
-    `attempt`: beside which one; a program of version 0.1 does not say.
+    `attempt`: the attempt that it runs beside; a program of version 0.1 does not pass it.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
-        signal.signal(number, signal.SIG_IGN)  # what ends the run has a last word to send
+        signal.signal(number, signal.SIG_IGN)  # the run's final values still have to be sent
     os.nice(10)
     source = Source.of(Path(folder), int(index), int(attempt) if attempt else None)
     return 0 if Carrier(source).carry(_closing(lambda: sys.stdin.buffer.read(1))) else 1

@@ -1,4 +1,4 @@
-"""Records -> what the tracking store is told: names, tags, notes and artifacts. Pure but for listing files."""
+"""Records -> descriptions for the tracking store: names, tags, notes, artifacts. Pure, except for listing files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STATES: Mapping[RunState, str] = {
 
 
 def tracked(state: ExperimentState) -> TrackedExperiment:
-    """Return what the store is told of an experiment: runs that have begun, with everything they logged."""
+    """Return the description of an experiment for the store: runs that have begun, with everything they logged."""
     launches = {launch.number: launch for launch in state.launches}
     begun = [record for record in state.records.values() if record.last is not None]
     return replace(
@@ -43,13 +43,13 @@ def tracked(state: ExperimentState) -> TrackedExperiment:
 
 
 def _tracked(state: ExperimentState, launch: Launch, record: Record) -> TrackedRun:
-    """Return a run with what only who knows the whole experiment can tell of it: whether somebody has hidden it."""
+    """Return a run, with the tag that says whether it is hidden, which needs the whole experiment's state."""
     run = tracked_run(state.experiment, launch, record)
     return replace(run, tags={**run.tags, "orch.hidden": str(record.id in state.hidden).lower()})
 
 
 def _begun(launches: Mapping[int, Launch], record: Record) -> tuple[Launch, Record]:
-    """Return a run and its launch; while a rerun waits, those of the generation before, as it ended."""
+    """Return a run and its launch; while a rerun waits, those of the previous generation, as it ended."""
     claim = record.last.claim if record.last else None
     if record.last is None or record.begun or claim is None or claim.generation == record.planned.generation:
         return launches[record.planned.launch], record
@@ -59,7 +59,7 @@ def _begun(launches: Mapping[int, Launch], record: Record) -> tuple[Launch, Reco
 
 
 def experiment_of(launches: Sequence[Launch]) -> TrackedExperiment:
-    """Return what the store is told of an experiment by itself. Its first launch's token tells projects apart."""
+    """Return the description of an experiment without its runs. Its first launch's token distinguishes projects."""
     last = launches[-1].header
     ours = last.experiment
     tags = {"orch.experiment": ours, "orch.launches": str(len(launches)), "mlflow.user": last.user}
@@ -72,7 +72,7 @@ def experiment_of(launches: Sequence[Launch]) -> TrackedExperiment:
 
 
 def tracked_run(paths: ExperimentPaths, launch: Launch, record: Record) -> TrackedRun:
-    """Return what the store is told of one run that has begun."""
+    """Return the description of one run that has begun."""
     planned = read_planned_run(launch.paths, record.planned.index)
     history = [paths.run(record.id).attempt(attempt.number) for attempt in record.history]
     last = record.last
@@ -103,7 +103,7 @@ def _name(record: Record) -> str:
 
 
 def _code(paths: ExperimentPaths, launch: Launch, record: Record) -> Mapping[str, object]:
-    """Return the header of a run's snapshot: one that went on does so with its own code, not its latest launch's."""
+    """Return the header of a run's snapshot: a resumed run keeps its own code, not its latest launch's."""
     code: Mapping[str, object] = launch.header.code[0]
     tree = record.code.partition("+")[0]
     return code if code["tree"] == tree else read_json(paths.code(tree).header)
@@ -136,17 +136,17 @@ def _tags(launch: Launch, record: Record, planned: PlannedRun, code: Mapping[str
 
 
 def _source(header: LaunchHeader) -> str:
-    """Return what MLflow shows as a run's source: the command that launched it."""
+    """Return the command that launched a run, which MLflow shows as its source."""
     return f"orch launch {' '.join(map(masked_override, header.overrides))}".strip()
 
 
 _URI_KEYS = ("url", "folder")
 _KNOWN_SOURCES = {"s3": "s3", "directory": "local"}
-"""What MLflow calls a source that it knows, too; it can load from those."""
+"""MLflow's names for the kinds of source that it also supports, and can load from."""
 
 
 def _dataset(digest: str | None, origin: Mapping[str, Any]) -> Dataset | None:
-    """Return a data version as MLflow shows it: what a person asked for by name, and all that it resolved to."""
+    """Return a data version as MLflow shows it: the name that the user gave, and all that it resolved to."""
     if not digest:
         return None
     origin = masked(origin)
@@ -189,7 +189,7 @@ def _suffix(number: int) -> str:
 
 
 def _launched(launch: Launch, record: Record) -> list[Artifact]:
-    """Return what a run was launched with: the overrides, the Python environment, and the script of its job."""
+    """Return the artifacts of a run's launch: the overrides, the Python environment, and the script of its job."""
     header = launch.header
     environment = header.environment
     packages = [f"{name}=={version}\n" for name, version in sorted(environment.get("distributions", {}).items())]
@@ -205,7 +205,7 @@ def _launched(launch: Launch, record: Record) -> list[Artifact]:
 
 
 def _script(path: Path) -> list[Artifact]:
-    """Return the script of a job, without the credentials that its setup lines may hold."""
+    """Return the script of a job, without the credentials that its setup lines may contain."""
     try:
         text = read_text(path, errors="replace")
     except OSError:
@@ -215,11 +215,11 @@ def _script(path: Path) -> list[Artifact]:
 
 
 def _checkpoints(run: RunPaths, record: Record, policy: str) -> list[Path]:
-    """Return the checkpoints to show, by policy: best, last, all or none. They are those of a run that has ended."""
+    """Return the checkpoints to show, by policy: best, last, all or none. A run that has not ended has none."""
     if policy == "none" or record.state.active or record.last is None:
         return []
     attempts = [run.attempt(attempt.number) for attempt in record.history]
-    best = _best(run, record, attempts) if record.state is RunState.DONE else None  # before, it is not known yet
+    best = _best(run, record, attempts) if record.state is RunState.DONE else None  # before that, the best is not known
     chosen = {"best": best, "last": latest(attempts)}
     if policy != "all":
         return [path for path in (chosen.get(policy),) if path]
@@ -228,7 +228,7 @@ def _checkpoints(run: RunPaths, record: Record, policy: str) -> list[Path]:
 
 
 def _best(run: RunPaths, record: Record, attempts: Sequence[AttemptPaths]) -> Path | None:
-    """Return the best checkpoint by the objective; where there is none, the latest."""
+    """Return the best checkpoint by the objective; without an objective, the latest."""
     if record.last and (kept := best_of(run, record.last.best)):
         return kept
     old = [attempt.checkpoints / BEST for attempt in attempts if not listed(attempt.state)]
@@ -236,7 +236,7 @@ def _best(run: RunPaths, record: Record, attempts: Sequence[AttemptPaths]) -> Pa
 
 
 def _users(attempt: AttemptPaths) -> list[Path]:
-    """Return what callbacks of the user's own have saved; in runs of version 0.1 the engine's best lies among them."""
+    """Return the checkpoints of the user's own callbacks; in runs of version 0.1, they include the engine's best."""
     found = sorted(attempt.checkpoints.glob("*.ckpt"))
     return found if listed(attempt.state) else [path for path in found if path.name != BEST]
 

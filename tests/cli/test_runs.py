@@ -414,7 +414,7 @@ def test_the_size_is_shown_and_above_a_limit_only_a_yes_submits(desk):
     refused = desk.orch("launch", "experiment=plays", "sweep.ask_above=2", status=2)
     assert "plays: 3 runs, 3 to submit" in refused.err
     assert "3 runs are to be submitted: more than 2 (sweep.ask_above) need a yes" in refused.err
-    assert "fix: look at `orch plan`, then add --yes; or sweep.ask_above=3" in refused.err
+    assert "fix: check `orch plan`, then add --yes; or sweep.ask_above=3" in refused.err
     assert not (desk.folder / "runs").exists()
     assert "not confirmed" in _answered(desk, b"\n", status=2)
     assert not (desk.folder / "runs").exists()

@@ -171,7 +171,7 @@ YAML = [
         "did you mean 'resources'",
         "vars:",
     ),
-    yaml("a key that is no text", f"{DEFAULTS}name: a\n1: 2\n", "1 is unknown"),
+    yaml("a key that is not text", f"{DEFAULTS}name: a\n1: 2\n", "1 is unknown"),
     yaml("unknown resource", f"{DEFAULTS}name: a\nresources: {{gpus: 1}}\n", "resources.gpus", "gpus_per_node"),
     yaml("sweep kind", f"{DEFAULTS}name: a\nsweep: {{gird: {{seed: [1, 2]}}}}\n", "sweep.gird", "did you mean 'grid'"),
     yaml("sweep is a list", f"{DEFAULTS}name: a\nsweep: [1, 2]\n", "sweep", "mapping"),
@@ -392,7 +392,7 @@ INTERPOLATIONS = [
     words("itself", "model.lr=${model.lr}", ["model.lr", "cannot be resolved"]),
     words("unclosed", "model.lr='${vars.x'", ["${vars.x"]),
     words("unknown resolver", "model.lr=${nowhere:1}", ["model.lr", "nowhere"]),
-    words("time", "+model.name=${now:%H}", ["model.name", "${now:...}", "another id"]),
+    words("time", "+model.name=${now:%H}", ["model.name", "${now:...}", "a different id"]),
     words("environment", "+model.name=${oc.env:HOME}", ["model.name", "${oc.env:...}"]),
     words("hydra", "+model.name=${hydra:runtime.cwd}", ["model.name", "${hydra:...}"]),
     words(
@@ -429,7 +429,7 @@ SWEEPS = [
     sweep("an unknown swept key", "{grid: {model.widht: [1, 2]}}", "model.widht", "did you mean 'width'"),
     sweep("an axis without a name", "{grid: {'': [1, 2]}}", "''"),
     sweep("a range that cannot be expanded", "{grid: {seed: 'range(0,5,0)'}}", "range(0,5,0)"),
-    sweep("an entry of list that is no point", "{list: [3]}", "sweep.list", "3"),
+    sweep("an entry of list that is not a point", "{list: [3]}", "sweep.list", "3"),
     sweep("a rule without set", "{resources: [{when: {seed: 1}}]}", "sweep.resources", "`when` and `set`"),
     sweep(
         "a rule that sets nonsense",
@@ -694,7 +694,7 @@ def test_what_cannot_be_run_is_refused(project, refused, verb, files, argv, says
 @pytest.mark.parametrize("verb", ["plan", "launch", "status", "data"])
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nowhere", "there is no folder"), ("file", "is no folder"), ("file/below", "there is no folder")],
+    [("nowhere", "there is no folder"), ("file", "is not a folder"), ("file/below", "there is no folder")],
 )
 def test_a_project_that_is_no_folder_is_refused(project, refused, verb, name, says):
     write(project, {"file": ""})

@@ -498,7 +498,7 @@ def test_a_value_given_instead_of_what_is_refused_is_taken(project):
         (["model.nesetd.a=1"], "did you mean 'nested'?"),
         (["model.lrr=1,2"], "model.lrr is unknown (did you mean 'lr'?)"),
         (["model=smal"], "model=smal: there is no conf/model/smal.yaml (did you mean 'small'?)"),
-        (["model=smal,big"], "model='smal' is no option (did you mean 'small'?)"),
+        (["model=smal,big"], "model='smal' is not an option (did you mean 'small'?)"),
         (["experiment=frist"], "there is no conf/experiment/frist.yaml (did you mean 'first'?)"),
         (["+trianer.x=1"], "trianer is unknown (did you mean 'trainer'?)"),
         (["+resources.gpus=1"], "resources.gpus is unknown"),
@@ -542,9 +542,9 @@ def test_a_value_given_instead_of_what_is_refused_is_taken(project):
         (["model.name=${nope}", "seed=1,2"], "model.name cannot be resolved (seed=1)"),
         (["model.name='???'"], "model.name has no value"),
         (["model.name=a,'???'"], "model.name has no value"),
-        (["+model.new={1:2}"], "model.new.1: the key 1 is no string"),
+        (["+model.new={1:2}"], "model.new.1: the key 1 is not a string"),
         (["model.name=größe"], "fix: quote it for the shell and for Hydra"),
-        (["model.nested.b=[{1:2}],[3]"], "model.nested.b.0.1: the key 1 is no string"),
+        (["model.nested.b=[{1:2}],[3]"], "model.nested.b.0.1: the key 1 is not a string"),
         (["data.batch_size=3"], "data.batch_size is unknown"),
         (["+data.batch_size=3"], "data._target_ is not"),
         (["seed=1,2", "~sweep"], "there is no sweep"),
@@ -610,7 +610,7 @@ def test_a_point_that_goes_wrong_is_named(project):
 
 
 def test_options_of_groups_in_a_written_sweep_are_checked_before_composing(project):
-    with pytest.raises(ConfigError, match=r"model='bgi' is no option \(did you mean 'big'\?\)"):
+    with pytest.raises(ConfigError, match=r"model='bgi' is not an option \(did you mean 'big'\?\)"):
         experiment(project, "sweep: {grid: {model: [small, bgi]}}\n")
 
 

@@ -166,7 +166,7 @@ def test_what_a_checkpoint_has_of_the_arguments_is_masked_at_any_depth(desk):
 def test_a_model_that_keeps_the_secret_in_itself_is_not_registered(desk):
     words = ["experiment=keyed", "name=kept", "sweep=none", f"vars.hex='{VALUE.encode().hex()}'", "model.keeps=true"]
     said = desk.orch("launch", *words) + desk.orch("ui", "kept", "--once", status=None)
-    assert "the model holds the value of a secret" in said
+    assert "the model contains the value of a secret" in said
     assert [path for path in (desk.folder / "runs" / ".mlflow").rglob("model.pth") if "kept" in str(path)] == []
     assert holding(desk.folder / "runs" / ".mlflow") == []
 
@@ -213,7 +213,7 @@ def test_a_secret_is_refused_where_no_node_puts_it_in_place(desk, override):
 
 def test_a_literal_credential_is_told_of_and_masked(desk):
     told = desk.orch("plan", "experiment=keyed", "model.api_key=hunter2,hunter3", "sweep=none", "--all")
-    assert "note: model.api_key looks like a credential, and is written to disk: name it by ${secret:NAME}" in told
+    assert "note: model.api_key looks like a credential, and is written to disk: write ${secret:NAME} instead" in told
     assert "hunter" not in told
     assert "model.api_key=***" in told
 

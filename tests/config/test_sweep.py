@@ -167,10 +167,10 @@ def test_a_rule_matches_what_has_all_its_values(rule, point, expected):
         ({"zip": {"a": [], "b": []}}, "sweep.zip: a has no values"),
         ({"zip": [{"a": [1]}, 3]}, "is a list of such mappings"),
         ({"zip": "a"}, "is a list of such mappings"),
-        ({"list": [{"a": 1}, 5]}, "sweep.list: 5 is no point"),
-        ({"list": [{}]}, "sweep.list: {} is no point"),
+        ({"list": [{"a": 1}, 5]}, "sweep.list: 5 is not a point"),
+        ({"list": [{}]}, "sweep.list: {} is not a point"),
         ({"list": {"a": 1}}, "it is a list of mappings"),
-        ({"exclude": [{}]}, "sweep.exclude: {} is no point"),
+        ({"exclude": [{}]}, "sweep.exclude: {} is not a point"),
         ({"exclude": "a"}, "it is a list of mappings"),
         ({"grid": {"a": [1]}, "zip": {"a": [2]}}, "a is swept twice"),
         ({"grid": {"a": [1]}, "list": [{"b": 1}, {"a": 2}]}, "a is swept twice"),
@@ -193,7 +193,7 @@ def test_a_rule_matches_what_has_all_its_values(rule, point, expected):
         ({"random": {"n": 1, "seed": -1, "space": SPACE}}, "sweep.random.seed is -1"),
         ({"random": {"n": 1}}, "what to draw it from"),
         ({"random": {"n": 1, "space": {}}}, "what to draw it from"),
-        ({"random": {"n": 1, "space": {"model": {"lr": SPACE["x"]}}}}, "that is no distribution"),
+        ({"random": {"n": 1, "space": {"model": {"lr": SPACE["x"]}}}}, "that is not a distribution"),
     ],
 )
 def test_a_definition_that_makes_no_sense_is_refused(raw, told):

@@ -765,7 +765,7 @@ def together(project: Project, first: dict[str, object], second: dict[str, objec
         (
             {"_target_": "mine.Counts"},
             {"_target_": "mine.Counts", "start": 3},
-            "states apart by class: all are the same",
+            "distinguishes their states by class, which are the same",
         ),
         ({"_target_": "mine.Stop", "metric": "a"}, {"_target_": "mine.Stop", "metric": "a"}, "class, metric"),
     ],

@@ -172,7 +172,7 @@ def test_a_second_debug_run_of_the_same_run_waits_for_the_first(terminal, tmp_pa
     process = terminal.start(*words, played=True)
     wait_for(lambda: any(terminal.paths("waits-debug").path.glob("played/*")), "the run to begin")
     _, err = terminal.run(*words, status=2)
-    assert "waits-debug: this debug run is at work already: running in launch 0001" in err
+    assert "waits-debug: this debug run is running already: running in launch 0001" in err
     (tmp_path / "open").touch()
     process.communicate()
     assert process.returncode == 0

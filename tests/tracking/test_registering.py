@@ -165,21 +165,23 @@ def test_a_launch_that_finds_nothing_to_do_registers_what_is_asked_for_now(proje
 
 
 def test_two_that_register_at_the_same_moment_leave_one_version(project, store):
-    wish = wanted(api.read(project, "nets"))
+    registration = wanted(api.read(project, "nets"))
     registry = Registry(store=stores.store_of(project, "nets"))
-    child = registry.child(wish.experiment, wish.tags)
-    first = registry.register(wish.name, child, wish.tags, lambda _: pytest.fail("it is logged"))
-    assert registry.register(wish.name, child, wish.tags, lambda _: pytest.fail("it is logged")) == first
+    child = registry.child(registration.experiment, registration.tags)
+    first = registry.register(registration.name, child, registration.tags, lambda _: pytest.fail("it is logged"))
+    assert (
+        registry.register(registration.name, child, registration.tags, lambda _: pytest.fail("it is logged")) == first
+    )
     assert len(store.search_model_versions("name = 'my net'")) == 1
 
 
 def test_a_checkpoint_that_is_gone_is_a_clear_error_and_registers_nothing(project, store, tmp_path):
-    wish = wanted(api.read(project, "nets"))
-    lost = {**wish.job, "checkpoint": str(tmp_path / "gone.ckpt")}
+    registration = wanted(api.read(project, "nets"))
+    lost = {**registration.job, "checkpoint": str(tmp_path / "gone.ckpt")}
     forget_models(store)
 
     with pytest.raises(TrackingError, match="cannot be registered") as error:
-        register(replace(wish, name="another", job=lost), stores.store_of(project, "nets"))
+        register(replace(registration, name="another", job=lost), stores.store_of(project, "nets"))
     assert "gone.ckpt" in str(error.value.why)
     assert store.search_model_versions("name = 'another'") == []
     shutil.rmtree(tmp_path)

@@ -1,4 +1,4 @@
-"""A sweep's definition -> its points. Pure: nothing here knows Hydra, files or resources' meaning."""
+"""A sweep's definition -> its points. Pure: without Hydra, files or the meaning of resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.spec.search import Distribution
 
 KINDS = ("grid", "zip", "list", "random", "optuna", "seeds", "exclude", "resources")
 MOST_POINTS = 100_000
-"""More are not expanded: a zero too many must not fill the memory."""
+"""The most points that are expanded: a zero too many must not fill the memory."""
 
 _RANDOM = {"n": None, "seed": 0, "space": None}
 _EXAMPLE = 'random: {n: 20, seed: 0, space: {model.lr: "loguniform(1e-4, 1e-1)"}}'
@@ -23,9 +23,9 @@ _EXAMPLE = 'random: {n: 20, seed: 0, space: {model.lr: "loguniform(1e-4, 1e-1)"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A checked definition. `blocks` multiply; each is a list of partial points that go together.
+    """A checked definition. Its points are the product of `blocks`, each of which is a list of partial points.
 
-    `notes` are what a person should know of it.
+    `notes` are messages for the user.
     """
 
     blocks: tuple[tuple[Mapping[str, object], ...], ...]
@@ -41,8 +41,8 @@ class Sweep:
 def define(raw: Mapping[str, object], *, replaced: Iterable[str] = (), axes: Mapping[str, Sequence[object]]) -> Sweep:
     """Check a definition as written, with `axes` of the command line added and `replaced` keys dropped.
 
-    The space of `random` holds distributions, what `grid` and `zip` hold as text is expanded. Raises ConfigError for an
-    unknown kind, an empty axis, unequal zips, a key that is swept twice, or more points than `MOST_POINTS`.
+    The space of `random` contains distributions; axes of `grid` and `zip` written as text are already expanded. Raises
+    ConfigError for an unknown kind, an empty axis, unequal zips, a key that is swept twice, or more than `MOST_POINTS`.
     """
     _check_kinds(raw)
     drop = set(replaced)
@@ -73,7 +73,7 @@ def expand(
 ) -> tuple[tuple[dict[str, object], ...], tuple[str, ...]]:
     """Return the points in order (the last axis varies fastest), and notes on rules that matched nothing.
 
-    `given` are values that hold for all points: `exclude` sees them as it sees swept ones.
+    `given` are the values common to all points: `exclude` matches them like swept ones.
     Raises ConfigError when the exclusions leave no point.
     """
     every = [_join(parts) for parts in itertools.product(*sweep.blocks)]
@@ -133,7 +133,7 @@ def _zips(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _random(raw: Mapping[str, object], drop: set[str]) -> tuple[int, list[dict[str, object]]]:
-    """Return the number of draws, and the points that they gave; no draws where nothing is left to draw."""
+    """Return the number of draws and the points that they gave; 0 draws if no key is left to draw."""
     given = raw.get("random")
     if not given:
         return 0, []
@@ -150,8 +150,8 @@ def _random(raw: Mapping[str, object], drop: set[str]) -> tuple[int, list[dict[s
         if not isinstance(each, Distribution):
             raise ConfigError(
                 f"sweep.random: {key} is drawn from {each!r}",
-                why="that is no distribution",
-                fix=f'{key}: "uniform(0, 1)"; a dotted key stands in one piece',
+                why="that is not a distribution",
+                fix=f'{key}: "uniform(0, 1)"; write a dotted key in one piece',
             )
     left = {key: each for key, each in space.items() if key not in drop}
     return (n, drawn(left, n=n, seed=seed)) if left else (0, [])
@@ -165,7 +165,7 @@ def _seeds(raw: Mapping[str, Any]) -> int:
 
 
 def check_count(key: str, value: Any, *, least: int) -> int:
-    """Return a number of points; raise ConfigError for what is no whole number from `least` to MOST_POINTS."""
+    """Return a number of points. Raises ConfigError unless it is a whole number from `least` to MOST_POINTS."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_POINTS:
         raise ConfigError(
             f"{key} is {value!r}", why=f"it is a whole number from {least} to {MOST_POINTS:,}", fix=f"{key}=20"
@@ -214,7 +214,7 @@ def _check_kinds(raw: Mapping[str, object]) -> None:
         if key not in KINDS and key != "ask_above":
             raise ConfigError(
                 f"sweep.{key} is unknown{nearest(key, KINDS)}",
-                why=f"a sweep knows {', '.join(KINDS)}",
+                why=f"the keys of a sweep are {', '.join(KINDS)}",
                 fix=f"put swept keys under sweep.grid: grid: {{{key}: [...]}}",
             )
 
@@ -264,7 +264,7 @@ def _sequence(raw: Mapping[str, object], kind: str) -> Sequence[object]:
 def _point(entry: object, where: str) -> Mapping[str, object]:
     if not isinstance(entry, Mapping) or not entry:
         raise ConfigError(
-            f"{where}: {entry!r} is no point", why="each entry maps keys to values", fix="{model.lr: 1e-3}"
+            f"{where}: {entry!r} is not a point", why="each entry maps keys to values", fix="{model.lr: 1e-3}"
         )
     return entry
 
@@ -273,7 +273,7 @@ def _rule(entry: Any) -> tuple[Mapping[str, object], Mapping[str, object]]:
     known = isinstance(entry, Mapping) and set(entry) == {"when", "set"}
     if not known or not all(isinstance(part, Mapping) for part in entry.values()):
         raise ConfigError(
-            f"sweep.resources: {entry!r} is no rule",
+            f"sweep.resources: {entry!r} is not a rule",
             why="each rule has `when` and `set`, both mappings",
             fix="{when: {model: convnet}, set: {gpus_per_node: 4}}",
         )

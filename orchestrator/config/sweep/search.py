@@ -1,4 +1,4 @@
-"""An adaptive sweep's definition, `sweep.optuna`, as written -> what is searched, by whom and for what. Pure."""
+"""The definition of an adaptive sweep, `sweep.optuna`, as written -> space, sampler, pruner and objectives. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = 'optuna: {n: 20, space: {model.lr: "loguniform(1e-4, 1e-1)"}}'
 SAMPLER = {"_target_": "optuna.samplers.TPESampler"}
 PRUNER = {"_target_": "optuna.pruners.MedianPruner"}
 MOST_TEMPLATES = 1_000
-"""Choices of config groups, and of values that are more than one leaf, are composed at launch: so many of them."""
+"""The most combinations of config groups, and of values with more than one leaf, that are composed at launch."""
 
 _OPTIONS = ("n", "seed", "space", "sampler", "pruner", "objectives")
 _ALONE = ("grid", "zip", "list", "random", "seeds", "exclude")
@@ -28,9 +28,9 @@ _PROBES = (0.5, 0.001, 0.999)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """A checked definition. `objectives` are those written, several or none, and in the end the experiment's own.
+    """A checked definition. `objectives` are those written (several or none); later, if none, the experiment's own.
 
-    `pruner`: None: nothing is pruned.
+    `pruner`: None if no trial is pruned.
     """
 
     n: int
@@ -42,12 +42,12 @@ class Definition:
 
     @property
     def custom(self) -> bool:
-        """Whether a user chose who searches or prunes: it may not fit the space."""
+        """Whether the user chose the sampler or the pruner, which may not fit the space."""
         return self.sampler != SAMPLER or self.pruner not in (PRUNER, None)
 
 
 def define(sweep: Mapping[str, object], *, replaced: Collection[str], axes: Collection[str]) -> Definition | None:
-    """Return the definition of a sweep; None where it is none of this kind. Its space holds distributions.
+    """Return the definition of a sweep; None for a sweep of another kind. Its space contains distributions.
 
     `replaced` are keys that the command line gives a value, `axes` those that it sweeps. Raises ConfigError.
     """
@@ -63,8 +63,8 @@ def define(sweep: Mapping[str, object], *, replaced: Collection[str], axes: Coll
         )
     if others := [*(f"sweep.{kind}" for kind in _ALONE if sweep.get(kind)), *axes]:
         raise ConfigError(
-            f"sweep.optuna stands beside {others[0]}",
-            why="a search decides on all of its points itself",
+            f"sweep.optuna is given together with {others[0]}",
+            why="a search chooses all of its points itself",
             fix=f"search {others[0]} too: put it into sweep.optuna.space; or give it one value",
         )
     n = check_count("sweep.optuna.n", raw.get("n"), least=1)
@@ -120,7 +120,7 @@ def choices(definition: Definition, keys: Sequence[str]) -> Iterator[Point]:
 
 
 def probes(definition: Definition, keys: Sequence[str]) -> list[Point]:
-    """Return points at which a search is checked: the middle of each key, near both ends, and every choice."""
+    """Return sample points to check a search at: the middle of each key, near both ends, and every choice."""
     if not keys:
         return [{}]
     chosen = [len(each.arguments) for key in keys if (each := definition.space[key]).kind == "choice"]
@@ -142,8 +142,8 @@ def _space(raw: object) -> Mapping[str, Distribution]:
         if not isinstance(each, Distribution):
             raise ConfigError(
                 f"sweep.optuna: {key} is searched in {each!r}",
-                why="that is no distribution",
-                fix=f'{key}: "uniform(0, 1)"; a dotted key stands in one piece',
+                why="that is not a distribution",
+                fix=f'{key}: "uniform(0, 1)"; write a dotted key in one piece',
             )
         if each.kind == "normal":
             raise ConfigError(
@@ -154,10 +154,10 @@ def _space(raw: object) -> Mapping[str, Distribution]:
         if key.partition(".")[0] in _SAME_FOR_ALL or key.startswith("data.version"):
             raise ConfigError(
                 f"sweep.optuna: {key} is searched",
-                why="it is settled before a trial starts, for all of them",
+                why="it is fixed for all trials before the first one starts",
                 fix=f"give {key} one value",
             )
-        if any(value in each.arguments[:place] for place, value in enumerate(each.arguments)):  # 1 and 1.0 are one
+        if any(value in each.arguments[:place] for place, value in enumerate(each.arguments)):  # 1 and 1.0 are equal
             raise ConfigError(f"sweep.optuna: {key} has a choice twice", why="one is enough", fix="remove one")
     return raw
 
@@ -176,7 +176,7 @@ def _target(name: str, raw: object) -> Mapping[str, object]:
     if not isinstance(raw, Mapping) or not isinstance(raw.get("_target_"), str):
         raise ConfigError(
             f"sweep.optuna.{name} is {raw!r}",
-            why="it names a class of Optuna's, or of yours, and its arguments",
+            why="it names a class of Optuna or of your own, and its arguments",
             fix=f"{name}: {{_target_: {(SAMPLER if name == 'sampler' else PRUNER)['_target_']}}}",
         )
     if name == "sampler" and "seed" in raw:

@@ -1,9 +1,9 @@
-"""What `sweep.random` draws from: distributions, and the points of a seed. Pure.
+"""The distributions that `sweep.random` draws from, and the points of a seed. Pure.
 
-A value depends on the seed, its key and the point's number alone, through SHA-256: the same on every machine and with
-every Python. So a larger `n` only adds points, and neither another key in the space nor the order of its keys moves
-a value. Floats have six significant digits: they can be read, and given on the command line as they are shown; and
-what C libraries round differently is gone.
+A value depends on the seed, its key and the point's number alone, through SHA-256: it is the same on every machine and
+with every Python. So a larger `n` only adds points, and neither another key nor the order of keys changes a value.
+Floats are rounded to six significant digits: they are readable, can be given on the command line as they are shown,
+and do not depend on how a C library rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orchestrator.errors import ConfigError, nearest
 from orchestrator.spec.search import Distribution
 
 _DIGITS = 6
-_EXACT = Context(prec=40)  # its exp and ln round correctly, those of C libraries differ in their last bit
+_EXACT = Context(prec=40)  # its exp and ln round correctly; those of C libraries differ in the last bit
 _STEPS = 2**52
 
 EXAMPLES: Mapping[str, str] = {
@@ -31,11 +31,11 @@ EXAMPLES: Mapping[str, str] = {
     "choice": "choice(relu, gelu)",
     "normal": "normal(0, 1)",
 }
-"""How each kind is written."""
+"""An example of how each kind is written."""
 
 
 def distribution(key: str, kind: str, arguments: Sequence[object], *, where: str = "sweep.random") -> Distribution:
-    """Return what a key is drawn from. Raises ConfigError for an unknown kind, or arguments that make no sense."""
+    """Return the distribution of a key. Raises ConfigError for an unknown kind, or arguments that break its rule."""
     if kind not in EXAMPLES:
         raise ConfigError(
             f"{where}: {key} is drawn from {kind}(){nearest(kind, EXAMPLES)}",
@@ -49,12 +49,12 @@ def distribution(key: str, kind: str, arguments: Sequence[object], *, where: str
 
 
 def at(distribution: Distribution, share: float) -> object:
-    """Return the value below which so large a share of a distribution lies; 0 < share < 1."""
+    """Return the quantile of a distribution: the value below which a share of it lies; 0 < share < 1."""
     return _DRAW[distribution.kind](share, *distribution.arguments)
 
 
 def drawn(space: Mapping[str, Distribution], *, n: int, seed: int) -> list[dict[str, object]]:
-    """Return the points of n draws, without those that were drawn before."""
+    """Return the points of n draws, without repeated ones."""
     points: dict[str, dict[str, object]] = {}
     for index in range(n):
         point = {key: at(each, _share(seed, key, index)) for key, each in space.items()}
@@ -68,7 +68,7 @@ def _share(seed: int, key: str, index: int) -> float:
 
 
 def _broken_rule(kind: str, arguments: Sequence[Any]) -> str:
-    """Return the rule that arguments break, or nothing."""
+    """Return the rule that arguments break; empty if they break none."""
     if kind == "choice":
         return "" if arguments else "it needs values to choose from"
     numbers = (2, 3) if kind == "int" else (2,)

@@ -1,17 +1,17 @@
-"""Whether a `_target_` exists and takes the arguments given, without importing it.
+"""The check that a `_target_` exists and takes the arguments given, without importing it.
 
-check.py             the nodes of a configuration against signatures: the entrance, `Targets`
+check.py             checks the nodes of a configuration against signatures; start here, at `Targets`
 callbacks.py         callbacks that Lightning refuses side by side
-source.py            a signature, read from source: imports and base classes followed
-signature.py         what a target takes
+source.py            reads a signature from source, following imports and base classes
+signature.py         the arguments that a target takes
 dataclass_fields.py  the parameters that `@dataclass` makes of a class body
-annotation.py        the plain values that a parameter allows, where its annotation says so plainly
+annotation.py        the plain values that a simple annotation allows
 module.py            modules, found and parsed
 scope.py             the names that a body binds
-answer.py            what a subprocess said where source cannot tell, kept on disk
-probe.py             that subprocess: a script of its own, which does import the target
+answer.py            the answers of a subprocess, where source is not enough, kept on disk
+probe.py             the script that runs in that subprocess, and does import the target
 
-It builds nothing. Of values it refuses only what a plain annotation (`int`, `str | None`, ...) cannot mean.
+Nothing is built. Values are refused only where they contradict a plain annotation (`int`, `str | None`, ...).
 """
 
 from orchestrator.config.targets.check import Targets

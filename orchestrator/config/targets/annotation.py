@@ -1,7 +1,7 @@
-"""Which plain values an annotation allows, where that is plain to see.
+"""The plain values that a simple annotation allows.
 
-Understood are int, float, bool, str and None, `Optional`, `Union` and `|` of those, `Annotated`, and `Literal` of
-such values. Any other annotation allows any value: this refuses what cannot be right, it proves nothing right.
+Simple are int, float, bool, str and None, `Optional`, `Union` and `|` of those, `Annotated`, and `Literal` of such
+values. Any other annotation allows any value: a value that passes is not proved right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Qualified = Callable[[ast.expr], str]
-"""Gives the full name of an expression as the module's imports spell it."""
+"""Returns the full name of an expression as the module's imports spell it."""
 
 _PLAIN = {"builtins.int": "int", "builtins.float": "float", "builtins.bool": "bool", "builtins.str": "str"}
 _NONE = {"builtins.None", "builtins.NoneType", "types.NoneType"}
@@ -20,36 +20,36 @@ _FORMS = {
     for module in ("typing", "typing_extensions")
     for name in ("Optional", "Union", "Literal", "Annotated")
 }
-_TOLD = {"int": "an int", "float": "a float", "bool": "true or false", "str": "text", "NoneType": "null"}
+_WORDS = {"int": "an int", "float": "a float", "bool": "true or false", "str": "text", "NoneType": "null"}
 _UNKNOWN = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepts:
-    """The plain values that a parameter takes: all of some types (by name), and single ones."""
+    """The plain values that a parameter takes: all values of `types` (by name), and the single ones in `literals`."""
 
     types: tuple[str, ...] = ()
     literals: tuple[object, ...] = ()
 
     def admits(self, value: object) -> bool:
-        """Return whether a value can be right. An int is fine for a float, a bool is neither."""
+        """Return whether a value can be right. An int may stand for a float; a bool is neither."""
         kind = type(value).__name__
         if kind in self.types or (kind == "int" and "float" in self.types):
             return True
         if isinstance(value, Mapping) and "_target_" in value:
-            return True  # nobody knows what it builds
+            return True  # the type that it builds is unknown
         return any(type(value) is type(literal) and value == literal for literal in self.literals)
 
     def __str__(self) -> str:
-        told = [repr(literal) for literal in self.literals if literal is not None]
-        told += [_TOLD[kind] for kind in self.types]
-        return " or ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+        words = [repr(literal) for literal in self.literals if literal is not None]
+        words += [_WORDS[kind] for kind in self.types]
+        return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def accepts(node: ast.expr | None, qualified: Qualified, default: ast.expr | None = None) -> Accepts | None:
-    """Return what an annotation allows; None where anything may be right.
+    """Return the values that an annotation allows; None if any value may be right.
 
-    A default of None makes the annotation optional; one that the annotation does not allow disproves it.
+    A default of None makes the annotation optional; a default that the annotation does not allow disproves it.
     """
     if node is None:
         return None
@@ -63,7 +63,7 @@ def accepts(node: ast.expr | None, qualified: Qualified, default: ast.expr | Non
 
 
 def accepts_text(annotation: str, default: str | None) -> Accepts | None:
-    """Return what an annotation allows that `inspect` has put in words, and a default as its `repr`."""
+    """Return the values that an annotation allows, given as `inspect` writes it, with its default as `repr`."""
     try:
         node = ast.parse(annotation, mode="eval").body
         value = ast.parse(default, mode="eval").body if default is not None else None
@@ -73,7 +73,7 @@ def accepts_text(annotation: str, default: str | None) -> Accepts | None:
 
 
 def _as_inspect_writes(node: ast.expr) -> str:
-    """Return the full name of what `inspect` writes without its module: builtins, and what `typing` has."""
+    """Return the full name of a name that `inspect` writes without its module: builtins, and names of `typing`."""
     name = ast.unparse(node)
     if name in {"Optional", "Union", "Literal", "Annotated"}:
         return f"typing.{name}"

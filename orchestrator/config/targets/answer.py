@@ -1,8 +1,8 @@
-"""What Python itself says about a target: asked in a subprocess, kept on disk.
+"""The signature of a target according to Python itself: asked in a subprocess, kept on disk.
 
-An answer is kept for the interpreter, the search path, and the state of its installed packages: the names
+The key of an answer is the interpreter, the search path, and the state of its installed packages: the names
 of their `.dist-info` folders (distribution and version) and when such a folder was last added or removed.
-It names the files of the user's own that took part, and holds while their hashes are the same.
+An answer lists the user's own files that it depends on, and is valid while their hashes are the same.
 Failures are not kept.
 """
 
@@ -36,10 +36,10 @@ class Answers:
         self._kept = cache.Answers(cache_dir)
         self._run = run
         self.files: set[str] = set()
-        """Those outside installed packages that took part in an answer."""
+        """The files outside installed packages that the answers depend on."""
 
     def signature(self, target: str) -> Signature:
-        """Return what the target takes; raises AbsentError, or ConfigError if its import fails."""
+        """Return the signature of a target. Raises AbsentError, or ConfigError if its import fails."""
         question = (target, self._key(target))
         answer: Any = self._kept.read(*question)
         if not _holds(answer):
@@ -55,7 +55,7 @@ class Answers:
             "installed": [entry for entry in self._search_path if is_installed(entry)],
         }
         try:
-            # The user's folders stay as they are, and PYTHONPATH is not for runs.
+            # Writes nothing into the user's folders, and ignores PYTHONPATH, as runs do.
             env = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
             answer = process.ask([str(_PROBE)], question, env=env, timeout_s=_TIMEOUT_S, run=self._run)
         except process.ProgramError as error:
@@ -111,14 +111,14 @@ def _import_fails(target: str, reason: str) -> ConfigError:
 
 
 def is_installed(entry: str) -> bool:
-    """Whether a folder of the search path is changed by installers only, or comes with Python."""
+    """Return whether a folder of the search path is changed by installers only, or comes with Python."""
     paths = sysconfig.get_paths()
     standard = {paths["stdlib"], paths["platstdlib"], str(Path(paths["platstdlib"], "lib-dynload"))}
     return entry in standard or Path(entry).name in {"site-packages", "dist-packages"}
 
 
 def _state(entry: str) -> list[object]:
-    """Return what changes when something is installed, upgraded or installed again in a folder."""
+    """Return a state that changes when a package is installed, upgraded or installed again in a folder."""
     try:
         names = sorted(path.name for path in Path(entry).iterdir() if path.suffix in _DISTRIBUTIONS)
         return [Path(entry).stat().st_mtime_ns, names]
@@ -127,7 +127,7 @@ def _state(entry: str) -> list[object]:
 
 
 def _holds(answer: Any) -> bool:
-    """Return whether a kept answer can be read, and the files that took part in it are the same."""
+    """Return whether a kept answer can be read, and the files that it depends on are unchanged."""
     try:
         _signature(answer["signature"])
         return all(_sha256(path) == digest for path, digest in answer["files"].items())

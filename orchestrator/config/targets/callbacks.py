@@ -1,6 +1,6 @@
-"""Callbacks that Lightning refuses side by side, found before the launch as far as source tells.
+"""Callbacks that Lightning does not accept together, found before the launch as far as source shows.
 
-Beside the engine's own callbacks any may stand: none of them has a state or a name that another could have.
+Any callback may be used with the engine's own: their state keys and names are never those of another callback.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CALLBACK = ".callbacks.callback.Callback"
 
 
 def check_together(callbacks: Mapping[str, tuple[Mapping[str, Any], Sequence[Class]]]) -> None:
-    """Raise ConfigError for the first two callbacks of which a Trainer takes one; each comes with its lineage."""
+    """Raise ConfigError for the first two callbacks that a Trainer does not accept together; each has its lineage."""
     seen: dict[str, str] = {}
     for name, (node, lineage) in callbacks.items():
         for shared, reason in _claims(node, lineage):
@@ -31,7 +31,7 @@ def check_together(callbacks: Mapping[str, tuple[Mapping[str, Any], Sequence[Cla
 
 
 def _claims(node: Mapping[str, Any], lineage: Sequence[Class]) -> Iterator[tuple[str, str]]:
-    """Yield what a callback has for itself alone, and why."""
+    """Yield each thing that only one callback may have, and why."""
     if any(_name(cls).endswith(_PROGRESS_BAR) for cls in lineage):
         yield "progress bar", "Lightning's Trainer takes one progress bar"
     own = [cls for cls in lineage if not _name(cls).endswith(_CALLBACK)]
@@ -41,7 +41,7 @@ def _claims(node: Mapping[str, Any], lineage: Sequence[Class]) -> Iterator[tuple
     arguments = sorted(set(node) - {"_target_"}) if keys is None else keys
     values = ", ".join(f"{key}={node[key]!r}" for key in (*arguments, "_args_") if node.get(key) is not None)
     told_by = ", ".join(["class", *arguments])
-    yield f"{_name(lineage[0])}({values})", f"Lightning keeps their states apart by {told_by}: all are the same"
+    yield f"{_name(lineage[0])}({values})", f"Lightning distinguishes their states by {told_by}, which are the same"
 
 
 def _state_keys(lineage: Sequence[Class]) -> list[str] | None:

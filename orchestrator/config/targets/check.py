@@ -1,4 +1,4 @@
-"""The nodes of a resolved configuration, checked against what their targets take."""
+"""The check of a resolved configuration's nodes against the signatures of their targets."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Targets:
     """Checks `_target_` nodes, as Hydra's `instantiate` reads them, without importing what they name.
 
-    `search_path` are the project's roots, then `sys.path`; what is found `elsewhere` only is not there for a run.
-    `run` starts the subprocess that is asked where source cannot tell. Names are checked once for each call that
-    looks the same, values every time: each of the thousand points of a sweep then costs microseconds.
+    `search_path` are the project's roots, then `sys.path`; a module found only `elsewhere` is missing in a run.
+    `run` starts the subprocess that is asked where source is not enough. Names are checked once for calls that
+    look the same, values every time, so that each of a thousand points of a sweep costs microseconds.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Targets:
         self._right: set[tuple[object, ...]] = set()
 
     def signature(self, target: str) -> Signature:
-        """Return what the target takes; raises ConfigError if there is no such target."""
+        """Return the signature of a target. Raises ConfigError if there is no such target."""
         if target not in self._signatures:
             self._signatures[target] = self._read(target)
         return self._signatures[target]
 
     @property
     def files(self) -> set[Path]:
-        """The files that signatures were read from, without those of installed packages."""
+        """The files outside installed packages that signatures were read from."""
         return {
             Path(file).resolve() for file in self._modules.files() | self._answers.files if not self._is_installed(file)
         }
@@ -64,14 +64,14 @@ class Targets:
         return is_installed(max(holding, key=len, default=""))
 
     def takes(self, target: str, name: str) -> bool:
-        """Return whether there is such a target, and it has an argument of that name."""
+        """Return whether a target exists and has an argument of that name."""
         try:
             return name in self.signature(target).keywords
         except ConfigError:
             return False
 
     def lineage(self, target: str) -> list[Class]:
-        """Return a class and those that it derives from, the nearest first; nothing where source does not tell."""
+        """Return a class and its base classes, the nearest first; empty if source is not enough."""
         if target not in self._lineages:
             try:
                 self._lineages[target] = self._source.lineage(target)
@@ -80,18 +80,18 @@ class Targets:
         return self._lineages[target]
 
     def check(self, node: Mapping[str, object], *, where: str, given: Collection[str] = ()) -> None:
-        """Check a node and all nodes within it; `given` are arguments that the engine passes by itself.
+        """Check a node and all nodes nested in it; `given` are arguments that the engine passes itself.
 
-        `where` is the node's path in the configuration. Raises ConfigError for the first thing wrong.
+        `where` is the node's path in the configuration. Raises ConfigError for the first error.
         """
         self._walk(node, where, given, template=False)
 
     def check_model(self, target: str) -> None:
-        """Refuse a class that is a torch module and no LightningModule, as far as its source says that."""
+        """Refuse a class that is a torch module but not a LightningModule, as far as its source shows that."""
         if target not in self._models and self._source.is_bare_module(target):
             raise ConfigError(
                 f"model: {target} is not a LightningModule",
-                why="it is a torch.nn.Module, and says nothing of losses and optimizers",
+                why="it is a torch.nn.Module, and does not define losses and optimizers",
                 fix="name a LightningModule in model._target_, and give it this one as an argument",
             )
         self._models.add(target)
@@ -178,13 +178,13 @@ class Targets:
 
 
 class _Call:
-    """One call under test: a target, its signature, and the place in the configuration that asks for it."""
+    """One call to check: a target, its signature, and its path in the configuration."""
 
     def __init__(self, *, target: str, signature: Signature, where: str) -> None:
         self._target, self._signature, self._where = target, signature, where
 
     def take_positional(self, values: Sequence[object]) -> set[str]:
-        """Return the names that `_args_` fills."""
+        """Check `_args_`, and return the names of the parameters that it fills."""
         parameters = self._signature.positional
         if len(values) > len(parameters) and not self._signature.var_positional:
             raise ConfigError(
@@ -250,12 +250,12 @@ def _is_hydras(key: str) -> bool:
 
 
 def _check_special(node: Mapping[str, object], where: str) -> None:
-    """Refuse a key such as `_partail_` that nobody reads, or a value that it cannot have."""
+    """Refuse an unknown special key such as `_partail_`, or a value that its key does not allow."""
     for key in filter(_is_hydras, map(str, node)):
         if key not in SPECIAL:
             raise ConfigError(
                 f"{where}.{key} is unknown{nearest(key, SPECIAL)}",
-                why=f"of the keys with underscores at both ends there are {_listed(SPECIAL)}",
+                why=f"the keys with underscores at both ends are {_listed(SPECIAL)}",
                 fix=f"correct or remove {where}.{key}",
             )
         allowed = SPECIAL[key]
@@ -338,6 +338,6 @@ def _check_whole(node: Mapping[str, object], where: str) -> None:
     if node.get("_partial_"):
         raise ConfigError(
             f"{where}._partial_ is {node['_partial_']}",
-            why="nobody calls what it makes: a run needs the object itself",
+            why="a run needs the object itself, and would not call the partial",
             fix=f"~{where}._partial_, and give all arguments",
         )

@@ -1,4 +1,4 @@
-"""The parameters that `@dataclass` makes of a class body. Only the standard library's dataclasses."""
+"""The parameters that `@dataclass` generates from a class body. Only the standard library's dataclasses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DECORATOR = "dataclasses.dataclass"
 def read(node: ast.ClassDef, qualified: Qualified, typed: Qualified) -> dict[str, Parameter | None]:
     """Return the fields of one class statement by name, in order; None for one with `init=False`.
 
-    `typed` names annotations, and nothing that is not certain to be a builtin one.
+    `typed` gives the full names of annotations, and only of those that are certain.
     """
     options = _options(next(n for n in node.decorator_list if qualified(n) == DECORATOR))
     if options.get("init", True) is not True:
@@ -70,7 +70,7 @@ def _field(name: str, value: ast.expr | None, keyword_only: bool, qualified: Qua
 
 
 def _options(node: ast.expr) -> dict[str, object]:
-    """Return a call's keywords: constants by their value, anything else as the expression."""
+    """Return a call's keywords: constants as their value, anything else as the expression."""
     if not isinstance(node, ast.Call):
         return {}
     options: dict[str, object] = {}

@@ -1,7 +1,7 @@
 """Modules found and parsed without importing them or their parents.
 
-`importlib.util.find_spec` on a dotted name imports the parents, which for Lightning takes seconds. What
-only an import hook finds (some editable installs) and built-in modules are not found here.
+`importlib.util.find_spec` on a dotted name imports the parents, which for Lightning takes seconds. Built-in
+modules, and those that only an import hook finds (some editable installs), are not found here.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Module:
 
     @property
     def file(self) -> str | None:
-        """The file that was read; None where there is none, or it was not read."""
+        """The file that was read; None if the module has none, or it was not read."""
         return self._spec.origin if "source" in self.__dict__ else None
 
     @property
     def package(self) -> str:
-        """The package that `from . import` means in this module."""
+        """The package that `from . import` refers to in this module."""
         is_package = self._spec.submodule_search_locations is not None
         return self.name if is_package else self.name.rpartition(".")[0]
 
     @cached_property
     def source(self) -> str:
-        """The text; empty for a folder without `__init__.py`. Raises UnsureError for an extension module."""
+        """The source text; empty for a folder without `__init__.py`. Raises UnsureError for an extension module."""
         if self._spec.loader is None or self._spec.origin is None:
             return ""
         try:
@@ -65,7 +65,7 @@ class Module:
         return any(word in self.source for word in _DYNAMIC)
 
     def names(self) -> tuple[str, ...]:
-        """Return the names that may follow the dot: those defined, and the submodules."""
+        """Return the names of the module's attributes: those defined, and the submodules."""
         return (*self.scope.names, *_modules_in(self.locations))
 
 
@@ -77,7 +77,7 @@ class Modules:
         self._known: dict[str, Module | None] = {}
 
     def find(self, name: str) -> Module | None:
-        """Return a module as the run will import it: of Lightning's two distributions, it uses one."""
+        """Return a module as the run will import it: a run uses one of Lightning's two distributions for both."""
         name = canonical(name, lambda package: self._at(package) is not None)
         return self._at(name)
 
@@ -101,20 +101,20 @@ class Modules:
         if parent:
             package = self.find(parent)
             folders = package.locations if package else ()
-        # By its last name only: of a dotted folder without __init__.py, importlib wants the imported parent.
+        # By its last name only: for a dotted folder without __init__.py, importlib needs the imported parent.
         spec = PathFinder.find_spec(tail, list(folders)) if folders else None
         return Module(name, spec, _locations(name, spec)) if spec else None
 
 
 def _modules_in(folders: Iterable[str]) -> list[str]:
-    """Return the names that can be imported from folders; a folder without `__init__.py` is one too."""
+    """Return the names that can be imported from folders, including folders without `__init__.py`."""
     plain = (path for folder in folders if Path(folder).is_dir() for path in Path(folder).iterdir())
     names = [path.name for path in plain if path.name.isidentifier() and path.is_dir()]
     return [*names, *(found.name for found in pkgutil.iter_modules(list(folders)))]
 
 
 def _locations(name: str, spec: ModuleSpec) -> tuple[str, ...]:
-    """Return where submodules lie: as the package itself says if this very file is already imported."""
+    """Return the folders of submodules; if this very file is already imported, those of the imported package."""
     loaded = sys.modules.get(name)
     if loaded is not None and spec.origin and getattr(loaded, "__file__", None) == spec.origin:
         return tuple(getattr(loaded, "__path__", ()))

@@ -1,8 +1,8 @@
-"""The subprocess that imports a target and says what it takes. Run as a script, never imported.
+"""The subprocess that imports a target and reports its signature. Run as a script, never imported.
 
 Reads `{"target", "search_path", "installed"}` as JSON from standard input and writes one JSON object:
-`{"signature", "files"}`, `{"absent"}`, `{"error"}` or `{"not_callable"}`. `files` are the loaded files that
-lie outside the folders `installed`, with their SHA-256: the answer holds as long as they stay the same.
+`{"signature", "files"}`, `{"absent"}`, `{"error"}` or `{"not_callable"}`. `files` are the loaded files
+outside the folders `installed`, with their SHA-256: the answer is valid while they are unchanged.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ def _main(answers: TextIO) -> None:
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
     answers.write(json.dumps(_answer(question)))
     answers.flush()
-    os._exit(0)  # whatever threads and exit handlers the import left behind are none of our business
+    os._exit(0)  # skips the threads and exit handlers that the import has left behind
 
 
 if __name__ == "__main__":
-    gc.disable()  # imports make no garbage: without it they take four fifths of the time
-    # What the import prints goes to standard error: standard output carries the answer alone.
+    gc.disable()  # imports produce no garbage, and take a fifth less time without the collector
+    # Output of the import goes to standard error: standard output carries the answer alone.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         _main(answers)

@@ -1,6 +1,6 @@
 """The names that the body of a module or of a class binds, in the order in which it binds them.
 
-Only what is written there: following an import is for `source`.
+Reads the body alone: `source` follows imports.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class ImportedName:
 
 
 Bound = ast.ClassDef | Function | ImportedModule | ImportedName | ast.expr | None
-"""What a name stands for; None where it is bound in a way that is not followed (a loop, `del`, a patch)."""
+"""The meaning of a name; None if it is bound in a way that is not followed (a loop, `del`, a patch)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """One statement that binds a name; not `certain` inside an `if`, a `try` or a loop."""
+    """One statement that binds a name; `certain` is False inside an `if`, a `try` or a loop."""
 
     bound: Bound
     position: int
@@ -45,13 +45,13 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """All bindings of one body; those of star imports, whose names are not known here, apart."""
+    """All bindings of one body; star imports, whose names are not known here, are kept separately."""
 
     names: dict[str, list[Binding]] = field(default_factory=dict)
     stars: list[Binding] = field(default_factory=list)
 
     def candidates(self, name: str) -> list[Binding]:
-        """Return what may have bound `name`, the last first."""
+        """Return the bindings that `name` may have, the last first."""
         return sorted([*self.names.get(name, ()), *self.stars], key=lambda b: b.position, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""What a callable takes: names, kinds, which are required, and which plain values they allow. No defaults."""
+"""The parameters of a callable: names, kinds, whether required, and the plain values allowed. No defaults."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Kind = Literal["positional_only", "positional_or_keyword", "keyword_only"]
 
 
 class UnsureError(Exception):
-    """Source cannot tell: Python itself has to be asked."""
+    """The source is not enough: Python itself has to be asked."""
 
 
 class AbsentError(Exception):
-    """`owner` (a module or a class; empty: the search path) has no `name`; `known` are those it has."""
+    """`owner` (a module or a class; empty: the search path) has no `name`; `known` are the names it has."""
 
     def __init__(self, owner: str, name: str, known: tuple[str, ...]) -> None:
         super().__init__(f"{owner}.{name}")
@@ -34,7 +34,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """What a call of a target may name; `self` and `cls` are already taken away."""
+    """The parameters of a target; `self` and `cls` are already removed."""
 
     parameters: tuple[Parameter, ...] = ()
     var_positional: bool = False

@@ -1,6 +1,6 @@
 """The signature of a target, read from source: imports and base classes are followed, nothing is run.
 
-A class's own `__init__` is believed; an inherited one only if no class on the way has a metaclass or a
+A class's own `__init__` is trusted; an inherited one only if no class on the way has a metaclass or a
 `__new__` of its own. Anything else that could change a signature (a decorator, a patch, a name bound in
 two branches, a module's `__getattr__`) raises UnsureError.
 """
@@ -40,7 +40,7 @@ _CONSTRUCTORS = ("__new__", "__signature__")
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """A class statement and the module that holds it."""
+    """A class statement and its module."""
 
     module: Module
     node: ast.ClassDef
@@ -49,7 +49,7 @@ class Class:
 
 @dataclass(frozen=True, slots=True)
 class Routine:
-    """A function statement and the module that holds it."""
+    """A function statement and its module."""
 
     module: Module
     node: Function
@@ -66,12 +66,12 @@ class Source:
         self._open: set[tuple[str, str]] = set()
 
     def signature(self, target: str) -> Signature:
-        """Return what the target takes; raises UnsureError, or AbsentError for a wrong name."""
+        """Return the signature of a target. Raises UnsureError, or AbsentError for a wrong name."""
         with _no_circle(target):
             return self._of(self._located(target))
 
     def lineage(self, target: str) -> list[Class]:
-        """Return a class and those that it derives from, the nearest first; raises as `signature` does."""
+        """Return a class and its base classes, the nearest first. Raises the errors of `signature`."""
         with _no_circle(target):
             item = self._located(target)
             return self._mro(item) if isinstance(item, Class) else []
@@ -128,7 +128,7 @@ class Source:
                 raise UnsureError("an attribute of a function")
 
     def _member(self, module: Module, name: str) -> Item:
-        """Return what `module.name` is: a name bound by the module goes before a submodule."""
+        """Return what `module.name` is: a name bound by the module takes precedence over a submodule."""
         found = self._bound_member(module, name) or self._modules.find(f"{module.name}.{name}")
         if found is None and module.dynamic:
             raise UnsureError(f"{module.name} makes names at run time")
@@ -137,7 +137,7 @@ class Source:
         return found
 
     def _names(self, module: Module, seen: set[str]) -> tuple[str, ...]:
-        """Return the names of a module, those of its star imports too."""
+        """Return the names of a module, including those of its star imports."""
         seen.add(module.name)
         found = [*module.names()]
         for star in module.scope.stars:
@@ -205,7 +205,7 @@ class Source:
         raise AbsentError(f"{cls.module.name}.{cls.node.name}", name, known)
 
     def _qualified(self, module: Module, node: ast.expr) -> str:
-        """Return the full name of an expression as the module's imports spell it, without opening them."""
+        """Return the full name of an expression as the module's imports spell it, without reading them."""
         match node:
             case ast.Call(func=inner) | ast.Subscript(value=inner):
                 return self._qualified(module, inner)
@@ -218,7 +218,7 @@ class Source:
                 return "?"
 
     def _plain_name(self, module: Module, node: ast.expr) -> str:
-        """Return the full name of an annotation; a star import may bring any name, a builtin's too."""
+        """Return the full name of an annotation; `?` for a builtin after a star import, which may bind it too."""
         name = self._qualified(module, node)
         return "?" if name.startswith("builtins.") and module.scope.stars else name
 
@@ -238,7 +238,7 @@ class Source:
             return own
         line = self._mro(cls)
         for holder in line:
-            self._constructor(holder)  # each may turn out to be something we do not understand
+            self._constructor(holder)  # raises for a constructor that cannot be read
         for holder in line:
             signature = self._constructor(holder) or self._fields(holder)
             if signature is not None:
@@ -246,7 +246,7 @@ class Source:
         return Signature()
 
     def _constructor(self, cls: Class) -> Signature | None:
-        """Return the signature of the `__init__` that the class itself defines, if it does."""
+        """Return the signature of the `__init__` that the class itself defines; None if it defines none."""
         self._refuse_unusual(cls)
         bindings = cls.scope.names.get("__init__")
         if bindings is None:
@@ -267,7 +267,7 @@ class Source:
             raise UnsureError(f"{cls.node.name} has a constructor of its own")
 
     def _mro(self, cls: Class) -> list[Class]:
-        """Return the method resolution order (Python's C3), without the classes that add nothing."""
+        """Return the method resolution order (Python's C3), without the classes that have no effect on a signature."""
         bases = [
             self._base(cls.module, node)
             for node in cls.node.bases
@@ -314,14 +314,14 @@ def _no_circle(target: str) -> Iterator[None]:
 
 
 def _refuse_branches(name: str, binding: Binding, earlier: list[Binding], stars: list[Binding]) -> None:
-    """Raise UnsureError if it depends on the run which of several bindings holds."""
+    """Raise UnsureError if only the running code decides which of several bindings is in effect."""
     rivals = (other for other in earlier if other not in stars or not other.certain)
     if not binding.certain and any(rivals):
         raise UnsureError(f"{name} is bound in more than one branch")
 
 
 def _absolute(module: Module, imported: ImportedName) -> str:
-    """Return the full name of the module that a relative import means."""
+    """Return the full name of the module that a relative import refers to."""
     if imported.level == 0:
         return imported.module
     package = module.package.split(".")
@@ -344,7 +344,7 @@ def _spelled(module: Module, name: str, bound: Bound) -> str:
 
 
 def _exports(module: Module) -> set[str] | None:
-    """Return what `__all__` lists; None if there is none, or it is put together at run time."""
+    """Return what `__all__` lists; None if there is none, or it is computed at run time."""
     bindings = module.scope.names.get("__all__", [])
     if len(bindings) != 1 or not isinstance(bindings[0].bound, ast.List | ast.Tuple):
         return None

@@ -1,10 +1,10 @@
 """The best run of an experiment -> a version of a registered model, once.
 
-    wanted      which run that is, by the records; pure but for looking whether its checkpoint is there
-    register    logs its model and gives it a version, unless that was done before
+    wanted      finds the run in the records; pure, except that it checks whether the checkpoint exists
+    register    logs its model and gives it a version, unless that is already done
 
-The user's model is built and loaded by `registrar`, a process with the run's frozen code; here only MLflow is
-loaded. Nothing is locked: who makes a second version of the same run at the same moment takes his own back.
+`registrar`, a process with the run's frozen code, builds and loads the user's model; only MLflow is loaded here.
+There is no lock: of two processes that create a version of the same run at the same moment, one deletes its own.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ _REQUIRED = ("torch", "pytorch-lightning", "lightning", "torchmetrics", "numpy",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What is to be registered: a run's checkpoint as a version of the model `name`.
+class Registration:
+    """A registration to make: a run's checkpoint as a version of the model `name`.
 
-    `tags` tell the run; `job` is what the registrar is told, but for where to write.
+    `tags` identify the run; `job` is the input of the registrar, except for the folder to write to.
     """
 
     name: str
     run: str
     experiment: TrackedExperiment
-    told: str
+    description: str
     tags: Mapping[str, str]
     job: Mapping[str, object]
     import_path: tuple[str, ...]
 
 
-def wanted(state: ExperimentState, *, model: str | None = None) -> Wish | None:
-    """Return what an experiment wants registered now: None before all its runs have ended, or without a best one.
+def wanted(state: ExperimentState, *, model: str | None = None) -> Registration | None:
+    """Return the registration to make now; None until all runs have ended, or if there is no best one.
 
-    As which model, its last launch says, or `model`.
+    The model's name is `model`, or else comes from the experiment's last launch.
     """
     header = state.launches[-1].header
     name, objective = model or header.tracking.get("register"), tracking_notes.objective_of(header)
     if not name or objective is None or any(record.state.active for record in state.records.values()):
         return None
     found = tracking_notes.best(state.shown, objective)
-    return _wish(state, str(name), *found) if found else None
+    return _registration(state, str(name), *found) if found else None
 
 
-def _wish(state: ExperimentState, name: str, record: Record, value: float) -> Wish | None:
+def _registration(state: ExperimentState, name: str, record: Record, value: float) -> Registration | None:
     run, last = state.experiment.run(record.id), record.last
     kept = best_of(run, last.best) if last else None
     if last is None or last.claim is None or not kept:
@@ -76,12 +76,12 @@ def _wish(state: ExperimentState, name: str, record: Record, value: float) -> Wi
     code = tuple(state.experiment.python_path(record.code))
     examples = [attempt.example for n in record.history if listed((attempt := run.attempt(n.number)).example)]
     metric = str(last.best.get("metric"))
-    return Wish(
+    return Registration(
         name=name,
         run=record.id,
         experiment=experiment_of(state.launches),
         import_path=code,
-        told=f"best run {record.id[:8]} ({metric} {value:.6g})",
+        description=f"best run {record.id[:8]} ({metric} {value:.6g})",
         tags={
             "orch.run": record.id,
             "orch.generation": str(last.claim.generation),
@@ -100,7 +100,7 @@ def _wish(state: ExperimentState, name: str, record: Record, value: float) -> Wi
 
 
 def _placed(node: object, project: str) -> object:
-    """Return a config with the folder of the frozen project in it."""
+    """Return a config with the folder of the frozen project filled in."""
     if isinstance(node, dict):
         return {key: _placed(value, project) for key, value in node.items()}
     if isinstance(node, list):
@@ -109,38 +109,43 @@ def _placed(node: object, project: str) -> object:
 
 
 def _requirements(environment: Mapping[str, Any]) -> list[str]:
-    """Return what a model may need to be loaded, as pip reads it: without what only one index knows, such as `+cpu`."""
+    """Return the packages that loading a model may need, for pip, without local version labels such as `+cpu`."""
     found = environment.get("distributions", {})
     return [f"{name}=={found[name].partition('+')[0]}" for name in _REQUIRED if name in found]
 
 
-def register(wish: Wish, store: MlflowStore) -> str | None:
-    """Log the model and give it a version; return what was done, or None if it had been done.
+def register(registration: Registration, store: MlflowStore) -> str | None:
+    """Log the model and give it a version; return a message, or None if it was registered already.
 
-    Raises TrackingError if the store or the registrar fails; what was logged by then is used the next time.
+    Raises TrackingError if the store or the registrar fails; a model logged until then is used the next time.
     """
     from orchestrator.tracking.mlflow_model import Registry
 
     registry = Registry(store=store)
-    if registry.version(wish.name, wish.tags) is not None:
+    if registry.version(registration.name, registration.tags) is not None:
         return None
-    child = registry.child(wish.experiment, wish.tags)
+    child = registry.child(registration.experiment, registration.tags)
     if child is None:
         raise TrackingError(
-            f"run {wish.run} is not in MLflow", why="so it cannot be registered", fix="orch ui --once, then look again"
+            f"run {registration.run} is not in MLflow",
+            why="so it cannot be registered",
+            fix="orch ui --once, then try again",
         )
     with tempfile.TemporaryDirectory(prefix="orch-model-") as folder:
         version = registry.register(
-            wish.name, child, wish.tags, lambda model: _save(wish, Path(folder) / "model", model)
+            registration.name,
+            child,
+            registration.tags,
+            lambda model: _save(registration, Path(folder) / "model", model),
         )
-    return f"{wish.told} is version {version} of the registered model {wish.name}"
+    return f"{registration.description} is version {version} of the registered model {registration.name}"
 
 
-def _save(wish: Wish, folder: Path, model: Mapping[str, str]) -> Path:
-    """Have the registrar write the model to a folder. `model` are MLflow's ids of it and of its run."""
-    job = {**wish.job, "folder": str(folder), "mlflow": dict(model)}
-    paths = os.pathsep.join([*wish.import_path, *filter(None, [os.environ.get("PYTHONPATH")])])
-    argv = python("-m", "orchestrator.registrar")  # in code frozen before 0.2 it has no other name
+def _save(registration: Registration, folder: Path, model: Mapping[str, str]) -> Path:
+    """Let the registrar write the model to a folder. `model` has MLflow's ids of the model and of its run."""
+    job = {**registration.job, "folder": str(folder), "mlflow": dict(model)}
+    paths = os.pathsep.join([*registration.import_path, *filter(None, [os.environ.get("PYTHONPATH")])])
+    argv = python("-m", "orchestrator.registrar")  # its only name in code frozen before 0.2
     environment = {
         "PYTHONPATH": paths,
         "PYTHONSAFEPATH": "1",
@@ -151,8 +156,8 @@ def _save(wish: Wish, folder: Path, model: Mapping[str, str]) -> Path:
         run(argv, cwd=NEUTRAL, stdin=json.dumps(job).encode(), env=environment, timeout_s=_SECONDS)
     except ProgramError as error:
         raise TrackingError(
-            f"the model of {wish.told} cannot be registered",
+            f"the model of {registration.description} cannot be registered",
             why=error.reason,
-            fix="its code and its checkpoint must make the model again, by themselves; then `orch ui --once`",
+            fix="correct the cause: its code and checkpoint alone must rebuild the model; then `orch ui --once`",
         ) from error
     return folder

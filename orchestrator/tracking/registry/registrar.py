@@ -1,8 +1,8 @@
 """`python -m orchestrator.registrar`: a checkpoint -> a model in MLflow's format, with the run's own code.
 
-A process of its own: the user's code is imported here, and nowhere else outside of runs. Reads a JSON object from
+A separate process, because it imports the user's code, which otherwise only runs do. Reads a JSON object from
 standard input: `model` (the config), `checkpoint`, `example` (or null), `code` (the folders that the run imports from),
-`requirements`, `folder` to write to, and `mlflow`: the ids to note in it.
+`requirements`, the `folder` to write to, and `mlflow`: the ids to write into it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def main(job: dict[str, Any]) -> None:
         input_example=inputs,
         code_paths=_own_code(job["model"], job["code"]) or None,
         pip_requirements=[one for one in job["requirements"] if _is_needed(one)],
-        serialization_format="pickle",  # any model can be; and it is loaded with the code that it came with
+        serialization_format="pickle",  # works for any model, which is loaded with the code stored beside it
     )
     _refuse_secrets(Path(job["folder"]), secrets)
 
 
 def _redact_arguments(model: object, secrets: Secrets) -> None:
-    """Take the secrets out of what Lightning keeps of the arguments of a model and of its parts."""
+    """Remove the secrets from the arguments that Lightning stores for a model and its parts."""
     if not secrets:
         return
     for part in model.modules():  # type: ignore[attr-defined]  # it is a torch module
@@ -58,14 +58,14 @@ def _redact_arguments(model: object, secrets: Secrets) -> None:
 
 
 def _refuse_secrets(folder: Path, secrets: Secrets) -> None:
-    """Raise where the saved model holds a secret: whoever may read the registry could read it."""
+    """Raise if the saved model contains a secret, which every user of the registry could read."""
     held = [path for path in sorted(folder.rglob("*")) if path.is_file() and secrets.found_in(path.read_bytes())]
     if held:
         shutil.rmtree(folder, ignore_errors=True)
         named = ", ".join(str(path.relative_to(folder)) for path in held)
         raise SystemExit(
-            f"the model holds the value of a secret ({named}): its code may keep a secret in no attribute, and read it"
-            " where it is used"
+            f"the model contains the value of a secret ({named}): its code must not keep one in an attribute,"
+            " but read it where it is used"
         )
 
 
@@ -73,7 +73,7 @@ def _loaded(config: Any, checkpoint: str) -> object:
     import torch
 
     model = build(Secrets.of(config).placed(config))
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)  # our own run has written it
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)  # written by a run of this project
     if set(model.state_dict()) != set(saved["state_dict"]):
         _set_up(model)
     for hook, arguments in (("configure_model", ()), ("on_load_checkpoint", (saved,))):
@@ -83,20 +83,20 @@ def _loaded(config: Any, checkpoint: str) -> object:
 
 
 def _is_needed(requirement: str) -> bool:
-    """Whether loading the model needs a package: `lightning` only if the model's code imports it."""
+    """Return whether loading the model needs a package: `lightning` only if the model's code imports it."""
     return requirement.partition("==")[0] != "lightning" or "lightning" in sys.modules
 
 
 def _set_up(model: Any) -> None:
-    """Have a model make the layers that it makes in `setup`; the checkpoint was saved after that of a fit."""
+    """Call a model's `setup`, in which it may create layers; the checkpoint was saved after `setup('fit')`."""
     try:
         getattr(model, "setup", lambda _: None)("fit")
-    except Exception as error:  # noqa: BLE001 - the user's code may need a trainer; missing layers are noticed later
+    except Exception as error:  # noqa: BLE001 - the user's code may need a trainer; missing layers fail later
         _log.warning("setup('fit') cannot be called without a trainer: %r", error)
 
 
 def _example(model: object, path: str | None) -> tuple[object, object]:
-    """Return the input example as arrays, and the signature that it shows; none where the model cannot take it."""
+    """Return the input example as arrays, and the model's signature inferred from it; None if the model rejects it."""
     import torch
     from mlflow.models import infer_signature
 
@@ -108,7 +108,7 @@ def _example(model: object, path: str | None) -> tuple[object, object]:
             outputs = _call(model, inputs)
         arrays, answers = _arrays(inputs), _arrays(outputs)
         return arrays, infer_signature(arrays, answers)
-    except Exception as error:  # noqa: BLE001 - the user's model may raise anything; it is registered without, then
+    except Exception as error:  # noqa: BLE001 - the user's model may raise anything; it is then registered without
         _log.warning("no signature: the model cannot be called with its validation batch: %r", error)
         return None, None
 
@@ -118,7 +118,7 @@ def _call(model: Any, inputs: object) -> object:
         return model(inputs)
     try:
         return model(inputs)
-    except TypeError:  # it takes them by name
+    except TypeError:  # it takes its inputs by name
         return model(**inputs)
 
 
@@ -131,7 +131,7 @@ def _arrays(value: Any) -> object:
 
 
 def _own_code(config: object, folders: Sequence[str]) -> list[str]:
-    """Return the project's packages that the model's targets lie in: they are stored with the model."""
+    """Return the project's packages that contain the model's targets: they are stored with the model."""
     names = sorted({target.partition(".")[0] for target in _targets(config)} - {"orchestrator"})
     found = (Path(folder) / part for name in names for folder in folders for part in (name, f"{name}.py"))
     return [str(path) for path in found if path.exists()]
