@@ -62,9 +62,7 @@ class Attempts:
         raise AssertionError(f"{case}: not done after {MOST_ATTEMPTS} attempts")
 
     def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(60)
+        self._process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")

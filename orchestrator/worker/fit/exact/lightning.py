@@ -197,7 +197,7 @@ def replay(fetcher: DataFetcher, batches: int) -> None:
 def flattened(trainer: pl.Trainer) -> list[Any]:
     """Return the loaders of the fit."""
     loader = trainer.fit_loop._combined_loader
-    return list(loader.flattened) if loader else []
+    return list(loader.flattened) if loader is not None else []
 
 
 # --- state that Lightning does not save -------------------------------------------------------------------------------
