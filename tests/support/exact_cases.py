@@ -118,6 +118,19 @@ class Whole(Dataset):
         return self.x[part] + 0.1 * torch.randn(BATCH, *SHAPE), self.y[part]
 
 
+class Iterated:
+    """Gives batches, and is no loader of torch's."""
+
+    def __init__(self, samples: int) -> None:
+        self.x, self.y = made(samples, 0)
+
+    def __len__(self) -> int:
+        return len(self.x) // BATCH
+
+    def __iter__(self) -> Any:
+        yield from zip(self.x.split(BATCH), self.y.split(BATCH), strict=True)
+
+
 SETS = {"augmented": Augmented, "own generators": OwnGenerators, "counted": Counted, "stream": Stream}
 
 
@@ -127,9 +140,8 @@ class Data(pl.LightningDataModule):
         self.kind, self.order, self.validation, self.arguments = kind, order, validation, loader
 
     def train_dataloader(self) -> Any:
-        if self.kind == "list":
-            x, y = made(SAMPLES, 0)
-            return list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+        if self.kind == "iterated":
+            return Iterated(SAMPLES)
         if self.kind == "whole":
             return DataLoader(Whole(SAMPLES), batch_size=None, shuffle=True, **self.arguments)
         if self.kind == "two":
@@ -386,7 +398,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stream, workers": {"data": {"kind": "stream", **PERSISTENT}, "model": {"scheduler": "cosine"}},
     "two loaders": {"data": {"kind": "two", **WORKERS}},
     "no batching": {"data": {"kind": "whole"}},
-    "list": {"data": {"kind": "list"}},
+    "iterated": {"data": {"kind": "iterated"}},
     "steps": {"trainer": {"max_steps": 30, "val_check_interval": 5, "check_val_every_n_epoch": None}},
     "steps, ended by a validation": {"trainer": {"max_steps": 24}, "model": {"draws": True}},
     "reloaded": {"trainer": {"reload_dataloaders_every_n_epochs": 1}},
