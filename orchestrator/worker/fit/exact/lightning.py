@@ -26,13 +26,26 @@ TESTED = ((2, 6),)
 """Major and minor versions that the tests have run with; with others a run is not resumed exactly."""
 
 METADATA = (
-    "fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "add_dataloader_idx",
-    "dataloader_idx", "metric_attribute",
-)  # fmt: skip
+    "fx",
+    "name",
+    "prog_bar",
+    "logger",
+    "on_step",
+    "on_epoch",
+    "reduce_fx",
+    "enable_graph",
+    "add_dataloader_idx",
+    "dataloader_idx",
+    "metric_attribute",
+)
 RESULT = ("has_reset", "_forward_cache", "_computed", "_update_count")
 CONNECTOR = (
-    "_callback_metrics", "_logged_metrics", "_progress_bar_metrics", "_first_loop_iter", "_current_fx",
-)  # fmt: skip
+    "_callback_metrics",
+    "_logged_metrics",
+    "_progress_bar_metrics",
+    "_first_loop_iter",
+    "_current_fx",
+)
 RELOADS = (("fit_loop", "_last_train_dl_reload_epoch"), ("val_loop", "_last_val_dl_reload_epoch"))
 
 Saved = dict[str, Any]

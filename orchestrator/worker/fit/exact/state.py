@@ -22,9 +22,25 @@ from orchestrator.worker.fit.exact import lightning, rng
 
 _log = logging.getLogger(__name__)
 _PLAIN = (
-    int, float, bool, str, bytes, type(None), list, tuple, dict, set, collections.deque, np.ndarray, np.generic,
-    torch.Tensor, torch.Generator, np.random.Generator, np.random.RandomState, random.Random,
-)  # fmt: skip
+    int,
+    float,
+    bool,
+    str,
+    bytes,
+    type(None),
+    list,
+    tuple,
+    dict,
+    set,
+    collections.deque,
+    np.ndarray,
+    np.generic,
+    torch.Tensor,
+    torch.Generator,
+    np.random.Generator,
+    np.random.RandomState,
+    random.Random,
+)
 _METRIC = ("_update_count", "_computed", "_forward_cache")
 _MOST_BYTES, _MOST_BYTES_OF_DATA = 64_000_000, 1_000_000
 """An attribute that is larger is not saved; of datasets and data modules, which hold the data itself, much less is."""
