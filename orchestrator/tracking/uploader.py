@@ -208,6 +208,6 @@ def main(folder: str, index: str, attempt: str = "") -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="tracking: %(message)s", stream=sys.stderr)
-    status = main(*sys.argv[1:])
+    status = main(sys.argv[1], sys.argv[2], *sys.argv[3:])
     sys.stderr.flush()
     os._exit(status)  # no library's exit handler may hold up the end of the job

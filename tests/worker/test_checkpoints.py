@@ -5,6 +5,7 @@ Each is a real fit of a small model, in this process.
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 from pathlib import Path
@@ -161,6 +162,10 @@ class StopsInValidation(pl.Callback):
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if (trainer.current_epoch, args[2]) == (self.epoch, 0) and not trainer.sanity_checking:
             signal.raise_signal(signal.SIGTERM)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Lab:
@@ -381,6 +386,39 @@ def test_what_finders_have_found_holds_after_a_stop(lab, caplog):
     assert found["batch_size"] == 8
     assert lab.last()["optimizer_states"][0]["param_groups"][0]["lr"] == found["lr"] != 0.05
     assert lab.last()["global_step"] == 5 * 64 // 8
+
+
+# --- exactness ------------------------------------------------------------------------------------------------
+
+
+class Keeps(pl.Callback):
+    """Saves the weights by itself, in the midst of an epoch, and not for the run to resume from."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "mine.ckpt")
+
+
+def test_only_what_is_saved_at_a_seam_holds_what_a_run_resumes_exactly_from(lab):
+    lab.fit(Net, max_epochs=1, callbacks={"keeps": {"_target_": f"{__name__}.Keeps"}})
+    assert set(lab.last()["orch_exact"]) == {"version", "moment", "ranks"}
+    assert "orch_exact" not in torch.load(lab.attempts[0].path / "mine.ckpt", weights_only=False)
+    torch.load(latest_of(lab.attempts[0]), weights_only=True)  # by those who do not trust it, too
+    [event] = [event for event in read_events(lab.attempts[0].events) if event["kind"] == "training"]
+    assert (event["resumed"], event["exactness"]) == (False, 1)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+@pytest.mark.parametrize("stop", [{"_target_": "StopsAt", "epoch": 2, "batch": 1}, {"_target_": "StopsInValidation"}])
+def test_with_a_lightning_that_is_not_known_a_run_is_resumed_as_lightning_can(lab, monkeypatch, stop):
+    monkeypatch.setattr("orchestrator.worker.fit.exact.lightning.TESTED", ())
+    stops = {"epoch": 2, **stop, "_target_": f"{__name__}.{stop['_target_']}"}
+    assert lab.fit(Net, metric="val/score", net={"scores": PEAK}, callbacks={"stops": stops}) == "SIGTERM"
+    done = lab.fit(Net, metric="val/score", net={"scores": PEAK})
+    assert place_of(done) == (0.9, 1, 8)
+    assert lab.last()["global_step"] == 20
+    assert "orch_exact" not in lab.last()
+    [event] = [event for event in read_events(lab.attempts[1].events) if event["kind"] == "training"]
+    assert (event["resumed"], event["exactness"]) == (True, 0)
 
 
 # --- callbacks as templates write them ----------------------------------------------------------------------

@@ -28,6 +28,8 @@ from orchestrator.config.secrets import redact_argument
 from orchestrator.layout import BEST, AttemptPaths
 from orchestrator.records.checkpoints import write_latest
 from orchestrator.system.files import make_folder, make_private, replacing
+from orchestrator.worker.fit.exact import lightning
+from orchestrator.worker.fit.exact.seam import Moment, Seam
 from orchestrator.worker.fit.progress import Progress, Prune, Saved
 
 INHERITED = "inherited-best.ckpt"
@@ -44,15 +46,18 @@ class KeepCheckpoints(Checkpoint):
     checkpoint is named by its step, and the record names the best by that name. Only a value that was logged since the
     last observation counts. Rank 0 decides for all.
 
-    It comes after all other callbacks, so that their state is in the file.
+    What is observed is saved at the next seam, where all that belongs to the step or the epoch is done.
     """
 
-    def __init__(self, attempt: AttemptPaths, progress: Progress, prune: Prune | None) -> None:
-        self._attempt, self._progress, self._prune = attempt, progress, prune
+    def __init__(self, attempt: AttemptPaths, progress: Progress, prune: Prune | None, seam: Seam) -> None:
+        self._attempt, self._progress, self._prune, self._seam = attempt, progress, prune, seam
         self._validated: float | None = None
         """The objective's value in a validation that the end of the epoch follows."""
         self._saved: Path | None = None
         self._best: Path | None = None
+        self._due = self._improved = False
+        """Whether an observation is still to be saved, and whether it is the best."""
+        self._written = attempt.state
         self._times: Counter[int] = Counter()
 
     @property
@@ -97,36 +102,61 @@ class KeepCheckpoints(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save once more where something may have changed the weights when the training ended, as SWA does."""
         if trainer.global_step and _changes_at_end(trainer, pl_module):
-            self.save(trainer)
+            self.save(trainer, Moment.EPOCH)
 
-    def save(self, trainer: pl.Trainer, state: Saved | None = None) -> None:
+    def at_seam(self, trainer: pl.Trainer, moment: Moment) -> bool:
+        """Save what was observed since the last seam, and each epoch; returns whether it has. All ranks call it."""
+        if not (self._due or moment is Moment.EPOCH):
+            return False
+        last = moment is Moment.EPOCH and lightning.has_ended(trainer) and trainer.global_step
+        if last and _changes_at_end(trainer, trainer.lightning_module):  # a run resumes from what is saved after that
+            if self._improved:
+                self._save(trainer, moment)
+                self._keep_best(trainer)
+            return True
+        self.save(trainer, moment)
+        return True
+
+    def save(self, trainer: pl.Trainer, moment: Moment, state: Saved | None = None) -> None:
         """Save the state as it is now, or a checkpoint made before, for the run to resume from. All ranks call it."""
-        path = self._next_path(trainer)
+        path = self._save(trainer, moment, state)
+        if trainer.is_global_zero:
+            write_latest(self._attempt, path, step=trainer.global_step, epoch=_epoch(trainer, moment))
+            self._remove(self._saved, unless={path, self._best})
+        self._saved = path
+        self._keep_best(trainer)
+
+    def _save(self, trainer: pl.Trainer, moment: Moment, state: Saved | None = None) -> Path:
+        path = self._written = self._next_path(trainer)
         self._times[trainer.global_step] += 1
         if state is None:
-            trainer.save_checkpoint(path)
+            with self._seam.saving(moment):
+                trainer.save_checkpoint(path)
         else:
             trainer.strategy.save_checkpoint(state, path)
             trainer.strategy.barrier("orch: a checkpoint made before is saved")
-        if trainer.is_global_zero:
-            write_latest(self._attempt, path, step=trainer.global_step, epoch=trainer.current_epoch)
-            self._remove(self._saved, unless={path, self._best})
-        self._saved = path
+        return path
+
+    def _keep_best(self, trainer: pl.Trainer) -> None:
+        """Name the file that was written last the best one, if what was observed is that."""
+        improved, self._improved, self._due = self._improved, False, False
+        if improved:
+            before, self._best = self._best, self._written
+            if trainer.is_global_zero:
+                self._remove(before, unless={self._best, self._saved})
+                _link(self._best, self._best.with_name(BEST))
 
     def _observe(self, trainer: pl.Trainer, value: float | None) -> None:
         improved = bool(trainer.strategy.broadcast(value is not None and self._progress.improves(value)))
-        path = self._next_path(trainer)
         if improved and value is not None:
+            path = self._next_path(trainer)
             relative = f"{self._attempt.path.name}/{path.parent.name}/{path.name}"
             self._progress.keep_best(value, step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=relative)
         if self._prune:
             self._prune.observe(trainer, value)
-        self.save(trainer)
-        if improved:
-            before, self._best = self._best, path
-            if trainer.is_global_zero:
-                self._remove(before, unless={path})
-                _link(path, path.with_name(BEST))
+        self._due, self._improved = True, self._improved or improved
+        if not self._seam.attached:
+            self.save(trainer, Moment.BATCH)
 
     def _next_path(self, trainer: pl.Trainer) -> Path:
         """Return the file that the state is saved in next; no name is used twice: a record may hold it."""
@@ -146,6 +176,11 @@ def _logged(trainer: pl.Trainer, metric: str | None) -> float | None:
     fresh = any(metric in results.metrics(on_step=on_step)["callback"] for on_step in (False, True))
     value = trainer.callback_metrics.get(metric)
     return float(value) if fresh and value is not None else None
+
+
+def _epoch(trainer: pl.Trainer, moment: Moment) -> int:
+    """Return the epoch that a checkpoint is of: after an epoch, that one."""
+    return trainer.current_epoch - (moment is Moment.EPOCH)
 
 
 def _changes_at_end(trainer: pl.Trainer, module: pl.LightningModule) -> bool:

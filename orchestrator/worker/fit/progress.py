@@ -40,6 +40,7 @@ class Progress(Callback):
             self._report(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _ = trainer.callback_metrics  # on all ranks: those of an epoch are reduced when they are first read
         if self._due():
             self._report(trainer)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytorch_lightning as pl
 import torch
@@ -17,39 +15,33 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
 from orchestrator.worker.fit.checkpoints import KeepCheckpoints
+from orchestrator.worker.fit.exact import lightning
+from orchestrator.worker.fit.exact.seam import Moment, Seam
 from orchestrator.worker.fit.progress import Saved
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 _log = logging.getLogger(__name__)
 _AGREE_SECONDS = 1.0
 _SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
-_GRADIENTS = "orch_gradients"
-"""In a checkpoint that was saved in the midst of an accumulation: what its batches have added up to so far."""
 
 
 class StopOnSignal(Checkpoint):
-    """Saves a checkpoint once a signal has come, at the next boundary that a run can go on from, and ends the fit.
+    """Saves a checkpoint at the first seam after a signal has come, and ends the fit.
 
-    That is the end of a step; but where a validation, or the end of the epoch, follows it, a run that goes on from
-    there would go on without: then it is the start of the validation, or the end of the epoch, and saved once more.
-    A signal during a validation, too, saves the state at its start, whatever a callback has put in place of the
-    weights for it (`StartOfValidation`): its metrics are whole only if it is run whole. Nothing of it has been logged
-    yet but what a model logs per validation batch.
-    Where it interrupts an accumulation of gradients, these are saved too, here and in any other checkpoint.
-    After a validation it is the end of the next step. In the sanity check and in testing there is nothing to save.
+    In an accumulation of gradients that is its end. A signal during a validation saves the state at its start, whatever
+    a callback has put in place of the weights for it (`StartOfValidation`): its metrics are whole only if it is run
+    whole. Nothing of it has been logged yet but what a model logs per validation batch.
+    In the sanity check and in testing there is nothing to save; nor at the end of the last epoch, where little is left.
 
-    It ends at the next hook after that boundary: Lightning logs a step's metrics after `on_train_batch_end`, an
-    epoch's after `on_train_epoch_end`. A `Checkpoint` is called after all other callbacks: their state is saved too.
+    With a Lightning that has no known seam it is the end of a step, saved once more at the next hook: Lightning logs a
+    step's metrics after `on_train_batch_end`. A `Checkpoint` is called after all other callbacks.
     """
 
-    def __init__(
-        self, stop: StopSignal, checkpoints: KeepCheckpoints, start: StartOfValidation, *, tests: bool
-    ) -> None:
-        self._stop, self._checkpoints, self._start, self._tests = stop, checkpoints, start, tests
+    def __init__(self, stop: StopSignal, checkpoints: KeepCheckpoints, start: StartOfValidation, seam: Seam) -> None:
+        self._stop, self._checkpoints, self._start, self._seam = stop, checkpoints, start, seam
         self._agreement = Agreement(stop)
         self._saved = False
         self._shared = 0
-        self._gradients: Mapping[str, torch.Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Look for what came before there was anything to save: data being staged, the model being built."""
@@ -67,23 +59,16 @@ class StopOnSignal(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop.install()
-        _close_epoch(trainer.fit_loop)
-        for name, parameter in pl_module.named_parameters():
-            if name in self._gradients:
-                parameter.grad = self._gradients[name].to(parameter.device)
-        self._gradients = {}
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
-        if _accumulates(trainer) and pl_module.automatic_optimization:
-            # Of several ranks the mean, for rank 0 saves for all; that is what their sum comes to at the step's end.
-            checkpoint[_GRADIENTS] = {
-                name: trainer.strategy.reduce(parameter.grad.detach().clone(), reduce_op="mean")
-                for name, parameter in pl_module.named_parameters()
-                if parameter.grad is not None
-            }
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
-        self._gradients = checkpoint.get(_GRADIENTS, {})
+    def at_seam(self, trainer: pl.Trainer, moment: Moment, *, saved: bool) -> None:
+        """Save and leave if a signal has come; `saved`: this moment is."""
+        if not self._agreement.reached() or lightning.accumulates(trainer):
+            return
+        if moment is Moment.EPOCH and lightning.has_ended(trainer):
+            return
+        if not saved:
+            self._checkpoints.save(trainer, moment)
+        self._leave()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_if_saved()
@@ -94,6 +79,8 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
+        if self._seam.attached:
+            return
         stepped = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if self._agreement.reached() and stepped:
             self._save(trainer)
@@ -130,26 +117,22 @@ class StopOnSignal(Checkpoint):
         if self._saved:
             self._save(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._tests:
-            self._save(trainer)  # the test loads the best weights: whoever stops it goes on from here, with all trained
-
     def _agreed_in_evaluation(self) -> str | None:
         """Return the agreed signal; ranks may have batches of different number, and agree on those that all have."""
         self._shared -= 1
         return self._agreement.reached() if self._shared > 0 else None
 
     def _leave_validation(self, trainer: pl.Trainer) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
-            _rewind(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
+        if self._seam.attached and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
+            lightning.rewind_validation(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
             if self._start.state or not self._start.changed(trainer):
-                self._checkpoints.save(trainer, self._start.state)
+                self._checkpoints.save(trainer, Moment.VALIDATION, self._start.state)
             else:
                 _log.warning("a callback has changed the weights for this validation: the last checkpoint is kept")
         self._leave()
 
     def _save(self, trainer: pl.Trainer) -> None:
-        self._checkpoints.save(trainer)
+        self._checkpoints.save(trainer, Moment.BATCH)
         self._saved = True
 
     def _leave_if_saved(self) -> None:
@@ -163,12 +146,13 @@ class StopOnSignal(Checkpoint):
 class StartOfValidation(Callback):
     """Keeps the state at the start of a validation, where a callback or the model changes the weights for it.
 
-    Averages do so: they take the place of the weights until the validation ends. It comes before all other callbacks.
-    The state is copied only once weights have been seen to change in an earlier validation; a run that is stopped in
-    the first such one resumes from its last checkpoint.
+    Averages do so: they take the place of the weights until the validation ends. It comes before all other callbacks
+    but the seam. The state is copied only once weights have been seen to change in an earlier validation; a run that is
+    stopped in the first such one resumes from its last checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seam: Seam) -> None:
+        self._seam = seam
         self._changes = self._learned = False
         self._before: torch.Tensor | None = None
         self.state: Saved | None = None
@@ -178,12 +162,10 @@ class StartOfValidation(Callback):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         self._before, self._learned = _sums(pl_module), False
-        if self._changes:
-            kept = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001 - save_checkpoint's
+        if self._changes and self._seam.attached:
+            with self._seam.saving(Moment.VALIDATION):
+                kept = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001 - save_checkpoint's
             self.state = apply_to_collection(kept, torch.Tensor, lambda value: value.detach().cpu().clone())
-            progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
-            _rewind(progress)
-            self.state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress.state_dict()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before = self.state = None
@@ -263,38 +245,5 @@ class Agreement:
         return found
 
 
-def _close_epoch(loop: Any) -> None:
-    """Have a fit that goes on from the end of an epoch begin the next one, as without `max_steps`.
-
-    With `max_steps` Lightning always takes itself to be within an epoch: it would take the first step as an epoch of
-    its own, or log all that follows one step too late.
-    """
-    if loop.restarting and loop.restarted_on_epoch_end:
-        loop._restarting = False  # noqa: SLF001 - the setter is what sets it to true again
-        loop.epoch_loop.restarting = False
-        loop.reset_restart_stage()
-        loop.epoch_loop.reset_restart_stage()
-        loop.epoch_progress.increment_completed()
-
-
-def _accumulates(trainer: pl.Trainer) -> bool:
-    """Whether batches have added to the gradients since the optimizer last stepped."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return batches % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
-
-
 def _validation_batches(trainer: pl.Trainer) -> Sequence[float]:
     return trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-
-
-def _rewind(progress: Any) -> None:
-    """Set a validation's progress to the start of its first batch: from there Lightning runs the whole of it again.
-
-    Lightning goes on with a validation only if it was left within a batch (`restarted_mid_evaluation`); at any other
-    place it takes it for done.
-    """
-    before = progress.total.completed - progress.current.completed
-    for count, now in ((progress.current, 0), (progress.total, before)):
-        count.ready = count.started = now + 1
-        count.processed = count.completed = now
-    progress.is_last_batch = False

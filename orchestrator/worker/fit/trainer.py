@@ -32,9 +32,11 @@ from orchestrator.system.files import make_folder
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.context import Place
 from orchestrator.worker.fit.checkpoints import INHERITED, AtomicCheckpointIO, KeepCheckpoints
+from orchestrator.worker.fit.exact import lightning
+from orchestrator.worker.fit.exact.older import ResumeOlder
+from orchestrator.worker.fit.exact.seam import EXACTNESS, Moment, Seam
 from orchestrator.worker.fit.example import KeepExample
 from orchestrator.worker.fit.finders import KeepFound
-from orchestrator.worker.fit.plateau import PlateauSteps
 from orchestrator.worker.fit.progress import Progress, Prune, numbers
 from orchestrator.worker.fit.stop import StartOfValidation, StopOnSignal
 from orchestrator.worker.fit.weights import InitialWeights
@@ -78,18 +80,25 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     inherit = None if training.resume_from or not training.state_from else partial(_inherit, training)
     progress = Progress(events, training.objective, inherit)
     prune = Prune(training.report) if training.report and training.objective else None
-    checkpoints = KeepCheckpoints(AttemptPaths(training.folder), progress, prune)
-    start = StartOfValidation()
-    stopping = StopOnSignal(stop, checkpoints, start, tests=config["task"] == "fit_test")
+    seam = Seam(config["seed"], trusted=training.resume_from is not None or not training.weights_only)
+    checkpoints = KeepCheckpoints(AttemptPaths(training.folder), progress, prune, seam)
+    start = StartOfValidation(seam)
+    stopping = StopOnSignal(stop, checkpoints, start, seam)
     examples = [KeepExample(training.example)] if training.example else []
     fresh = training.weights_from if not training.resume_from else None
     initial = InitialWeights(fresh, weights_only=training.weights_only) if fresh else None
     checkpoint = training.resume_from or training.state_from
     found = KeepFound(resumes=checkpoint is not None)
-    maybe = (initial, progress, *examples, prune, found, PlateauSteps(), checkpoints, stopping)
+    maybe = (initial, progress, *examples, prune, found, ResumeOlder(seam), checkpoints, stopping)
     callbacks = [callback for callback in maybe if callback]
-    trainer = _trainer(training, logger, start, callbacks)
-    events.write("training", resumed=training.resume_from is not None)
+    trainer = _trainer(training, logger, [seam, start], callbacks)
+
+    def reached(moment: Moment) -> None:
+        stopping.at_seam(trainer, moment, saved=checkpoints.at_seam(trainer, moment))
+
+    if lightning.is_tested():
+        seam.attach(trainer, reached)
+    events.write("training", resumed=training.resume_from is not None, exactness=EXACTNESS if seam.attached else 0)
     if initial:
         initial.load_early(model)
     if config["task"] in EVALUATIONS:
@@ -166,7 +175,9 @@ def _inherit(training: Training, checkpoint: str) -> str:
     return f"{attempt.path.name}/{attempt.state.name}/{INHERITED}"
 
 
-def _trainer(training: Training, logger: SpoolLogger, first: Callback, callbacks: Sequence[Callback]) -> pl.Trainer:
+def _trainer(
+    training: Training, logger: SpoolLogger, first: Sequence[Callback], callbacks: Sequence[Callback]
+) -> pl.Trainer:
     config = training.config["trainer"]
     node = {key: value for key, value in config.items() if value is not None and key not in {"callbacks", "logger"}}
     built = build(config.get("callbacks") or {})
@@ -176,7 +187,7 @@ def _trainer(training: Training, logger: SpoolLogger, first: Callback, callbacks
     foreign = training.state_from if training.weights_only else None
     trainer: pl.Trainer = build(
         node,
-        callbacks=[first, *users, *callbacks],
+        callbacks=[*first, *users, *callbacks],
         logger=[logger, *_users_loggers(training)],
         plugins=[AtomicCheckpointIO(training.redact, foreign=foreign), _environment(training)],
         default_root_dir=str(training.folder),

@@ -1,0 +1,256 @@
+"""The moments at which a fit is saved and resumed.
+
+Between two batches all of the first is done, hooks, logging, a validation and schedulers among it, and nothing of the
+second has begun; between two epochs likewise; and a validation may be saved as it begins. What a checkpoint of such a
+moment holds besides what Lightning saves (`state.py`), with data that is a function of its place (`place.py`), makes
+the resumed fit go on with the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
+
+from orchestrator.worker.fit.exact import lightning, state
+from orchestrator.worker.fit.exact.place import Source, can_be_exact, is_exact, make_exact
+from orchestrator.worker.fit.progress import Saved
+
+_log = logging.getLogger(__name__)
+EXACTNESS = 1
+"""In an attempt's events: how results depend on the seed. 1: as a function of place; 0: as Lightning draws them."""
+KEY = "orch_exact"
+"""In a checkpoint: its moment, and of each rank a block of bytes (`state.py`), and gradients not yet applied."""
+_VERSION = 1
+
+
+class Moment(StrEnum):
+    """Where a fit is when it is saved."""
+
+    BATCH = "batch"
+    """Before a batch."""
+    VALIDATION = "validation"
+    """In a validation: what is saved is as it was at its start, and it is run again."""
+    EPOCH = "epoch"
+    """After an epoch, before the next one."""
+
+
+class Seam(Callback):
+    """Calls `reached` at each moment, saves the state that Lightning does not, and resumes from a moment.
+
+    It comes before all other callbacks: what is saved of a validation's start is what no callback has changed yet.
+    """
+
+    def __init__(self, seed: int, *, trusted: bool) -> None:
+        """Unless `trusted`, no code that a checkpoint may name is run: its counters are taken, its other state not."""
+        self._seed, self._trusted = seed, trusted
+        self.attached = False
+        self._reached: Callable[[Moment], None] = lambda _: None
+        self._loaded: Saved | None = None
+        self._state: Mapping[str, Any] | None = None
+        self._undo: Callable[[], None] = lambda: None
+        self._saving: Moment | None = None
+        self._begun: bytes | None = None
+        """The state at the start of the validation that is going on."""
+        self._made_at: object = None
+        self._datasets: dict[state.Name, object] = {}
+        self._before: state.Attributes = {}
+        self._touched: set[tuple[state.Name, str]] = set()
+        """Attributes that the sanity check has changed: a resumed fit makes none."""
+        self._baseline: state.Attributes | None = None
+
+    @property
+    def state_key(self) -> str:
+        return "orch.Seam"
+
+    def attach(self, trainer: pl.Trainer, reached: Callable[[Moment], None]) -> None:
+        """Have a trainer's fit come by here, and its loaders give what their place says."""
+        self.attached, self._trainer, self._reached = True, trainer, reached
+        lightning.for_loaders(trainer, self._prepared, self._set_up)
+        lightning.before_batches(trainer, self._before_batch)
+        lightning.around_epochs(trainer, self._before_epoch, self._after_epoch)
+
+    # --- saving
+
+    @contextmanager
+    def saving(self, moment: Moment) -> Iterator[None]:
+        """Tell of a checkpoint that it is of a moment: others, such as a callback of the user's saves, are not."""
+        self._saving = moment if self.attached else None
+        try:
+            yield
+        finally:
+            self._saving = None
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
+        if self._saving is None:
+            return
+        block = self._begun if self._saving is Moment.VALIDATION else None
+        mine = {
+            "state": _tensor(block or state.save(trainer, self._changed())),
+            "gradients": _gradients(pl_module) if lightning.accumulates(trainer) else {},
+        }
+        checkpoint[KEY] = {"version": _VERSION, "moment": self._saving.value, "ranks": _gathered(mine, trainer)}
+        if self._saving is Moment.EPOCH:
+            checkpoint["epoch"] -= 1  # as everywhere: the epoch that it was saved in
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.attached:
+            self._before = self._attributes()
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.attached:
+            self._touched = set(_differing(self._attributes(), self._before))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.attached and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._begun = state.save(trainer, self._changed())
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = None
+
+    def _changed(self) -> state.Attributes:
+        now = self._attributes()
+        return {**{key: now[key] for key in self._touched if key in now}, **_differing(now, self._baseline or {})}
+
+    def _attributes(self) -> state.Attributes:
+        return state.attributes(state.objects_of(self._trainer, self._datasets))
+
+    # --- resuming
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
+        self._loaded, self._state = None, None
+        found = checkpoint.get(KEY)
+        if not self.attached or not found or found["version"] != _VERSION:
+            return
+        self._loaded = found
+        trainer.num_sanity_val_steps = 0
+        ranks = found["ranks"]
+        if not self._trusted:
+            return
+        if len(ranks) != trainer.world_size:
+            _log.warning(
+                "not resumed exactly: the checkpoint is of %d processes, not %d",
+                len(ranks),
+                trainer.world_size,
+            )
+            return
+        block = bytes(ranks[trainer.global_rank]["state"].cpu().numpy())
+        self._state = state.read(block, torch.device("cpu"))
+
+    def _set_up(self) -> None:
+        """Prepare the loops, before they ask whether anything is left to be done."""
+        if self._loaded is None:
+            return
+        moment, loops = self._loaded["moment"], self._trainer.fit_loop
+        if moment == Moment.EPOCH:
+            lightning.resume_between_epochs(self._trainer)
+            if self._state:  # where nothing is left, nothing else restores it
+                lightning.load_connector(self._trainer, self._state["connector"])
+                self._trainer.should_stop = self._state["loops"]["should_stop"]
+        elif moment == Moment.VALIDATION and loops.restarting:  # and not only asked for its length
+            self._undo()
+            self._undo = lightning.may_run_validation(self._trainer)
+
+    def _before_epoch(self) -> None:
+        if not self._active:
+            return
+        if self._baseline is None:
+            self._baseline = self._attributes()
+        if self._loaded is not None and self._loaded["moment"] == Moment.EPOCH:
+            self._restore()
+
+    def _before_batch(self, fetcher: Any) -> bool:
+        """Resume, or save; returns whether the batch is done already, and only its validation is left."""
+        if not self._active:
+            return False
+        if self._loaded is None:
+            self._reached(Moment.BATCH)
+            return False
+        moment, trainer = self._loaded["moment"], self._trainer
+        where = lightning.place(trainer)
+        if not any(map(_has_its_place, lightning.flattened(trainer))):
+            lightning.replay(fetcher, where.batch)
+        elif fetcher.length is None and self._made_at != where:
+            iter(fetcher)  # it has looked ahead from elsewhere
+        self._restore()
+        return bool(moment == Moment.VALIDATION)
+
+    def _after_epoch(self) -> None:
+        if self._active:
+            self._reached(Moment.EPOCH)
+
+    @property
+    def _active(self) -> bool:
+        """Whether it is the run's own fit that goes on: finders have one of their own, without callbacks."""
+        return self in self._trainer.callbacks  # type: ignore[attr-defined]  # Lightning's connector sets it
+
+    def _restore(self) -> None:
+        loaded, trainer = self._loaded, self._trainer
+        self._loaded = None
+        lightning.is_done(trainer)
+        self._undo()
+        if loaded is None or self._state is None:
+            return
+        device = trainer.strategy.root_device
+        gradients = loaded["ranks"][trainer.global_rank]["gradients"]
+        for name, parameter in trainer.lightning_module.named_parameters():
+            if name in gradients:
+                parameter.grad = gradients[name].to(parameter.device)
+        moved = state.read(bytes(loaded["ranks"][trainer.global_rank]["state"].cpu().numpy()), device)
+        state.restore(trainer, moved, state.objects_of(trainer, self._datasets))
+        self._state = None
+
+    # --- data
+
+    def _prepared(self, loader: Any, stage: str, number: int) -> Any:
+        trainer = self._trainer
+        if stage == "train":
+            self._made_at = lightning.place(trainer)
+        if not can_be_exact(loader):
+            return loader
+        if loader.num_workers == 0 and hasattr(loader.dataset, "__dict__"):
+            self._datasets["dataset", stage, number] = loader.dataset  # read here: what it keeps is state, too
+        source = Source(
+            loader,
+            name=(stage, number),
+            seed=self._seed,
+            rank=trainer.global_rank,
+            where=lambda: lightning.place(trainer),
+        )
+        return make_exact(loader, source)
+
+
+def _has_its_place(loader: object) -> bool:
+    """Whether a loader finds by itself where it is to go on."""
+    return is_exact(loader) or hasattr(loader, "load_state_dict")
+
+
+def _differing(now: state.Attributes, before: state.Attributes) -> state.Attributes:
+    return {key: value for key, value in now.items() if before.get(key) != value}
+
+
+def _gradients(module: pl.LightningModule) -> dict[str, torch.Tensor]:
+    """Return what the batches of an accumulation have added up to so far."""
+    if not module.automatic_optimization:
+        return {}
+    return {name: one.grad.detach().cpu() for name, one in module.named_parameters() if one.grad is not None}
+
+
+def _tensor(block: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(block), dtype=torch.uint8)
+
+
+def _gathered(mine: Saved, trainer: pl.Trainer) -> list[Saved]:
+    """Return what all ranks have to save; all of them call it."""
+    if trainer.world_size == 1:
+        return [mine]
+    ranks: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(ranks, mine)
+    return ranks
