@@ -88,7 +88,9 @@ def make_exact(loader: Any, source: Source) -> Any:
 class Source:
     """What stands behind one of the user's loaders."""
 
-    def __init__(self, loader: DataLoader[Any], *, name: tuple[str, int], seed: int, rank: int, where: Where) -> None:
+    def __init__(
+        self, loader: DataLoader[object], *, name: tuple[str, int], seed: int, rank: int, where: Where
+    ) -> None:
         """`name`: the stage, `train` or `val`, and the loader's number in it."""
         self._name, self._seed, self._rank, self._where = name, seed, rank, where
         self._loader = loader
@@ -115,7 +117,7 @@ class Source:
     def batch_key(self, number: int) -> int:
         return self.key(self._rank, number)
 
-    def begin(self) -> Iterator[Any]:
+    def begin(self) -> Iterator[object]:
         """Begin a pass where the fit is now."""
         where = self._where()
         self.epoch, self.skip = where.epoch, 0
@@ -148,7 +150,7 @@ class Source:
         except TypeError:  # a stream without one
             return 0
 
-    def _replayed(self, iterator: Iterator[Any]) -> Iterator[Any]:
+    def _replayed(self, iterator: Iterator[object]) -> Iterator[object]:
         began = time.monotonic()
         for _ in range(self.skip):
             next(iterator)
@@ -165,12 +167,12 @@ class _Pass:
 
     def __init__(self, source: Source) -> None:
         self._source, self._numbers = source, Numbers(0)
-        self._iterator: Iterator[Any] | None = None
+        self._iterator: Iterator[object] | None = None
 
     def __iter__(self) -> _Pass:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         with self._numbers.used():
             if self._iterator is None:
                 self._iterator = self._source.begin()
@@ -181,7 +183,7 @@ class _Pass:
                 raise
 
 
-class _At(list[Any]):
+class _At(list[object]):
     """The indices of a batch, and the number that its random numbers begin with."""
 
     number = 0
@@ -199,7 +201,7 @@ class _Wrapped:
         return getattr(self.__dict__["_inner"], name)
 
 
-class _Seeded(_Wrapped, Dataset[Any]):
+class _Seeded(_Wrapped, Dataset[object]):
     """A dataset whose random numbers depend on the batch's place alone, in whatever process it is read."""
 
     _own: list[Generator] | None = None
@@ -214,12 +216,12 @@ class _Seeded(_Wrapped, Dataset[Any]):
     def __len__(self) -> int:
         return len(self._inner)
 
-    def __getitems__(self, at: _At) -> Any:
+    def __getitems__(self, at: _At) -> object:
         self._seed(at.number)
         get = getattr(self._inner, "__getitems__", None)
         return get(list(at)) if callable(get) else [self._inner[index] for index in at]
 
-    def __getitem__(self, at: Any) -> Any:
+    def __getitem__(self, at: object) -> object:
         """Return one sample where the loader makes no batches."""
         if not isinstance(at, _At):
             return self._inner[at]
@@ -233,14 +235,14 @@ class _Seeded(_Wrapped, Dataset[Any]):
         reseed(self._own, number)
 
 
-class _Stream(_Wrapped, IterableDataset[Any]):
+class _Stream(_Wrapped, IterableDataset[object]):
     """A stream whose random numbers depend on the epoch, the rank and the worker alone."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
         self.number = self.epoch = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         info = get_worker_info()
         number = derived(self.number, info.id if info else 0)
         if callable(set_epoch := getattr(self._inner, "set_epoch", None)):

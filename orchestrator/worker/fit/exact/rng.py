@@ -49,7 +49,7 @@ def held_by(root: object, depth: int = 5) -> list[Generator]:
     """Return the generators that an object holds, as a dataset does its own and those of its transforms."""
     found: list[Generator] = []
     seen: set[int] = set()
-    queue: deque[tuple[Any, int]] = deque([(root, 0)])
+    queue: deque[tuple[object, int]] = deque([(root, 0)])
     while queue and len(seen) < _MOST_OBJECTS:
         one, level = queue.popleft()
         if id(one) in seen or level > depth:
@@ -62,7 +62,7 @@ def held_by(root: object, depth: int = 5) -> list[Generator]:
     return found
 
 
-def _children(one: Any) -> list[Any]:
+def _children(one: object) -> list[object]:
     if isinstance(one, _LEAVES):
         return []
     if isinstance(one, dict):
