@@ -160,7 +160,7 @@ def ledger_record(desk):
         (("--on", "inline", "cluster=slurm"), "--on inline and cluster=slurm are given"),
         (("--on", "slrum"), "did you mean 'slurm'"),
         (("--on", "inline,slurm"), "cluster is swept"),
-        (("--on", "inline", "seed=1,2"), "`orch run` runs one"),
+        (("--on", "inline", "seed=1,2"), "`orch run` runs a single one"),
         (("--on", "inline", "cluster.devices=[7]", "resources.gpus_per_node=2"), "resources.gpus_per_node is 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -60,7 +60,7 @@ def test_keys_of_a_section_are_attributes_unless_it_is_converted():
     assert copy.deepcopy(cfg).optim.name == copy.copy(cfg).optim.name == "sgd"
     cfg.optim.lr = 0.2
     assert cfg["optim"]["lr"] == 0.2
-    with pytest.raises(AttributeError, match="no key 'rate', but lr, name"):
+    with pytest.raises(AttributeError, match="no key 'rate'; its keys are lr, name"):
         cfg.optim.rate  # noqa: B018 - asked for
     assert not hasattr(cfg, "__len_hint__")
     assert type(build(node | {"_convert_": "all"}).cfg) is dict

@@ -191,7 +191,7 @@ def test_every_point_of_a_command_line_is_what_hydra_composes(project, hydra, li
     [
         (["model.lr=interval(0,1)"], 'sweep.random={n: 20, space: {model.lr: "uniform(0, 1)"}}'),
         (["model.hidden=extend_list(1,2)"], "give the whole list"),
-        (["model.hidden=shuffle([1,2,3])"], "another one each time"),
+        (["model.hidden=shuffle([1,2,3])"], "different each time"),
         (["model.lr=glob(*)"], "glob() chooses options of a config group, and model.lr is none"),
         (["model=glob(x*)"], "the options of model are conv"),
         (["model.lr=choice([1],sort(3,2))"], "more than plain values"),
