@@ -252,7 +252,7 @@ def test_what_sacct_says_of_another_job_of_that_number_is_not_believed(stand_in,
     bench, run = bench_of(tmp_path), scripted({"ends": ["kill"]})
     job = jobs_of(bench.launch([run]).paths)[0].name(0)
     wait_for_end(bench)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # without squeue's answer of a moment ago
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))  # without squeue's answer of a moment ago
     stand_in("squeue", "exit 0")
     stand_in("sacct", f"echo '{job}|COMPLETED|None|n1|1795392067|a-strangers'")
     bench.paths.launch(1).exit_status(job).unlink()
