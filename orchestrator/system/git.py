@@ -53,7 +53,7 @@ _NONE = {"required": "false", "uploadpack": "git-upload-pack", "receivepack": "g
 
 def trust(told: str) -> str:
     """Return how to have git trust a repository of another owner, if that is what it complains of; else nothing."""
-    found = re.search(r"dubious ownership in repository at '(.+)'", told)
+    found = re.search(r"dubious ownership in repository at '(.+?)'(?=\nTo add|\s*\Z)", told, re.DOTALL)
     if found is None:
         return ""
     return f"if you trust its owner: git config --global --add safe.directory {shlex.quote(found[1])}"

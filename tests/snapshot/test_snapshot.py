@@ -640,7 +640,7 @@ def test_a_broken_repository_is_refused(project):
 
 
 def test_no_folder_no_snapshot(tmp_path):
-    with pytest.raises(RequestError, match="no folder"):
+    with pytest.raises(RequestError, match="is not a folder"):
         name_of(tmp_path / "missing")
 
 
