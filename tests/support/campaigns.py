@@ -52,7 +52,7 @@ CAMPAIGNS = (
     Campaign(name="slurm", minutes=35, arguments=("tests/slurm",)),
     Campaign(name="fuzz", minutes=30, arguments=PARALLEL),
     Campaign(name="damage", minutes=25, arguments=("tests/config", "tests/records", "tests/cli")),
-    Campaign(name="exact", minutes=40, arguments=("tests/worker/test_exactness.py",)),
+    Campaign(name="exact", minutes=35, arguments=("tests/worker/test_exactness.py",)),
     Campaign(name="uploaders", minutes=20, arguments=("tests/tracking/test_tracking_server.py",)),
     Campaign(name="scale", minutes=30, arguments=SCALE, environ={"SCALE_RUNS": "500"}),
     Campaign(name="scale-10000", minutes=240, arguments=SCALE, environ={"SCALE_RUNS": "10000"}),
