@@ -62,14 +62,16 @@ def resolve(key: str, text: str, *, runs: RunsRoot, project: Path, after: Collec
     start = _resolve(key, text, runs=runs, project=project, after=after)
     if trusted or ("run" in start and not why_read_only(runs.experiment(start["experiment"]))):
         return start
+    path = None
     with suppress(StateError):  # its run is not done yet
-        _check_plain(key, text, locate(start, runs))
+        path = locate(start, runs)
+    _check_plain(key, text, path)
     return {**start, "weights_only": True}
 
 
-def _check_plain(key: str, text: str, path: Path) -> None:
-    """Raise ConfigError for a checkpoint that holds more than weights and plain values. The answer is kept."""
-    if problem := _unsafe_torch() or _more_than_plain(path):
+def _check_plain(key: str, text: str, path: Path | None) -> None:
+    """Raise ConfigError for a checkpoint that holds more than weights and plain values; None: it is still to come."""
+    if problem := _unsafe_torch() or (path and _more_than_plain(path)):
         raise ConfigError(
             f"{key} is {text!r}, of which only weights and plain values may be loaded",
             why=f"{problem}; loading it could run any code, and you have not made it here as a run",
@@ -82,11 +84,12 @@ def _unsafe_torch() -> str:
     version = metadata.version("torch")
     major, minor, *_ = re.findall(r"\d+", version)
     safe = (int(major), int(minor)) >= _SAFE_TORCH
-    told = f"torch {version} can be made to run code even so (CVE-2025-32434, CVE-2026-24747)"
-    return "" if safe else f"{told}; torch {'.'.join(map(str, _SAFE_TORCH))} and newer cannot"
+    problem = f"torch {version} can be made to run code even so (CVE-2025-32434, CVE-2026-24747)"
+    return "" if safe else f"{problem}; torch {'.'.join(map(str, _SAFE_TORCH))} and newer cannot"
 
 
 def _more_than_plain(path: Path) -> str:
+    """Return what a checkpoint holds besides weights and plain values, or nothing. The answer is kept."""
     answers, question = Answers(cache_dir() / "starts"), ("plain", *_version_of(path))
     problem = answers.read(*question)
     if problem is None:
