@@ -35,8 +35,8 @@ def sync(project: Project, name: str) -> Report:
     """
     from orchestrator.tracking.view import tracked
 
-    require(project.runs.experiment(name))
-    return store_of(project, name).sync(tracked(_records(project, name)))
+    state = _own_records(project, name)
+    return store_of(project, name).sync(tracked(state))
 
 
 def store_of(project: Project, name: str) -> MlflowStore:
@@ -84,7 +84,7 @@ def options_of(paths: ExperimentPaths) -> Mapping[str, object]:
 
 def open_in_store(project: Project, name: str) -> bool:
     """Return whether cancelled runs still seem to wait in a queue: their status in the store may yet change."""
-    state = _records(project, name)
+    state = _own_records(project, name)
     cancelled = {launch.number: launch.paths.cancelled for launch in state.launches}
     waiting = [r for r in state.records.values() if r.last is not None and r.state is RunState.QUEUED]
     return any(listed(cancelled[record.task[0]] / record.id) for record in waiting)
@@ -99,14 +99,16 @@ def register(project: Project, name: str, *, model: str | None = None) -> str | 
     from orchestrator.tracking.registry.registering import register as act
     from orchestrator.tracking.registry.registering import wanted
 
-    require(project.runs.experiment(name))
     asked = model or options_of(project.runs.experiment(name)).get("register")
-    registration = wanted(_records(project, name), model=model) if asked else None
+    registration = wanted(_own_records(project, name), model=model) if asked else None
     return act(registration, store_of(project, name)) if registration else None
 
 
-def _records(project: Project, name: str) -> ExperimentState:
-    return read_experiment(project.runs.experiment(name), observers())
+def _own_records(project: Project, name: str) -> ExperimentState:
+    """Return what is known of an experiment. Raises StateError if the runs may only be read."""
+    state = read_experiment(project.runs.experiment(name), observers())
+    require(state.experiment, state.launches)
+    return state
 
 
 def addressed(options: Mapping[str, object], project: Project, name: str) -> Mapping[str, object]:

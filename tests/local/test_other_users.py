@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from two_users import ADA, EVE
 
 from orchestrator.data.store.scratch import scratch_dir, taken
 from orchestrator.errors import StateError
@@ -24,7 +25,6 @@ from orchestrator.system.cache import Answers
 from orchestrator.system.processes import start_detached
 from orchestrator.tracking import SpoolWriter
 
-ADA, EVE = 64001, 64002
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become two users")
 
 

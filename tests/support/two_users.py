@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
+ADA, EVE = 64001, 64002
+"""The users' numbers: nobody's on this machine."""
 _PATIENCE_SECONDS = 120.0
 _READS_ALL = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 """Wherever the checkout lies, both can read it; and one who can read everything of the other is the harder case."""
@@ -73,14 +75,14 @@ class User:
 
 
 @contextmanager
-def two_users(names: Sequence[str] = ("ada", "eve")) -> Iterator[list[User]]:
-    """Give users with homes that both can reach. Only root can be somebody else."""
+def two_users() -> Iterator[list[User]]:
+    """Give Ada and Eve, with homes that both can reach. Only root can be somebody else."""
     if os.getuid() != 0:
         pytest.skip("only root can be two other users")
     folder = Path(tempfile.mkdtemp(prefix="two users "))
     folder.chmod(0o755)
     try:
-        users = [User(uid=64001 + number, home=folder / name) for number, name in enumerate(names)]
+        users = [User(uid=ADA, home=folder / "ada"), User(uid=EVE, home=folder / "eve")]
         for user in users:
             (user.home / "bin").mkdir(parents=True)
             user.owns(user.home, user.home / "bin")
