@@ -59,6 +59,7 @@ class Partition:
     min_nodes: int = 0
     accounts: tuple[str, ...] | None = None
     denied: tuple[str, ...] = ()
+    max_memory_mb: int | None = None
 
     def refuses(self, need: Resources) -> str:
         """Return why a run of this shape would wait here for ever, or nothing."""
@@ -135,6 +136,7 @@ def _partition(told: Mapping[str, str]) -> Partition:
         min_nodes=_number(told.get("MinNodes", "")) or 0,
         accounts=_some(told.get("AllowAccounts", "ALL")),
         denied=_some(told.get("DenyAccounts", "")) or (),
+        max_memory_mb=_number(told.get("MaxMemPerNode", "")),
     )
 
 

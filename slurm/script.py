@@ -22,9 +22,13 @@ from orchestrator.slurm.options import TEXTS, SlurmOptions
 from orchestrator.spec import Resources
 
 _TEARDOWN_SECONDS = 120
+_INTERRUPTED = 125
+"""From this exit status on a job was not ended by its run itself: 125 is Slurm's of a step that ran out of memory."""
 _UNREACHED = "srun: error: Unable to (confirm allocation|create step).*(contact|timed out|refused|Zero Bytes)"
 """What srun says, as grep -E reads it, when slurmctld did not answer and so nothing was started."""
 _MEMORY = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
+REQUEUED = 75
+"""The exit status of `orchestrator.slurm.restart` once it has requeued the job."""
 BLOCKED = "orch_blocked"
 """The shell variable with the program that starts a task's with TERM and USR2 blocked: nothing in it needs a quote."""
 _BLOCKED_BY = (
@@ -229,6 +233,7 @@ def setup(array: Array, options: SlurmOptions, folder: Path, *, token: str) -> l
         "orch_end() {",
         "  orch_status=$?; set +e",
         '  [ $orch_status = 0 ] || echo $orch_status > "$orch_exit"',
+        *([_restart(array, folder)] if options.nodes_may_submit and _starts_again(array.shape) else []),
         *([_hand_over(array.shape, folder)] if options.nodes_may_submit else []),
         "}",
         "trap orch_end EXIT",
@@ -277,6 +282,24 @@ def _hand_over(shape: Shape, folder: Path) -> str:
     return (
         f'  [ -z "$(ls -A {shlex.quote(str(runs.waiting))} 2>/dev/null)" ] || PYTHONPATH={code} PYTHONSAFEPATH=1 '
         f"{run} {shlex.quote(str(runs.path))} >> {here}/teardown.out 2>&1"
+    )
+
+
+def _starts_again(shape: Shape) -> bool:
+    return shape.resources.attempts is not None and shape.resources.attempts.of > 1
+
+
+def _restart(array: Array, folder: Path) -> str:
+    """Return the line that sees to a run which was interrupted; bash, too, must outlive what Slurm does to the job.
+
+    A job that was requeued is still in the queue: it makes no room for others.
+    """
+    code = shlex.quote(":".join(array.shape.python_path))
+    run = f"timeout {_TEARDOWN_SECONDS} {shlex.quote(sys.executable)} -m orchestrator.slurm.restart"
+    task = f'{shlex.quote(str(folder.parent))} "$(({array.offset} + SLURM_ARRAY_TASK_ID))" "$orch_status"'
+    return (
+        f'  [ "$orch_status" -lt {_INTERRUPTED} ] || {{ trap "" TERM; PYTHONPATH={code} PYTHONSAFEPATH=1 '
+        f"{run} {task} >> {shlex.quote(str(folder))}/teardown.out 2>&1; [ $? != {REQUEUED} ] || return; }}"
     )
 
 

@@ -140,6 +140,16 @@ def not_negative() -> Field:
     return Field(holds=lambda value: _is_number(value) and 0 <= value < 1e12, rule="it is a number, at least 0")
 
 
+def at_least(least: float) -> Field:
+    """Return the rule for a number from `least` on, below 10**12."""
+    return Field(
+        holds=lambda value: _is_number(value) and least <= value < 1e12,
+        rule=f"it is a number, at least {least:g}",
+        example=f"{least:g}",
+        read=float,
+    )
+
+
 def truth(example: str = "", *, optional: bool = True) -> Field:
     """Return the rule for true and false."""
     return Field(

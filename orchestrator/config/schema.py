@@ -10,12 +10,14 @@ from orchestrator.config.counterparts import of_template
 from orchestrator.config.fields import (
     ANYTHING,
     Field,
+    at_least,
     check,
     check_known,
     check_mapping,
     choice,
     gpu_type,
     hours,
+    not_negative,
     positive,
     text,
     texts,
@@ -25,7 +27,18 @@ from orchestrator.config.fields import (
 from orchestrator.errors import ConfigError
 from orchestrator.identity import TRAINER_FLAGS
 from orchestrator.layout import EXPERIMENT_NAME
-from orchestrator.spec import EVALUATIONS, STARTS, TASKS, LaunchOptions, Objective, Pack, Resources, SnapshotOptions
+from orchestrator.spec import (
+    CAUSES,
+    EVALUATIONS,
+    STARTS,
+    TASKS,
+    Attempts,
+    LaunchOptions,
+    Objective,
+    Pack,
+    Resources,
+    SnapshotOptions,
+)
 
 TOP_LEVEL = (
     "name",
@@ -75,6 +88,14 @@ def _is_device(value: object) -> bool:
     return number or (isinstance(value, str) and _DEVICE.fullmatch(value) is not None)
 
 
+def _is_pattern(value: str) -> bool:
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return bool(value)
+
+
 _NAME = Field(
     holds=lambda value: isinstance(value, str) and EXPERIMENT_NAME.fullmatch(value) is not None,
     rule="a name starts with a letter or digit, then letters, digits, '.', '_' and '-', 100 at most;"
@@ -101,7 +122,21 @@ _RESOURCES = {
     "mem_gb_per_cpu": positive(),
     "hours": hours(),
     "pack": ANYTHING,
+    "attempts": ANYTHING,
 }
+_ATTEMPTS = {
+    "of": whole(1),
+    "when": ANYTHING,
+    "mem_factor": at_least(1),
+    "mem_gb_most": positive(),
+    "hours_factor": at_least(1),
+    "avoid_node": truth("false"),
+    "backoff_minutes": not_negative(),
+    "without_progress": whole(0),
+    "stall_minutes": positive(),
+}
+_CAUSE = choice(*CAUSES)
+_PATTERN = text("it is a regular expression", example="[{exception: ['NCCL error']}]", holds=_is_pattern)
 _SNAPSHOT = {
     "include": texts("it is a list of globs", example="['assets/*.json']"),
     "max_file_mb": positive(),
@@ -197,7 +232,8 @@ def resources(value: Mapping[str, object]) -> Resources:
                 fix="resources.mem_gb_per_node=null, or resources.mem_gb_per_cpu=null",
             )
         values["mem_gb_per_node"] = per_cpu * values.get("cpus_per_node", 1)
-    need = Resources(**{**values, "pack": _pack(values.get("pack"))})
+    nested = {"pack": _pack(values.get("pack")), "attempts": _attempts(values.get("attempts"))}
+    need = Resources(**{**values, **nested})
     if need.pack and need.world_size > 1:
         raise ConfigError(
             f"resources.pack is given for runs of {need.world_size} processes",
@@ -220,6 +256,33 @@ def _pack(value: Any) -> Pack | None:
     if runs == "auto":
         return Pack(at_once=at_once)
     return Pack(runs=whole(at_once).check("resources.pack.runs", runs), at_once=at_once)
+
+
+def _attempts(value: object) -> Attempts:
+    """Return when runs are started again by themselves; null is the default, as for each of its keys."""
+    if value is None:
+        return Attempts()
+    fix = "resources.attempts={of: 3}, or {of: 1} for never"
+    given = check("resources.attempts", check_mapping("resources.attempts", value, fix=fix), _ATTEMPTS)
+    if "when" not in given:
+        return Attempts(**given)
+    causes, exceptions = _causes(given.pop("when"))
+    return Attempts(**given, when=causes, exceptions=exceptions)
+
+
+def _causes(value: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the causes of a list, and the patterns of `exception: [...]` in it."""
+    key, causes, patterns = "resources.attempts.when", [], []
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, Mapping):
+            check_known(key, each, ("exception",))
+            found = each["exception"]
+            patterns += [
+                _PATTERN.check(f"{key}.exception", one) for one in (found if isinstance(found, list) else [found])
+            ]
+        else:
+            causes.append(_CAUSE.check(key, each))
+    return tuple(dict.fromkeys(causes)), tuple(patterns)
 
 
 def objective(value: Any) -> Objective | None:

@@ -172,6 +172,7 @@ class Attempt:
     the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
     `settled`: its own process has said that it is done, or has failed, so that nothing said later counts.
     `ended_itself`: its own process has said how it ended; one that an observer took for dead may still write.
+    `cause`: why it was interrupted, in a word, where that was known: see launch/recovery.py.
     `together`: all of its ranks were alive when they stopped, so that one that dies later is not the cause.
     `trial`, of an adaptive sweep: its `point`, its sampler's and pruner's `attrs` and `study`, its `reports`, pairs of
     the number of a validation, from 1, and the objective's value there (None: no number), and after which of them it
@@ -182,6 +183,7 @@ class Attempt:
     claim: Claim | None
     state: RunState = RunState.RUNNING
     reason: str = ""
+    cause: str = ""
     ended: float | None = None
     stage: str = "starting"
     progress: Mapping[str, Any] = field(default_factory=dict)
@@ -266,7 +268,7 @@ def _take(seen: dict[str, Any], event: Event) -> None:
             seen |= {"state": RunState.FAILED, "ended": _end(event), "failure": failure, "reason": failure.signature}
         case "interrupted":
             seen |= {"state": RunState.INTERRUPTED, "ended": _end(event), "reason": str(data.get("reason", ""))}
-            seen["together"] = data.get("together") is True
+            seen |= {"together": data.get("together") is True, "cause": str(data.get("cause", ""))}
 
 
 def _take_trial(seen: dict[str, Any], event: Event) -> None:

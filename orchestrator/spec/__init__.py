@@ -7,7 +7,7 @@ every command needs are here; the others in `experiment` and `search`, imported 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, NewType, Self
@@ -50,11 +50,53 @@ class Pack:
         return math.ceil((self.runs or 1) / self.at_once)
 
 
+CAUSES = ("killed", "node_failed", "out_of_memory", "stalled", "disk")
+"""The causes for which a run that has ended early may be started again by itself; an exception needs a pattern."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempts:
+    """When a run that ended before it was done is started again by itself, and with what.
+
+    `of`: how many attempts it has, the first one included; those that a preemption or a time limit ends do not count.
+    `when`: the causes, of CAUSES; `exceptions`: patterns of the user's exceptions. `mem_factor`: by how much the memory
+    grows after it was too little, to `mem_gb_most` (None: what the largest node has); `hours_factor`: the time limit,
+    each time. `avoid_node`: not on the node where it was killed or has stalled. `without_progress`: how many starts in
+    a row after a preemption or at the time limit may take no step that was not taken before. `stall_minutes`: without
+    progress for so long an attempt has stalled; None: ten times its longest step, and at least 15 minutes.
+    """
+
+    of: int = 3
+    when: tuple[str, ...] = CAUSES
+    exceptions: tuple[str, ...] = ()
+    mem_factor: float = 1.5
+    mem_gb_most: float | None = None
+    hours_factor: float = 1.0
+    avoid_node: bool = True
+    backoff_minutes: float = 1.0
+    without_progress: int = 20
+    stall_minutes: float | None = None
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Attempts:
+        """Read what `to_json` wrote; keys of a newer version are ignored."""
+        known = {key: each for key, each in value.items() if key in Attempts.__dataclass_fields__}
+        return Attempts(**{key: tuple(each) if isinstance(each, list) else each for key, each in known.items()})
+
+    def to_json(self) -> dict[str, object]:
+        """Return what differs from the defaults."""
+        return {key: value for key, value in asdict(self).items() if value != getattr(_DEFAULT, key)}
+
+
+_DEFAULT = Attempts()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What one run needs. Units are in the names; `hours` is the time limit of one attempt.
 
-    `gpu_type`: of its GPUs, where a cluster has several; None: what `cluster.gpu_type` says.
+    `gpu_type`: of its GPUs, where a cluster has several; None: what `cluster.gpu_type` says. `attempts` None: it was
+    launched by an older version, and is not started again by itself.
     """
 
     nodes: int = 1
@@ -64,6 +106,7 @@ class Resources:
     mem_gb_per_node: float | None = None
     hours: float | None = None
     pack: Pack | None = None
+    attempts: Attempts | None = None
 
     @property
     def processes_per_node(self) -> int:
@@ -90,8 +133,8 @@ class Resources:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Resources:
-        pack = value.get("pack")
-        return Resources(**{**value, "pack": Pack(**pack)}) if pack else _shared(tuple(value.items()))
+        nested = {key: read(**value[key]) for key, read in _NESTED.items() if value.get(key) is not None}
+        return _shared(tuple({**value, **nested}.items()))
 
     def to_json(self) -> dict[str, Any]:
         return dict(_written(self))
@@ -103,13 +146,15 @@ def _shared(items: tuple[tuple[str, Any], ...]) -> Resources:
     return Resources(**dict(items))
 
 
-_ADDED = frozenset({"pack", "gpu_type"})
+_NESTED: Mapping[str, Callable[..., object]] = {"pack": Pack, "attempts": lambda **given: Attempts.from_json(given)}
+_ADDED = frozenset({"pack", "gpu_type", "attempts"})
 """Keys that older lines of plans do not have: left out where nothing is asked for."""
 
 
 @lru_cache(256)
 def _written(resources: Resources) -> dict[str, object]:
-    return {key: value for key, value in asdict(resources).items() if value is not None or key not in _ADDED}
+    found = {key: value for key, value in asdict(resources).items() if value is not None or key not in _ADDED}
+    return found | ({"attempts": resources.attempts.to_json()} if resources.attempts else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from orchestrator.config import overrides
 from orchestrator.config.experiment import compose_experiment
 from orchestrator.errors import ConfigError, RequestError
-from orchestrator.spec import Objective, Pack, Resources
+from orchestrator.spec import Attempts, Objective, Pack, Resources
 
 CONF = {
     "model/small.yaml": "_target_: mine.Small\nlr: 1e-3\nwidth: 8\nname: small\nnested: {a: 1, b: [1, 2]}\n",
@@ -89,7 +89,8 @@ def test_an_experiment_file_is_drafted_whole(project):
         assert ("depth" in point.config["model"]) is big
         assert point.config["model"]["lr"] == point.point["model.lr"]
         assert point.config["data"]["batch_size"] == point.point["data.batch_size"]
-        assert point.resources == Resources(gpus_per_node=2 if big else 0, hours=8.0 if wide else 4.0)
+        wanted = Resources(gpus_per_node=2 if big else 0, hours=8.0 if wide else 4.0, attempts=Attempts())
+        assert point.resources == wanted
     assert set(found.points[0].config) == {"model", "data", "trainer", "seed", "task"}
     assert found.choices["data"] == "toy"
 
