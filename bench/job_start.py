@@ -12,7 +12,7 @@ import time
 from bench.measure import Row, Seconds, in_turns, say, timed
 from bench.sandbox import PYTHON, Sandbox
 from orchestrator.layout import RunsRoot
-from orchestrator.local.launcher import Children, start_of
+from orchestrator.local.launcher import ChildProcesses, start_of
 from orchestrator.local.tasks import Task, tasks_of
 from orchestrator.records.launches import read_launch
 
@@ -79,10 +79,10 @@ def _tasks(box: Sandbox) -> list[Task]:
 def _worker(task: Task) -> Seconds:
     """Start a run as the workstation's supervisor does, and wait for its end."""
     header = read_launch(task.launch).header
-    return timed(lambda: _wait(Children(start_of(task, header, devices=()))))
+    return timed(lambda: _wait(ChildProcesses(start_of(task, header, devices=()))))
 
 
-def _wait(child: Children) -> None:
+def _wait(child: ChildProcesses) -> None:
     while (status := child.ended()) is None:
         time.sleep(0.002)
     output = child.close()

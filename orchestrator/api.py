@@ -93,11 +93,11 @@ def resolve_data(project: Project, overrides: Sequence[str]) -> Manifest | None:
     return resolve_data(project, overrides)
 
 
-def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh: bool = False) -> Plan:
-    """Return what a launch would do now. `weigh`: build models whose checkpoint size no earlier run shows."""
+def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", measure_models: bool = False) -> Plan:
+    """Return what a launch would do now. `measure_models`: build models whose checkpoint size no earlier run shows."""
     from orchestrator.dry_run import plan
 
-    return plan(project, prepared, rerun=rerun, weigh=weigh)
+    return plan(project, prepared, rerun=rerun, measure_models=measure_models)
 
 
 def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], str]]:
@@ -144,7 +144,9 @@ def launch(
     ignore_in_git(project.runs)
     if launched.paths is None:
         return launched
-    forecast = disk_forecast(to_do(launched.steps), launched.records, paths, models(project, prepared.facts, ask=False))
+    forecast = disk_forecast(
+        to_do(launched.steps), launched.records, paths, models(project, prepared.facts, measure=False)
+    )
     return replace(launched, notes=(*launched.notes, forecast.note)) if forecast.note else launched
 
 

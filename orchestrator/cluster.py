@@ -30,8 +30,8 @@ class Observation:
 
     `status` is the exit status of a job that failed by itself, `output` its output. `ended` is when it ended, in
     seconds since the epoch. `unattended`: it has ended, and no process of its own will record how. `forgotten`: the
-    scheduler no longer knows it, so that `reason` adds no information. `untidy`: its jobs are not in their intended
-    state, which the cluster's `go_on` corrects.
+    scheduler no longer knows it, so that `reason` adds no information. `needs_cleanup`: its jobs are not in their
+    intended state, which the cluster's `submit_pending` corrects.
     """
 
     state: JobState
@@ -43,7 +43,7 @@ class Observation:
     ended: float | None = None
     unattended: bool = False
     forgotten: bool = False
-    untidy: bool = False
+    needs_cleanup: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,10 +131,10 @@ class Cluster(Protocol):
         Raises ClusterError if tasks are refused: those before them are submitted, the others never will be.
         """
 
-    def go_on(self, launch: LaunchPaths) -> int:
+    def submit_pending(self, launch: LaunchPaths) -> int:
         """Submit tasks that had to wait, as far as possible now; return how many. Raises nothing.
 
-        Also corrects tasks that were observed as `untidy`.
+        Also corrects tasks that were observed as `needs_cleanup`.
         """
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:

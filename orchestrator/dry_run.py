@@ -46,8 +46,8 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh: bool = False) -> Plan:
-    """Return what a launch would do now. `weigh`: build models whose checkpoint size no earlier run shows."""
+def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", measure_models: bool = False) -> Plan:
+    """Return what a launch would do now. `measure_models`: build models whose checkpoint size no earlier run shows."""
     experiment, facts = prepared.experiment, prepared.facts
     paths, cluster = project.runs.experiment(experiment.name), cluster_for(experiment.cluster)
     state = read(project, experiment.name)
@@ -59,7 +59,7 @@ def plan(project: Project, prepared: Prepared, *, rerun: Rerun = "never", weigh:
     arrays = preview.arrays(cluster, acting, facts, paths, canary=experiment.launch.canary) if acting else None
     counted = None if arrays is None else Counter(array.shape.resources for array in arrays)
     jobs = None if arrays is None else preview.jobs(arrays)
-    checkpoints = disk_forecast(acting, state.records, paths, models(project, facts, ask=weigh))
+    checkpoints = disk_forecast(acting, state.records, paths, models(project, facts, measure=measure_models))
     return Plan(
         steps=steps,
         acting=tuple(acting),
@@ -78,12 +78,12 @@ def scripts(prepared: Prepared, planned: Plan) -> list[tuple[tuple[Step, ...], s
     return preview.scripts(prepared.experiment, planned.acting, planned.launch, planned.arrays)
 
 
-def models(project: Project, facts: Facts, *, ask: bool) -> Models:
-    """Return a forecast of the models' checkpoint sizes; with `ask`, models never trained are built for it."""
+def models(project: Project, facts: Facts, *, measure: bool) -> Models:
+    """Return a forecast of the models' checkpoint sizes; with `measure`, models never trained are built for it."""
     return Models(
         project=project.folder,
         search_path=search_path(project),
-        ask=ask,
+        measure=measure,
         code=f"{facts.code_id} {facts.environment.digest}",
         cache=cache_dir() / "checkpoints",
     )

@@ -157,7 +157,7 @@ class RunPaths(_Folder):
         return sorted((AttemptPaths(self.path / name) for name in found), key=lambda a: a.number)
 
 
-class TurnPaths(_Folder):
+class LeasePaths(_Folder):
     """The folder of one submit lease of a launch; taken by a rename, written by the process that took it alone."""
 
     __slots__ = ()
@@ -220,15 +220,15 @@ class LaunchPaths(_Folder):
     def runs(self) -> RunsRoot:
         return RunsRoot(self.path.parent.parent.parent)
 
-    def turn(self, number: int) -> TurnPaths:
-        return TurnPaths(self.path / "turns" / f"{number:04d}")
+    def lease(self, number: int) -> LeasePaths:
+        return LeasePaths(self.path / "turns" / f"{number:04d}")
 
-    def turns(self) -> list[TurnPaths]:
+    def leases(self) -> list[LeasePaths]:
         found = [name for name in _names(self.path / "turns") if _LAUNCH.fullmatch(name)]
-        return sorted(map(self.turn, map(int, found)), key=lambda turn: turn.number)
+        return sorted(map(self.lease, map(int, found)), key=lambda lease: lease.number)
 
     @property
-    def waits(self) -> Path:
+    def pending_mark(self) -> Path:
         """The empty file that exists while some of the launch may still have to be submitted."""
         return self.runs.waiting / f"{self.experiment.name}.{self.path.name}"
 

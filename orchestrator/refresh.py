@@ -78,9 +78,9 @@ def _submit_pending(state: ExperimentState) -> bool:
     """Submit pending runs of the experiment's launches, as far as places are free; return whether any was submitted."""
     if not any(record.awaits_cluster for record in state.records.values()):
         return False
-    from orchestrator.launch.pending import hand_over
+    from orchestrator.launch.pending import submit_pending
 
-    return hand_over(state, observers()) > 0
+    return submit_pending(state, observers()) > 0
 
 
 def _see_to(project: Project, state: ExperimentState) -> None:

@@ -16,7 +16,7 @@ from orchestrator.records.packs import read_packs
 from orchestrator.records.planned import PlannedRun, read_planned_runs
 from orchestrator.slurm import control
 from orchestrator.slurm.leases import Job
-from orchestrator.slurm.states import Seen
+from orchestrator.slurm.states import SlurmTask
 from orchestrator.system.files import names_in
 
 _HELD = frozenset({"JobHeldUser", "JobHeldAdmin"})
@@ -42,13 +42,13 @@ def _job(launch: LaunchPaths, planned: PlannedRun) -> str:
     return ""
 
 
-def is_untidy(names: Collection[str], claimed: str, seen: Mapping[str, Seen]) -> bool:
+def needs_cleanup(names: Collection[str], claimed: str, seen: Mapping[str, SlurmTask]) -> bool:
     """Return whether of a task's jobs another than the one that has claimed it is still to end."""
     alive = (name for name in names if name in seen and seen[name].observation.state is not JobState.ENDED)
     return bool(claimed) and any(name != claimed for name in alive)
 
 
-def is_let_loose(name: str, seen: Mapping[str, Seen]) -> bool:
+def may_start(name: str, seen: Mapping[str, SlurmTask]) -> bool:
     """Return whether Slurm may start a job at any time."""
     told = seen[name].observation if name in seen else None
     return told is not None and told.state is JobState.PENDING and told.reason not in _HELD

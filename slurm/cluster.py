@@ -1,6 +1,6 @@
 """The Slurm cluster: submits arrays, then leaves; looks with squeue, and sacct where it is.
 
-What was submitted stands in the launch's last turn (`turns`); an array that was never written down is found in Slurm
+What was submitted stands in the launch's last lease (`leases`); an array that was never written down is found in Slurm
 by its comment.
 """
 
@@ -20,12 +20,23 @@ from orchestrator.records.attempts import read_job_output
 from orchestrator.records.launches import read_launch
 from orchestrator.records.ownership import why_read_only
 from orchestrator.records.packs import read_packs
-from orchestrator.slurm import claims, control, limits, packed, preflight, queue, script, submission
-from orchestrator.slurm import leases as turns
-from orchestrator.slurm import submit_pending as handover
+from orchestrator.slurm import (
+    claims,
+    control,
+    leases,
+    limits,
+    packed,
+    preflight,
+    queue,
+    script,
+    submission,
+    submit_pending,
+)
 from orchestrator.slurm.leases import Job
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.slurm.states import Seen, printed
+from orchestrator.slurm.queue import QueueScope
+from orchestrator.slurm.states import SlurmTask, printed
+from orchestrator.slurm.submit_pending import SubmitResult
 from orchestrator.spec import Resources
 from orchestrator.system.files import read_text
 from orchestrator.system.units import hours_of
@@ -70,20 +81,20 @@ class SlurmCluster:
         return Capacity(scratch=preflight.scratch(self._site), hours=hours)
 
     def submit(self, launch: LaunchPaths) -> Waiting | None:
-        return handover.start(launch, lambda: self.allowed_to(launch), after=self.jobs_before(launch))
+        return submit_pending.submit_launch(launch, lambda: self.allowed_to(launch), after=self.jobs_before(launch))
 
-    def go_on(self, launch: LaunchPaths) -> int:
+    def submit_pending(self, launch: LaunchPaths) -> int:
         if shutil.which("sbatch") is None:
             return 0
         try:
-            _tidy(launch)
-            return self.go_on_at(launch).tasks
+            _clean_up_late_arrays(launch)
+            return self.try_submit_pending(launch).tasks
         except (OrchError, OSError):
             return 0  # and what is observed says why
 
-    def go_on_at(self, launch: LaunchPaths, *, ending: str = "", at_once: bool = False) -> handover.Tried:
-        """Submit what waits of a launch; `ending` and `at_once` as in `handover.go_on`. Raises ClusterError."""
-        return handover.go_on(
+    def try_submit_pending(self, launch: LaunchPaths, *, ending: str = "", at_once: bool = False) -> SubmitResult:
+        """Submit the pending tasks of a launch. See `submit_pending.submit_rest`. Raises ClusterError."""
+        return submit_pending.submit_rest(
             launch,
             lambda: self.allowed_to(launch),
             ending=ending,
@@ -93,7 +104,7 @@ class SlurmCluster:
 
     def shape(self, resources: Resources, python_path: tuple[str, ...], *, data_bytes: int) -> script.Shape:
         """Return what a run asks for here: with `staging.request_tmp` also room for its data version."""
-        return handover.shape(self.options, resources, python_path, data_bytes=data_bytes)
+        return submit_pending.shape(self.options, resources, python_path, data_bytes=data_bytes)
 
     def arrays_of(self, tasks: Mapping[int, script.Shape]) -> list[script.Array]:
         """Return the arrays that tasks make, by their index in the plan."""
@@ -106,7 +117,7 @@ class SlurmCluster:
 
         `token` is the launch's own.
         """
-        given = handover.parameters(
+        given = submit_pending.parameters(
             array, self.options, launch, experiment=experiment, token=token, after=self._jobs_of(launch.runs, after)
         )
         return submission.text(given, launch.submitit)
@@ -145,10 +156,10 @@ class SlurmCluster:
 
     def release(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
         control.release(queued_jobs(launch), read_packs(launch).firsts(tasks), queue.cluster_of(launch))
-        self.go_on_at(launch, at_once=True)
+        self.try_submit_pending(launch, at_once=True)
 
     def change(self, launch: LaunchPaths, tasks: Collection[int], change: Change) -> None:
-        packs, waiting = read_packs(launch), handover.left(launch)
+        packs, waiting = read_packs(launch), submit_pending.unsubmitted(launch)
         if change.hours is not None and any(task in packs for task in tasks):
             raise RequestError(
                 "the hours of packed runs cannot be changed",
@@ -169,73 +180,83 @@ class SlurmCluster:
 
 def jobs_of(launch: LaunchPaths) -> list[Job]:
     """Return the arrays that were submitted for a launch, and written down."""
-    turn = turns.last(launch)
-    return list(turn.jobs) if turn else []
+    lease = leases.last(launch)
+    return list(lease.jobs) if lease else []
 
 
-def queued_jobs(launch: LaunchPaths, *, listed: Callable[[queue.Whose], Mapping[str, Seen]] = queue.queue) -> list[Job]:
+def queued_jobs(
+    launch: LaunchPaths, *, listed: Callable[[QueueScope], Mapping[str, SlurmTask]] = queue.queue
+) -> list[Job]:
     """Return the arrays of a launch as Slurm has them now: written down or not, and never another's of that number."""
-    seen, jobs, belongs = listed(queue.Whose.of(launch)).values(), jobs_of(launch), handover.belonging_to(launch)
+    seen, jobs, belongs = (
+        listed(QueueScope.of(launch)).values(),
+        jobs_of(launch),
+        submit_pending.belongs_to(launch),
+    )
     others = {each.job.partition("_")[0] for each in seen if not belongs(each)}
     alive = [each for each in seen if each.observation.state is not JobState.ENDED]
-    untracked = handover.strays(launch, alive, known=[job.id for job in jobs])
+    untracked = submit_pending.untracked_arrays(launch, alive, known=[job.id for job in jobs])
     return [*untracked, *(job for job in jobs if job.id not in others)]
 
 
 def _observed_tasks(launch: LaunchPaths, asked: set[int]) -> dict[int, Observation]:
     """Return what is known of tasks, those of packs by the first of each."""
-    turn = turns.last(launch)
-    jobs = list(turn.jobs) if turn else []
-    look = _Look(launch)
+    lease = leases.last(launch)
+    jobs = list(lease.jobs) if lease else []
+    view = _SlurmView(launch)
     names = _names(jobs)
-    look.ask([name for index in asked for name in names.get(index, ())])
-    silent = "" if names.keys() >= asked else look.ask_for_others()  # Slurm may have taken what we do not know of
-    late = handover.strays(launch, look.seen.values(), known=[job.id for job in jobs])
+    view.ask([name for index in asked for name in names.get(index, ())])
+    silent = "" if names.keys() >= asked else view.ask_for_others()  # Slurm may have taken what we do not know of
+    late = submit_pending.untracked_arrays(launch, view.seen.values(), known=[job.id for job in jobs])
     names = _names([*jobs, *late])
-    told = _told(launch, {index: names[index] for index in asked if index in names}, look)
-    for index in _to_hold(launch, late, look.seen) & told.keys():
-        told[index] = replace(told[index], untidy=True)
+    told = _told(launch, {index: names[index] for index in asked if index in names}, view)
+    for index in _to_hold(launch, late, view.seen) & told.keys():
+        told[index] = replace(told[index], needs_cleanup=True)
     if not asked <= told.keys():
-        rest = handover.outlook(launch, turn)
-        told |= {index: look.unknown(silent) if silent else rest(index) for index in asked - told.keys()}
+        rest = submit_pending.observe_unsubmitted(launch, lease)
+        told |= {index: view.unknown(silent) if silent else rest(index) for index in asked - told.keys()}
     return told
 
 
-def _to_hold(launch: LaunchPaths, late: Collection[Job], seen: Mapping[str, Seen]) -> set[int]:
+def _to_hold(launch: LaunchPaths, late: Collection[Job], seen: Mapping[str, SlurmTask]) -> set[int]:
     """Return the tasks of arrays that came late which are held, and Slurm was not told so."""
     held = set(read_packs(launch).whole(safeguards(launch).held)) if late else set()
-    return {i for job in late for i in held.intersection(job.indices) if claims.is_let_loose(job.name(i), seen)}
+    return {i for job in late for i in held.intersection(job.indices) if claims.may_start(job.name(i), seen)}
 
 
-def _told(launch: LaunchPaths, names: Mapping[int, Collection[str]], look: _Look) -> dict[int, Observation]:
+def _told(launch: LaunchPaths, names: Mapping[int, Collection[str]], view: _SlurmView) -> dict[int, Observation]:
     """Return what is known of tasks by the names of their jobs: of two, the one in the run's own claim counts.
 
     Only where there are two, or none that is alive, may the claim name another.
     """
-    told = {index: _best([look.at(name) for name in names[index]]) for index in names}
+    told = {index: _best([view.at(name) for name in names[index]]) for index in names}
     doubtful = [index for index in told if len(names[index]) > 1 or told[index].state is JobState.ENDED]
     claimed = claims.jobs(launch, doubtful)
-    look.ask({name for index, name in claimed.items() if name not in names[index]})
+    view.ask({name for index, name in claimed.items() if name not in names[index]})
     for index, name in claimed.items():
-        told[index] = replace(look.at(name), untidy=claims.is_untidy(names[index], name, look.seen))
+        told[index] = replace(view.at(name), needs_cleanup=claims.needs_cleanup(names[index], name, view.seen))
     return told
 
 
-class _Look:
+class _SlurmView:
     """What Slurm says now of tasks of a launch; what is not the launch's own is left out."""
 
     def __init__(self, launch: LaunchPaths) -> None:
-        self._launch, self._whose, self._belongs = launch, queue.Whose.of(launch), handover.belonging_to(launch)
-        self.seen: dict[str, Seen] = {}
+        self._launch, self._scope, self._belongs = (
+            launch,
+            QueueScope.of(launch),
+            submit_pending.belongs_to(launch),
+        )
+        self.seen: dict[str, SlurmTask] = {}
 
     def ask(self, names: Collection[str]) -> None:
         if names:
-            self._take(queue.tasks(self._whose, names))
+            self._take(queue.tasks(self._scope, names))
 
     def ask_for_others(self) -> str:
         """Ask for tasks of whatever name; return why squeue does not answer, or nothing."""
         try:
-            self._take(queue.queue(self._whose))
+            self._take(queue.queue(self._scope))
         except ClusterError as error:
             return f"squeue does not answer: {error.why}"
         return ""
@@ -245,14 +266,14 @@ class _Look:
         return self.unknown(found.reason, job=name) if found.state is JobState.UNKNOWN else found
 
     def unknown(self, reason: str, job: str = "") -> Observation:
-        where = f"on cluster {self._whose.cluster}: " if self._whose.cluster else ""
+        where = f"on cluster {self._scope.cluster}: " if self._scope.cluster else ""
         return Observation(state=JobState.UNKNOWN, reason=where + reason, job=job)
 
-    def _take(self, seen: Mapping[str, Seen]) -> None:
+    def _take(self, seen: Mapping[str, SlurmTask]) -> None:
         self.seen |= {name: each for name, each in seen.items() if self._belongs(each)}
 
 
-def _tidy(launch: LaunchPaths) -> None:
+def _clean_up_late_arrays(launch: LaunchPaths) -> None:
     """Put right what arrays do that Slurm took late. Raises ClusterError."""
     if why_read_only(launch.experiment):
         return
@@ -278,9 +299,9 @@ def _best(told: Iterable[Observation]) -> Observation:
     return max(told, key=lambda each: (each.state is not JobState.ENDED, each.status is not None))
 
 
-def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, Seen]) -> Observation:
+def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, SlurmTask]) -> Observation:
     """Return what is known of a task: Slurm's word, and the exit status that a job left that ended by itself."""
-    gone = Seen(
+    gone = SlurmTask(
         job=name,
         of_itself=True,
         observation=Observation(

@@ -83,11 +83,11 @@ def ask(argv: Sequence[str], *, cluster: str = "") -> str:
 
 def is_final(text: str) -> bool:
     """Return whether what a command printed is an error that never passes by itself."""
-    told = slurms_word(text)
+    told = slurm_message(text)
     return bool(_FINAL.search(told)) and not UNANSWERED.search(told)
 
 
-def slurms_word(text: str) -> str:
+def slurm_message(text: str) -> str:
     """Return what Slurm itself gives as the reason; a site's own rules print what they like before it."""
     return _SLURMS_WORD.split(text)[-1].strip()
 

@@ -1,9 +1,9 @@
-"""Whose turn it is to submit a launch, and what has been submitted: launches/NNNN/turns/0001/.
+"""Who may submit a launch, and what has been submitted: launches/NNNN/turns/0001/.
 
-A turn is taken by renaming a folder, with the claim and all arrays known by then in it, to the next number: the
-rename is the only lock, and the last turn says everything. It is over when its last file says so, or when its
+A lease is taken by renaming a folder, with the claim and all arrays known by then in it, to the next number: the
+rename is the only lock, and the last lease says everything. It is over when its last file says so, or when its
 submitter is dead; who takes the next one first finds what the dead one handed over and could not write down.
-A submitter that was only thought dead sees the next turn before its next sbatch, and stops. What it may have handed
+A submitter that was only thought dead sees the next lease before its next sbatch, and stops. What it may have handed
 over in that very moment does no harm: a run's attempt is claimed once, and its other job ends at once.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import ClusterError, StateError
-from orchestrator.layout import LaunchPaths, TurnPaths
+from orchestrator.layout import LaunchPaths, LeasePaths
 from orchestrator.system.files import (
     draft_of,
     make_private,
@@ -59,7 +59,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a turn ended: with nothing left, or why something is. What was `refused` is never submitted.
+    """How a lease ended: with nothing left, or why something is. What was `refused` is never submitted.
 
     `lost_seconds`: for so long after `time` Slurm may yet take what it has not answered for; 0: it has answered.
     """
@@ -80,8 +80,8 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """A turn as it was when it was read: who took it, all arrays known, and its end if it is over.
+class SubmitLease:
+    """A lease as it was when it was read: who took it, all arrays known, and its end if it is over.
 
     `job`: Slurm's name of the job at whose end it was taken; empty where a person's command took it. `cluster`: the
     name of the Slurm that the launch is submitted to; empty where that is not known.
@@ -95,31 +95,31 @@ class Turn:
     cluster: str = ""
 
     @property
-    def who(self) -> str:
+    def holder(self) -> str:
         return f"job {self.job}" if self.job else f"process {self.submitter.pid} on {self.submitter.host}"
 
 
-class TurnLostError(ClusterError):
+class LeaseLostError(ClusterError):
     """Another submitter took us for dead, and goes on in our place."""
 
 
-def lost() -> TurnLostError:
-    """Return the error of a submitter that has lost its turn."""
-    return TurnLostError("another process submits this launch", why="it took this one for dead", fix="orch status")
+def lease_lost() -> LeaseLostError:
+    """Return the error of a submitter that has lost its lease."""
+    return LeaseLostError("another process submits this launch", why="it took this one for dead", fix="orch status")
 
 
-def last(launch: LaunchPaths) -> Turn | None:
-    """Return the last turn, which knows what all before it did; None where none was taken."""
+def last(launch: LaunchPaths) -> SubmitLease | None:
+    """Return the last lease, which knows what all before it did; None where none was taken."""
     for _ in range(_TRIES):
-        paths = launch.turns()
+        paths = launch.leases()
         if not paths:
             return None
         with suppress(FileNotFoundError):  # deleted since the listing: there are later ones
             return _read(paths[-1])
-    raise StateError(f"{launch.turn(1).path.parent} cannot be read", why="it changes all the time", fix="try again")
+    raise StateError(f"{launch.lease(1).path.parent} cannot be read", why="it changes all the time", fix="try again")
 
 
-def _read(paths: TurnPaths) -> Turn:
+def _read(paths: LeasePaths) -> SubmitLease:
     # Its end first: what is read afterwards is then all that it came to.
     end = None
     with suppress(FileNotFoundError), parsing(paths.end):
@@ -130,32 +130,32 @@ def _read(paths: TurnPaths) -> Turn:
         cluster = str(claim.get("cluster", ""))
     with parsing(paths.jobs):
         jobs = tuple(Job.from_json(entry) for entry in json.loads(read_bytes(paths.jobs)))
-    return Turn(number=paths.number, submitter=submitter, job=job, end=end, jobs=jobs, cluster=cluster)
+    return SubmitLease(number=paths.number, submitter=submitter, job=job, end=end, jobs=jobs, cluster=cluster)
 
 
-def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str, cluster: str = "") -> OwnTurn | None:
-    """Take the turn after number `after`; None if somebody else has it. `jobs` are all arrays known by now."""
-    paths = launch.turn(after + 1)
+def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str, cluster: str = "") -> OwnLease | None:
+    """Take the lease after number `after`; None if somebody else has it. `jobs` are all arrays known by now."""
+    paths = launch.lease(after + 1)
     mine = {"process": ProcessId.current().to_json(), "job": job, "cluster": cluster, "token": uuid.uuid4().hex}
     claim = json.dumps(mine)
     with draft_of(paths.path) as draft:
         make_private(draft)
-        write_text(TurnPaths(draft).claim, claim)
-        _write_jobs(TurnPaths(draft), jobs)
+        write_text(LeasePaths(draft).claim, claim)
+        _write_jobs(LeasePaths(draft), jobs)
         if not take_by_rename(draft, paths.path, mine=lambda: _is(paths.claim, claim)):
             return None
-    for earlier in launch.turns():
+    for earlier in launch.leases():
         if earlier.number < after:
             shutil.rmtree(earlier.path, ignore_errors=True)
-    make_private(launch.waits.parent)
-    launch.waits.touch(mode=0o600)
-    return OwnTurn(launch, paths, jobs)
+    make_private(launch.pending_mark.parent)
+    launch.pending_mark.touch(mode=0o600)
+    return OwnLease(launch, paths, jobs)
 
 
-class OwnTurn:
-    """The turn that this process has taken."""
+class OwnLease:
+    """The lease that this process has taken."""
 
-    def __init__(self, launch: LaunchPaths, paths: TurnPaths, jobs: Sequence[Job]) -> None:
+    def __init__(self, launch: LaunchPaths, paths: LeasePaths, jobs: Sequence[Job]) -> None:
         self._launch, self._paths, self._jobs, self._before = launch, paths, list(jobs), len(jobs)
 
     @property
@@ -169,13 +169,13 @@ class OwnTurn:
 
     @property
     def tasks(self) -> tuple[int, ...]:
-        """The tasks that were submitted in this turn."""
+        """The tasks that were submitted in this lease."""
         return tuple(index for job in self._jobs[self._before :] for index in job.indices)
 
     def renew(self) -> None:
-        """Give a sign of life. Raises TurnLostError if somebody else goes on in our place."""
+        """Give a sign of life. Raises LeaseLostError if somebody else goes on in our place."""
         if self._lost():
-            raise lost()
+            raise lease_lost()
         os.utime(self._launch.path)
 
     def add(self, job: Job) -> None:
@@ -189,16 +189,16 @@ class OwnTurn:
         if self._lost():
             return
         if refused or not reason:
-            self._launch.waits.unlink(missing_ok=True)
+            self._launch.pending_mark.unlink(missing_ok=True)
         end = End(reason=reason, refused=refused, time=time.time(), lost_seconds=lost_seconds)
         with suppress(FileNotFoundError):
             replace_text(self._paths.end, json.dumps(asdict(end)))
 
     def _lost(self) -> bool:
-        return self._launch.turns()[-1:] != [self._paths]
+        return self._launch.leases()[-1:] != [self._paths]
 
 
-def _write_jobs(paths: TurnPaths, jobs: Sequence[Job]) -> None:
+def _write_jobs(paths: LeasePaths, jobs: Sequence[Job]) -> None:
     replace_text(paths.jobs, json.dumps([job.to_json() for job in jobs]))
 
 

@@ -125,7 +125,7 @@ def _has_jobs(site: Site) -> bool:
 def _explained(site: Site, need: Resources, error: ProgramError) -> str:
     """Raise what sbatch meant; return it where it passes, and Slurm would take the job all the same."""
     said = commands.said(error.stderr)
-    if error.status is None or commands.UNANSWERED.search(commands.slurms_word(error.stderr)):
+    if error.status is None or commands.UNANSWERED.search(commands.slurm_message(error.stderr)):
         fix = "is this a login node, and does `sinfo` answer?"
         raise ClusterError("Slurm does not answer", why=said, fix=fix) from error
     for pattern, explain in _WORDS:

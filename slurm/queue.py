@@ -21,7 +21,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.layout import LaunchPaths, cache_dir
 from orchestrator.records.launches import read_launch
 from orchestrator.slurm import commands, leases
-from orchestrator.slurm.states import SACCT, SQUEUE, TIMES, Seen, parse
+from orchestrator.slurm.states import SACCT, SQUEUE, TIMES, SlurmTask, parse
 from orchestrator.system.cache import Answers
 from orchestrator.system.processes import ProgramError
 from orchestrator.system.units import about
@@ -38,7 +38,7 @@ _NO_ACCOUNTING = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
+class QueueScope:
     """Whose jobs are asked for: a user (a uid), and the cluster, empty where it is this machine's own."""
 
     user: int
@@ -51,15 +51,15 @@ class Whose:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Witness:
+class Answer:
     """What squeue or sacct answered, by task; `silent` is why it has not answered.
 
     `last` is its answer before a silence, and `age` how many seconds old that is.
     """
 
-    seen: Mapping[str, Seen] = field(default_factory=dict)
+    seen: Mapping[str, SlurmTask] = field(default_factory=dict)
     silent: str = ""
-    last: Mapping[str, Seen] = field(default_factory=dict)
+    last: Mapping[str, SlurmTask] = field(default_factory=dict)
     age: float = 0.0
 
 
@@ -91,19 +91,19 @@ def own_cluster() -> str:
     return found[1] if found else ""
 
 
-def tasks(whose: Whose, wanted: Collection[str]) -> Mapping[str, Seen]:
+def tasks(scope: QueueScope, wanted: Collection[str]) -> Mapping[str, SlurmTask]:
     """Return what squeue, and sacct where there is accounting, say of these tasks of a user.
 
     Of a task that is UNKNOWN the one who could tell did not answer; one that is missing Slurm has forgotten.
     """
-    seen = _recent(whose)
+    seen = _recent(scope)
     if set(wanted) <= seen.keys():
         return seen
-    squeue, sacct = _both(whose, wanted)
-    return together(wanted, squeue, sacct)
+    squeue, sacct = _both(scope, wanted)
+    return combine(wanted, squeue, sacct)
 
 
-def together(wanted: Collection[str], squeue: Witness, sacct: Witness) -> dict[str, Seen]:
+def combine(wanted: Collection[str], squeue: Answer, sacct: Answer) -> dict[str, SlurmTask]:
     """Return what both witnesses make of these tasks, and what squeue says of others. Pure."""
     found = dict(squeue.seen)
     for name in set(wanted) - found.keys():
@@ -118,7 +118,7 @@ def together(wanted: Collection[str], squeue: Witness, sacct: Witness) -> dict[s
     return found
 
 
-def _silence(name: str, told: Seen | None, squeue: Witness, sacct: Witness) -> str:
+def _silence(name: str, told: SlurmTask | None, squeue: Answer, sacct: Answer) -> str:
     if not squeue.silent:
         return f"squeue no longer knows its job, and sacct does not answer: {sacct.silent}"
     before = squeue.last.get(name)
@@ -128,36 +128,36 @@ def _silence(name: str, told: Seen | None, squeue: Witness, sacct: Witness) -> s
     return f"squeue does not answer: {squeue.silent}" + (f" ({'; '.join(heard)})" if heard else "")
 
 
-def _unknown(name: str, reason: str) -> Seen:
-    return Seen(job=name, observation=Observation(state=JobState.UNKNOWN, reason=reason, job=name))
+def _unknown(name: str, reason: str) -> SlurmTask:
+    return SlurmTask(job=name, observation=Observation(state=JobState.UNKNOWN, reason=reason, job=name))
 
 
-def _both(whose: Whose, wanted: Collection[str]) -> tuple[Witness, Witness]:
+def _both(scope: QueueScope, wanted: Collection[str]) -> tuple[Answer, Answer]:
     """Ask squeue, and sacct of what squeue does not list; of all, meanwhile, where squeue takes long."""
-    answers: list[Witness] = []
-    thread = threading.Thread(target=lambda: answers.append(_squeue(whose)), daemon=True)
+    answers: list[Answer] = []
+    thread = threading.Thread(target=lambda: answers.append(_squeue(scope)), daemon=True)
     thread.start()
     thread.join(_PATIENCE_SECONDS)
-    sacct = _sacct(wanted, whose.cluster) if thread.is_alive() else None
+    sacct = _sacct(wanted, scope.cluster) if thread.is_alive() else None
     thread.join()
     squeue = answers[0]
     missing = set(wanted) - squeue.seen.keys()
-    return squeue, sacct or (_sacct(missing, whose.cluster) if missing else Witness())
+    return squeue, sacct or (_sacct(missing, scope.cluster) if missing else Answer())
 
 
-def queue(whose: Whose) -> dict[str, Seen]:
+def queue(scope: QueueScope) -> dict[str, SlurmTask]:
     """Return what squeue says now of all tasks of a user. Raises ClusterError where it does not answer."""
     try:
-        text = _ask((*SQUEUE, f"--user={whose.user}"), _question(whose), cluster=whose.cluster)
+        text = _ask((*SQUEUE, f"--user={scope.user}"), _question(scope), cluster=scope.cluster)
     except ProgramError as error:
         raise ClusterError("squeue failed", why=commands.last_line(error.stderr), fix=commands.FIX) from error
-    _answers().write([time.time(), text], *_question(whose))
+    _answers().write([time.time(), text], *_question(scope))
     return _by_name(text)
 
 
-def listed(whose: Whose) -> Mapping[str, Seen]:
+def listed(scope: QueueScope) -> Mapping[str, SlurmTask]:
     """Return what squeue has said within the last second, or says now. Raises ClusterError."""
-    return _recent(whose) or queue(whose)
+    return _recent(scope) or queue(scope)
 
 
 def job_runs(job: str) -> bool | None:
@@ -169,37 +169,37 @@ def job_runs(job: str) -> bool | None:
     return any(state in _WITH_PROCESSES for state in states)
 
 
-def _recent(whose: Whose) -> dict[str, Seen]:
-    return _by_name(_kept(whose, seconds=_FRESH_SECONDS)[1])
+def _recent(scope: QueueScope) -> dict[str, SlurmTask]:
+    return _by_name(_kept(scope, seconds=_FRESH_SECONDS)[1])
 
 
-def _kept(whose: Whose, seconds: float | None = None) -> tuple[float, str]:
+def _kept(scope: QueueScope, seconds: float | None = None) -> tuple[float, str]:
     """Return when squeue last answered, and what."""
-    match _answers().read(*_question(whose), seconds=seconds):
+    match _answers().read(*_question(scope), seconds=seconds):
         case [float(when), str(text)]:
             return when, text
     return 0.0, ""
 
 
-def _squeue(whose: Whose) -> Witness:
+def _squeue(scope: QueueScope) -> Answer:
     try:
-        return Witness(seen=queue(whose))
+        return Answer(seen=queue(scope))
     except ClusterError as error:
-        when, text = _kept(whose)
-        return Witness(silent=error.why, last=_by_name(text), age=max(0.0, time.time() - when))
+        when, text = _kept(scope)
+        return Answer(silent=error.why, last=_by_name(text), age=max(0.0, time.time() - when))
 
 
-def _sacct(names: Collection[str], cluster: str) -> Witness:
+def _sacct(names: Collection[str], cluster: str) -> Answer:
     """Ask sacct about jobs; where there is no accounting nothing is known, and nobody is silent."""
     jobs = ",".join(sorted({name.partition("_")[0] for name in names}))
     chosen = [f"--clusters={cluster}"] if cluster else []  # it does not read SLURM_CLUSTERS
     question = ("sacct", cluster, os.environ.get("SLURM_CONF", ""))
     try:
-        return Witness(seen=_by_name(_ask((*SACCT, *chosen, "--jobs", jobs), question)))
+        return Answer(seen=_by_name(_ask((*SACCT, *chosen, "--jobs", jobs), question)))
     except ProgramError as error:
         if _NO_ACCOUNTING.search(error.stderr) or isinstance(error.__cause__, FileNotFoundError):
-            return Witness()
-        return Witness(silent=commands.last_line(error.stderr))
+            return Answer()
+        return Answer(silent=commands.last_line(error.stderr))
 
 
 def _ask(argv: Sequence[str], question: Sequence[object], *, cluster: str = "") -> str:
@@ -221,9 +221,9 @@ def _answers() -> Answers:
     return Answers(cache_dir() / "slurm")
 
 
-def _question(whose: Whose) -> tuple[str | int, ...]:
-    return (SQUEUE[-1], whose.user, whose.cluster, os.environ.get("SLURM_CONF", ""))
+def _question(scope: QueueScope) -> tuple[str | int, ...]:
+    return (SQUEUE[-1], scope.user, scope.cluster, os.environ.get("SLURM_CONF", ""))
 
 
-def _by_name(text: str) -> dict[str, Seen]:
+def _by_name(text: str) -> dict[str, SlurmTask]:
     return {item.job: item for item in parse(text)}

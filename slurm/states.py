@@ -59,7 +59,7 @@ TIMES = {"SLURM_TIME_FORMAT": "%s"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class SlurmTask:
     """One task as Slurm tells of it: `<array job>_<index>`, or `<job>` where there is no array.
 
     `of_itself`: it has ended, and not by Slurm's hand; `lasting`: and is not started again. `name` and `comment`: as it
@@ -74,13 +74,13 @@ class Seen:
     comment: str = ""
 
 
-def parse(text: str) -> Iterator[Seen]:
+def parse(text: str) -> Iterator[SlurmTask]:
     """Yield the tasks in the output of SQUEUE or SACCT; lines that tell of none are skipped."""
     for line in text.split("\n"):  # a comment may hold what `splitlines` takes for a line's end
         job, *rest = line.split("|", 6)
         if len(rest) >= 3 and re.fullmatch(r"[0-9]+(_[0-9]+)?", job, re.ASCII):
             word, reason, node, end, name, comment = [*rest, "", "", ""][:6]
-            yield Seen(
+            yield SlurmTask(
                 job=job,
                 observation=observation(job, word, reason, node, end),
                 name=name,

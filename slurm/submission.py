@@ -180,7 +180,7 @@ def _is_repeated(told: str, script: str, cluster: str) -> bool:
     try:
         commands.run(["sbatch", "--test-only"], cluster=cluster, stdin=script.encode())
     except ProgramError as error:
-        return commands.slurms_word(error.stderr) == commands.slurms_word(told)
+        return commands.slurm_message(error.stderr) == commands.slurm_message(told)
     return False
 
 

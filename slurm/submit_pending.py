@@ -1,7 +1,7 @@
 """A launch -> sbatch, as far as there is room; what is left goes on later, by whoever ends a job or looks.
 
-One submitter at a time (`turns`). The launcher takes the first turn; what it has no room for waits, and so does what
-it died over. A refusal that is no limit ends the launch only in the launcher's own turn: its user sees the error.
+One submitter at a time (`leases`). The launcher takes the first lease; what it has no room for waits, and so does what
+it died over. A refusal that is no limit ends the launch only in the launcher's own lease: its user sees the error.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from orchestrator.records.launches import SILENT_SECONDS, is_submitting, read_la
 from orchestrator.records.ownership import why_read_only
 from orchestrator.records.packs import read_packs
 from orchestrator.records.planned import PlannedRun, read_plan
-from orchestrator.slurm import commands, control, queue, script, submission
-from orchestrator.slurm import leases as turns
-from orchestrator.slurm.leases import Job, OwnTurn, Turn
+from orchestrator.slurm import commands, control, leases, queue, script, submission
+from orchestrator.slurm.leases import Job, OwnLease, SubmitLease
 from orchestrator.slurm.limits import Limits
 from orchestrator.slurm.options import SlurmOptions
-from orchestrator.slurm.states import Seen
+from orchestrator.slurm.states import SlurmTask
 from orchestrator.slurm.task import StartWorker
 from orchestrator.spec import Resources
 from orchestrator.system.files import listed, make_private
@@ -45,91 +44,91 @@ class Outcome(Enum):
 
     NOTHING_LEFT = auto()
     SUBMITTED = auto()
-    NO_ROOM = auto()
+    DEFERRED = auto()
     BUSY = auto()  # somebody else is at it
-    KEPT = auto()  # what is left may not start yet
+    HELD = auto()  # what is left may not start yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """What came of it, how many tasks were submitted in which turn, and the turn before that."""
+class SubmitResult:
+    """What came of it, how many tasks were submitted in which lease, and the lease before that."""
 
     outcome: Outcome
     tasks: int = 0
-    turn: int = 0
-    before: Turn | None = None
+    lease: int = 0
+    previous: SubmitLease | None = None
 
 
 # --- submit -----------------------------------------------------------------------------------------------
 
 
-def start(launch: LaunchPaths, limits: Callable[[], Limits], *, after: Sequence[str] = ()) -> Waiting | None:
+def submit_launch(launch: LaunchPaths, limits: Callable[[], Limits], *, after: Sequence[str] = ()) -> Waiting | None:
     """Submit a launch just published, to start after these jobs; return what must wait for room.
 
     Raises ClusterError where Slurm refuses an array for good; those before it are submitted, the others given up.
     """
-    turn = turns.take(launch, after=0, jobs=(), job=own_job(), cluster=queue.own_cluster())
-    if turn is None:
-        raise turns.lost()
-    shapes = _left(launch, known=())
+    lease = leases.take(launch, after=0, jobs=(), job=own_job(), cluster=queue.own_cluster())
+    if lease is None:
+        raise leases.lease_lost()
+    shapes = _unsubmitted(launch, known=())
     wanted, kept = _admitted(launch, shapes, safeguards(launch))
     try:
-        end = _submit_or_wait(launch, turn, wanted, limits, after)
-    except (submission.RefusedError, turns.TurnLostError) as error:
-        turn.finish(reason=error.why or error.what, refused=True)
-        told = f"{_runs_in(launch, turn.tasks)} of {_runs_in(launch, shapes)} runs were submitted"
+        end = _submit_or_wait(launch, lease, wanted, limits, after)
+    except (submission.RefusedError, leases.LeaseLostError) as error:
+        lease.finish(reason=error.why or error.what, refused=True)
+        told = f"{_runs_in(launch, lease.tasks)} of {_runs_in(launch, shapes)} runs were submitted"
         raise ClusterError(told, why=f"{error.what} ({error.why})", fix=error.fix) from error
     reason = end.reason or kept
-    turn.finish(reason=reason, lost_seconds=end.lost_seconds)
-    left = _runs_in(launch, set(shapes) - set(turn.tasks))
+    lease.finish(reason=reason, lost_seconds=end.lost_seconds)
+    left = _runs_in(launch, set(shapes) - set(lease.tasks))
     return Waiting(tasks=left, reason=reason, later=_later(read_launch(launch).header)) if left else None
 
 
-def go_on(
+def submit_rest(
     launch: LaunchPaths,
     limits: Callable[[], Limits],
     *,
     ending: str = "",
     at_once: bool = False,
     after: Callable[[], Sequence[str]] = tuple,
-) -> Tried:
+) -> SubmitResult:
     """Submit what waits. `ending`: the job at whose end we do so; `at_once`: however lately somebody has tried.
 
     `after` gives the jobs that it is to start after.
 
     Raises ClusterError where Slurm does not answer.
     """
-    last = turns.last(launch)
-    if _settled(launch, last) or why_read_only(launch.experiment):
-        return Tried(outcome=Outcome.NOTHING_LEFT)
-    if not _free(launch, last):
-        return Tried(outcome=Outcome.BUSY)
+    last = leases.last(launch)
+    if _is_submitted(launch, last) or why_read_only(launch.experiment):
+        return SubmitResult(outcome=Outcome.NOTHING_LEFT)
+    if not _lease_is_free(launch, last):
+        return SubmitResult(outcome=Outcome.BUSY)
     if not (ending or at_once) and last and last.end and 0 <= time.time() - last.end.time < _QUIET_SECONDS:
-        return Tried(outcome=Outcome.NO_ROOM, turn=last.number)
-    jobs = [*(last.jobs if last else ()), *(_lost(launch, last) if cut_off(launch, last) else ())]
-    wanted, kept = _admitted(launch, _left(launch, known=jobs), safeguards(launch))
+        return SubmitResult(outcome=Outcome.DEFERRED, lease=last.number)
+    jobs = [*(last.jobs if last else ()), *(_untracked_jobs(launch, last) if may_have_untracked(launch, last) else ())]
+    wanted, kept = _admitted(launch, _unsubmitted(launch, known=jobs), safeguards(launch))
     if kept and not wanted and last and last.end:
-        return Tried(outcome=Outcome.KEPT, turn=last.number)
-    if wanted and last and _may_yet_be_taken(last):
-        return Tried(outcome=Outcome.NO_ROOM, turn=last.number, before=last)
-    turn = turns.take(
+        return SubmitResult(outcome=Outcome.HELD, lease=last.number)
+    if wanted and last and _answer_is_outstanding(last):
+        return SubmitResult(outcome=Outcome.DEFERRED, lease=last.number, previous=last)
+    lease = leases.take(
         launch,
         after=last.number if last else 0,
         jobs=jobs,
         job=ending or own_job(),
         cluster=last.cluster if last else queue.own_cluster(),
     )
-    if turn is None:
-        return Tried(outcome=Outcome.BUSY)
+    if lease is None:
+        return SubmitResult(outcome=Outcome.BUSY)
     try:
-        end = _submit_or_wait(launch, turn, wanted, limits, after() if wanted else ())
-    except (OrchError, OSError) as error:  # a turn that is left open would keep everybody else waiting
-        end = turns.End(reason=(error.why or error.what) if isinstance(error, OrchError) else str(error))
+        end = _submit_or_wait(launch, lease, wanted, limits, after() if wanted else ())
+    except (OrchError, OSError) as error:  # a lease that is left open would keep everybody else waiting
+        end = leases.End(reason=(error.why or error.what) if isinstance(error, OrchError) else str(error))
     reason = end.reason or kept
-    turn.finish(reason=reason, lost_seconds=end.lost_seconds)
-    none = Outcome.NO_ROOM if reason else Outcome.NOTHING_LEFT
-    outcome = Outcome.SUBMITTED if turn.tasks else none
-    return Tried(outcome=outcome, tasks=len(turn.tasks), turn=turn.number, before=last)
+    lease.finish(reason=reason, lost_seconds=end.lost_seconds)
+    none = Outcome.DEFERRED if reason else Outcome.NOTHING_LEFT
+    outcome = Outcome.SUBMITTED if lease.tasks else none
+    return SubmitResult(outcome=outcome, tasks=len(lease.tasks), lease=lease.number, previous=last)
 
 
 def own_job() -> str:
@@ -166,25 +165,25 @@ def _name(launch: LaunchPaths, experiment: str) -> str:
 
 def _submit_or_wait(
     launch: LaunchPaths,
-    turn: OwnTurn,
+    lease: OwnLease,
     wanted: Mapping[int, script.Shape],
     limits: Callable[[], Limits],
     after: Sequence[str],
-) -> turns.End:
-    """Submit these tasks; return how the turn is to end. Raises RefusedError where Slurm refuses them for good."""
+) -> leases.End:
+    """Submit these tasks; return how the lease is to end. Raises RefusedError where Slurm refuses them for good."""
     try:
-        return turns.End(reason=_submit(launch, turn, wanted, limits, after))
-    except (submission.RefusedError, turns.TurnLostError):
+        return leases.End(reason=_submit(launch, lease, wanted, limits, after))
+    except (submission.RefusedError, leases.LeaseLostError):
         raise
     except submission.LostAnswerError as error:
-        return turns.End(reason=error.why, lost_seconds=2.0 * limits().message_timeout)
+        return leases.End(reason=error.why, lost_seconds=2.0 * limits().message_timeout)
     except ClusterError as error:
-        return turns.End(reason=f"{error.what} ({error.why})" if error.why else error.what)
+        return leases.End(reason=f"{error.what} ({error.why})" if error.why else error.what)
 
 
 def _submit(
     launch: LaunchPaths,
-    turn: OwnTurn,
+    lease: OwnLease,
     wanted: Mapping[int, script.Shape],
     limits: Callable[[], Limits],
     after: Sequence[str],
@@ -198,7 +197,7 @@ def _submit(
         array = waiting.popleft()
         try:
             _check_room(array, limits().max_job_count, queue.cluster_of(launch))
-            turn.add(_submit_array(array, launch, header, turn, after))
+            lease.add(_submit_array(array, launch, header, lease, after))
         except submission.SubmitLimitError as error:
             if len(array.indices) == 1 or isinstance(error, submission.QueueFullError):
                 return error.why
@@ -207,7 +206,7 @@ def _submit(
 
 
 def _submit_array(
-    array: script.Array, launch: LaunchPaths, header: LaunchHeader, turn: OwnTurn, after: Sequence[str]
+    array: script.Array, launch: LaunchPaths, header: LaunchHeader, lease: OwnLease, after: Sequence[str]
 ) -> Job:
     options, folder = control.options(launch), launch.submitit
     make_private(folder)
@@ -216,12 +215,12 @@ def _submit_array(
     begin = StartWorker(worker, str(launch.path), array.offset)
 
     def find() -> str | None:
-        known = [job.id for job in turn.jobs]
-        found = strays(launch, queue.queue(queue.Whose.of(launch)).values(), known=known)
+        known = [job.id for job in lease.jobs]
+        found = untracked_arrays(launch, queue.queue(queue.QueueScope.of(launch)).values(), known=known)
         return next((job.id for job in found if job.indices == array.indices), None)
 
     path, cluster = folder / script.pickle_name(array), queue.cluster_of(launch)
-    job = submission.submit(given, begin, path, cluster=cluster, find=find, renew=turn.renew)
+    job = submission.submit(given, begin, path, cluster=cluster, find=find, renew=lease.renew)
     return Job(id=job, offset=array.offset, indices=array.indices)
 
 
@@ -236,22 +235,22 @@ def _check_room(array: script.Array, max_job_count: int, cluster: str) -> None:
         raise kind("Slurm's queue is full", why="submit limit (MaxJobCount)")
 
 
-def left(launch: LaunchPaths) -> set[int]:
+def unsubmitted(launch: LaunchPaths) -> set[int]:
     """Return the tasks that are still to be submitted, as far as that has been written down."""
-    last = turns.last(launch)
-    return set(_left(launch, known=last.jobs if last else ()))
+    last = leases.last(launch)
+    return set(_unsubmitted(launch, known=last.jobs if last else ()))
 
 
 def _admitted(
-    launch: LaunchPaths, shapes: Mapping[int, script.Shape], gate: Safeguards
+    launch: LaunchPaths, shapes: Mapping[int, script.Shape], admission: Safeguards
 ) -> tuple[dict[int, script.Shape], str]:
     """Return those of some tasks that may start now, and why the others may not; of a pack one run is enough."""
     packs = read_packs(launch)
-    admitted = {first: shape for first, shape in shapes.items() if any(map(gate.admits, packs.tasks(first)))}
-    return admitted, next((gate.why(first) for first in shapes if first not in admitted), "")
+    admitted = {first: shape for first, shape in shapes.items() if any(map(admission.admits, packs.tasks(first)))}
+    return admitted, next((admission.why(first) for first in shapes if first not in admitted), "")
 
 
-def _left(launch: LaunchPaths, known: Iterable[Job]) -> dict[int, script.Shape]:
+def _unsubmitted(launch: LaunchPaths, known: Iterable[Job]) -> dict[int, script.Shape]:
     """Return the shapes of the tasks that are in no known array, and have not been cancelled.
 
     A pack is one task, and cancelled where all its runs are.
@@ -291,9 +290,9 @@ class _Shapes:
 # --- what is known of it ----------------------------------------------------------------------------------
 
 
-def outlook(launch: LaunchPaths, turn: Turn | None) -> Callable[[int], Observation]:
+def observe_unsubmitted(launch: LaunchPaths, lease: SubmitLease | None) -> Callable[[int], Observation]:
     """Return what is to be said of the tasks that are in no array."""
-    told, now = _outlook(launch, turn), safeguards(launch)
+    told, now = _observe_unsubmitted(launch, lease), safeguards(launch)
 
     def of(index: int) -> Observation:
         kept = now.why(index) if told.state is JobState.WAITING else ""
@@ -302,34 +301,34 @@ def outlook(launch: LaunchPaths, turn: Turn | None) -> Callable[[int], Observati
     return of
 
 
-def _outlook(launch: LaunchPaths, turn: Turn | None) -> Observation:
-    if turn is None and listed(launch.complete):
+def _observe_unsubmitted(launch: LaunchPaths, lease: SubmitLease | None) -> Observation:
+    if lease is None and listed(launch.complete):
         return Observation(state=JobState.ENDED, reason=_NEVER)
-    if turn is not None and turn.end is not None:
-        if _settled(launch, turn):
-            reason = f"{_NEVER}: {turn.end.reason}" if turn.end.reason else _NEVER
+    if lease is not None and lease.end is not None:
+        if _is_submitted(launch, lease):
+            reason = f"{_NEVER}: {lease.end.reason}" if lease.end.reason else _NEVER
             return Observation(state=JobState.ENDED, reason=reason)
-        why = turn.end.reason
-    elif turn is not None and _lives(launch, turn):
-        return Observation(state=JobState.PENDING, reason=f"being submitted by {turn.who}")
+        why = lease.end.reason
+    elif lease is not None and _submitter_may_live(launch, lease):
+        return Observation(state=JobState.PENDING, reason=f"being submitted by {lease.holder}")
     else:
-        why = f"{turn.who if turn else 'its launcher'} died before it was submitted"
+        why = f"{lease.holder if lease else 'its launcher'} died before it was submitted"
     return Observation(state=JobState.WAITING, reason=f"{why}: {_later(read_launch(launch).header)}")
 
 
-def cut_off(launch: LaunchPaths, turn: Turn | None) -> bool:
-    """Return whether Slurm may have more of the launch than the last turn tells."""
-    if turn is None:
+def may_have_untracked(launch: LaunchPaths, lease: SubmitLease | None) -> bool:
+    """Return whether Slurm may have more of the launch than the last lease tells."""
+    if lease is None:
         return not listed(launch.complete)
-    return turn.end is None or turn.end.lost_seconds > 0
+    return lease.end is None or lease.end.lost_seconds > 0
 
 
-def _may_yet_be_taken(turn: Turn) -> bool:
+def _answer_is_outstanding(lease: SubmitLease) -> bool:
     """Return whether Slurm may yet take what it did not answer for: it is not submitted again before."""
-    return turn.end is not None and 0 <= time.time() - turn.end.time < turn.end.lost_seconds
+    return lease.end is not None and 0 <= time.time() - lease.end.time < lease.end.lost_seconds
 
 
-def belonging_to(launch: LaunchPaths) -> Callable[[Seen], bool]:
+def belongs_to(launch: LaunchPaths) -> Callable[[SlurmTask], bool]:
     """Return what tells whether a task that Slurm names is one of a launch: numbers come again when a state is lost.
 
     A site may replace comments, and not names; sacct gives the name only.
@@ -337,7 +336,7 @@ def belonging_to(launch: LaunchPaths) -> Callable[[Seen], bool]:
     header = read_launch(launch).header
     name = _name(launch, header.experiment)
 
-    def belongs(seen: Seen) -> bool:
+    def belongs(seen: SlurmTask) -> bool:
         if script.offset_in(seen.comment, header.token) is not None or not seen.name:
             return True
         return not seen.comment.startswith(script.MARK) and seen.name == name
@@ -345,7 +344,7 @@ def belonging_to(launch: LaunchPaths) -> Callable[[Seen], bool]:
     return belongs
 
 
-def strays(launch: LaunchPaths, seen: Iterable[Seen], *, known: Collection[str]) -> list[Job]:
+def untracked_arrays(launch: LaunchPaths, seen: Iterable[SlurmTask], *, known: Collection[str]) -> list[Job]:
     """Return the arrays of a launch that Slurm has, but whose submitter died before it could write them down."""
     token = read_launch(launch).token
     found: dict[tuple[str, int], list[int]] = {}
@@ -357,15 +356,15 @@ def strays(launch: LaunchPaths, seen: Iterable[Seen], *, known: Collection[str])
     return [Job(id=job, offset=offset, indices=tuple(sorted(tasks))) for (job, offset), tasks in found.items()]
 
 
-def _lost(launch: LaunchPaths, last: Turn | None) -> list[Job]:
+def _untracked_jobs(launch: LaunchPaths, last: SubmitLease | None) -> list[Job]:
     """Return what a dead submitter handed over and could not write down: Slurm has it, or its runs have begun."""
     known = list(last.jobs) if last else []
-    found = strays(launch, queue.queue(queue.Whose.of(launch)).values(), known=[job.id for job in known])
+    found = untracked_arrays(launch, queue.queue(queue.QueueScope.of(launch)).values(), known=[job.id for job in known])
     there = {index for job in [*known, *found] for index in job.indices}
-    return [*found, *(job for job in _begun(launch) if not there.issuperset(job.indices))]
+    return [*found, *(job for job in _claiming_jobs(launch) if not there.issuperset(job.indices))]
 
 
-def _begun(launch: LaunchPaths) -> list[Job]:
+def _claiming_jobs(launch: LaunchPaths) -> list[Job]:
     """Return the jobs that have claimed an attempt of this launch; Slurm may have forgotten them."""
     started = {path.name for path in (launch.experiment.path / "runs").glob("*")}
     packs = read_packs(launch)
@@ -380,29 +379,29 @@ def _begun(launch: LaunchPaths) -> list[Job]:
     return list(found.values())
 
 
-def _settled(launch: LaunchPaths, turn: Turn | None) -> bool:
+def _is_submitted(launch: LaunchPaths, lease: SubmitLease | None) -> bool:
     """Return whether nothing more of a launch is to be submitted."""
-    if turn is None:
+    if lease is None:
         return listed(launch.complete)
-    return turn.end is not None and (turn.end.refused or not turn.end.reason)
+    return lease.end is not None and (lease.end.refused or not lease.end.reason)
 
 
-def _free(launch: LaunchPaths, last: Turn | None) -> bool:
-    """Return whether the next turn may be taken."""
+def _lease_is_free(launch: LaunchPaths, last: SubmitLease | None) -> bool:
+    """Return whether the next lease may be taken."""
     if last is None:
         return is_submitting(read_launch(launch)) is False
-    return last.end is not None or not _lives(launch, last)
+    return last.end is not None or not _submitter_may_live(launch, last)
 
 
-def _lives(launch: LaunchPaths, turn: Turn) -> bool:
-    """Return whether the submitter of a turn may still be at work. One in a job on another node ends with its job."""
-    alive = turn.submitter.alive()
+def _submitter_may_live(launch: LaunchPaths, lease: SubmitLease) -> bool:
+    """Return whether the submitter of a lease may still be at work. One in a job on another node ends with its job."""
+    alive = lease.submitter.alive()
     if alive is not None:
         return alive
     if time.time() - launch.path.stat().st_mtime > SILENT_SECONDS:
         return False
-    seen = queue.tasks(queue.Whose.of(launch), [turn.job]).get(turn.job) if turn.job else None
-    return not turn.job or (seen is not None and seen.observation.state is not JobState.ENDED)
+    seen = queue.tasks(queue.QueueScope.of(launch), [lease.job]).get(lease.job) if lease.job else None
+    return not lease.job or (seen is not None and seen.observation.state is not JobState.ENDED)
 
 
 def _later(header: LaunchHeader) -> str:

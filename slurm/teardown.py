@@ -14,8 +14,7 @@ from pathlib import Path
 
 from orchestrator.errors import OrchError
 from orchestrator.layout import LaunchPaths, RunsRoot
-from orchestrator.slurm import leases as turns
-from orchestrator.slurm import submit_pending as handover
+from orchestrator.slurm import leases, submit_pending
 from orchestrator.slurm.cluster import SlurmCluster
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.submit_pending import Outcome
@@ -40,29 +39,29 @@ def _hand_over(launch: LaunchPaths, job: str) -> None:
     for pause in (*_PAUSES_SECONDS, None):
         if mine and _other_later(launch, mine, job):
             return
-        tried = cluster.go_on_at(launch, ending=job)
-        if tried.outcome in {Outcome.SUBMITTED, Outcome.NOTHING_LEFT, Outcome.KEPT} or pause is None:
+        result = cluster.try_submit_pending(launch, ending=job)
+        if result.outcome in {Outcome.SUBMITTED, Outcome.NOTHING_LEFT, Outcome.HELD} or pause is None:
             return
-        if tried.outcome is Outcome.NO_ROOM:
-            if not mine and not _just_ended(tried.before, job):
+        if result.outcome is Outcome.DEFERRED:
+            if not mine and not _just_ended(result.previous, job):
                 return
-            mine = tried.turn
+            mine = result.lease
         time.sleep(pause)
 
 
-def _just_ended(turn: turns.Turn | None, job: str) -> bool:
+def _just_ended(lease: leases.SubmitLease | None, job: str) -> bool:
     """Return whether another job tried before us, and may still have counted when we tried."""
-    if turn is None or turn.job in {"", job}:
+    if lease is None or lease.job in {"", job}:
         return False
-    return turn.end is None or time.time() - turn.end.time < _TOGETHER_SECONDS
+    return lease.end is None or time.time() - lease.end.time < _TOGETHER_SECONDS
 
 
 def _other_later(launch: LaunchPaths, mine: int, job: str) -> bool:
     """Return whether another job tried after us: it stays for both."""
-    last = turns.last(launch)
+    last = leases.last(launch)
     return last is not None and last.number > mine and last.job not in {"", job}
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    end(RunsRoot(Path(sys.argv[1])), handover.own_job())
+    end(RunsRoot(Path(sys.argv[1])), submit_pending.own_job())

@@ -38,7 +38,7 @@ SHIMS = {"uploader", "sidecar", "registrar"}  # names that version 0.1 starts pr
 CONTENT = {"models", "datasets", "conf"}  # usable without the engine; met only through `_target_` and Hydra
 
 TRAINING = (
-    "orchestrator/launch/estimate/weigh_probe.py",
+    "orchestrator/launch/estimate/checkpoint_size_probe.py",
     "orchestrator/launch/unpickle_probe.py",
     "orchestrator/tracking/registry/registrar.py",
     "orchestrator/testing/net.py",

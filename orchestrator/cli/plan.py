@@ -38,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def handle(arguments: Namespace) -> int:
     project = project_of(arguments)
     with api.prepare(project, arguments.words) as prepared:
-        planned = api.plan(project, prepared, rerun=arguments.rerun, weigh=arguments.forecast)
+        planned = api.plan(project, prepared, rerun=arguments.rerun, measure_models=arguments.forecast)
         scripts = api.scripts(prepared, planned) if arguments.sbatch else []
     if arguments.json:
         print_json(plan_json(prepared, planned, scripts if arguments.sbatch else None))

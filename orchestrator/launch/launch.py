@@ -17,7 +17,7 @@ from orchestrator.data import Manifest
 from orchestrator.errors import StateError
 from orchestrator.launch.facts import Facts
 from orchestrator.launch.packing import packs, sized
-from orchestrator.launch.pending import hand_over
+from orchestrator.launch.pending import submit_pending
 from orchestrator.launch.plan import Rerun, Step, make_plan, to_do
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.records.experiment import read_experiment
@@ -76,7 +76,7 @@ def launch(
         state = read_experiment(paths, cluster_of)
         if state.launches:
             require(paths, state.launches)
-        if hand_over(state, cluster_of):
+        if submit_pending(state, cluster_of):
             state = read_experiment(paths, cluster_of)
         steps = make_plan(experiment.runs, state.records, code=facts.code_id, rerun=rerun)
         acting = sized((step for step in to_do(steps) if only(step)), state.records)

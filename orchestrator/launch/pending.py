@@ -8,8 +8,8 @@ from orchestrator.cluster import Cluster
 from orchestrator.records.experiment import ExperimentState
 
 
-def hand_over(state: ExperimentState, cluster_of: Mapping[str, Cluster]) -> int:
+def submit_pending(state: ExperimentState, cluster_of: Mapping[str, Cluster]) -> int:
     """Hand over what waits in the launches of an experiment; return how many runs were taken."""
     numbers = {record.planned.launch for record in state.records.values() if record.awaits_cluster}
     launches = [launch for launch in state.launches if launch.number in numbers]
-    return sum(cluster_of[launch.header.cluster_kind].go_on(launch.paths) for launch in launches)
+    return sum(cluster_of[launch.header.cluster_kind].submit_pending(launch.paths) for launch in launches)

@@ -20,7 +20,7 @@ from orchestrator.records.launches import read_launch
 from orchestrator.spec import Resources
 
 if TYPE_CHECKING:
-    from orchestrator.local.prefork import Forking
+    from orchestrator.local.prefork import PreforkLauncher
     from orchestrator.local.schedule import Terms
     from orchestrator.local.supervisor import Sidecars, Supervisor
 
@@ -57,10 +57,10 @@ class Inline:
         return Sidecars()
 
     @cached_property
-    def _forking(self) -> Forking:
-        from orchestrator.local.prefork import Forking
+    def _prefork(self) -> PreforkLauncher:
+        from orchestrator.local.prefork import PreforkLauncher
 
-        return Forking()
+        return PreforkLauncher()
 
     @cached_property
     def _supervisor(self) -> Supervisor:
@@ -71,7 +71,7 @@ class Inline:
 
         return Supervisor(
             sync=self._sidecars.sync,
-            start=self._forking,
+            start=self._prefork,
             locks=DeviceLocks(),
             users=Users(),
             early=lambda launch: after.under_way(launch, self._others),
@@ -88,7 +88,7 @@ class Inline:
     def submit(self, launch: LaunchPaths) -> None:
         self._supervisor.add(launch, self._terms)
 
-    def go_on(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
+    def submit_pending(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
         return 0  # nothing ever waits for a free place
 
     def run(self, *, until: Callable[[], bool] = lambda: False) -> None:
@@ -102,7 +102,7 @@ class Inline:
             self._supervisor.run(until=due)
         finally:
             self._supervisor.stop("its launch was stopped")
-            self._forking.close()
+            self._prefork.close()
 
     def _announce(self) -> None:
         """Say once what is waited for, where it is not our own runs' end."""

@@ -75,7 +75,7 @@ Starter = Callable[[Start], Handle]
 """Starts a task's processes. Raises OSError if one cannot be started; then none is left running."""
 
 
-class Children:
+class ChildProcesses:
     """A task's processes that this process has started, in a group of their own: Ctrl-C does not reach them."""
 
     pending = False
@@ -143,7 +143,7 @@ class Children:
             return "\n".join(filter(None, (output.read().decode(errors="replace").strip(), described)))
 
 
-class Found:
+class AdoptedRun:
     """A task's processes that a former supervisor has started: rank 0, which leads their group, and the other ranks."""
 
     pending = False

@@ -1,9 +1,9 @@
-"""A `Starter` for runs in packs: forked from a warm parent that has imported torch and Lightning once.
+"""A `Starter` for runs in packs: forked from a prefork server that has imported torch and Lightning once.
 
-There is one parent for each Python, code, worker and number of threads (see worker/warm.py, which has the protocol).
+There is one server for each Python, code, worker and number of threads (see worker/warm.py, which has the protocol).
 It holds nothing that matters. If it dies, the runs that it has forked are watched as those of a former supervisor
 are; what it was asked for and had not yet forked is started as any other run, and so is everything where there can
-be no parent. Should both have been started after all, the attempt is claimed by one of them only.
+be no server. Should both have been started after all, the attempt is claimed by one of them only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 from typing import IO, Any
 
-from orchestrator.local.launcher import Children, Found, Handle, Start, signal_group
+from orchestrator.local.launcher import AdoptedRun, ChildProcesses, Handle, Start, signal_group
 from orchestrator.system.processes import ProcessId
 
 _log = logging.getLogger(__name__)
@@ -32,70 +32,70 @@ _MOMENT_SECONDS = 0.1
 _Kind = tuple[str, str, str, str]
 
 
-class _NotAskedError(Exception):
-    """A message could not be sent: the parent has died, or hears nothing, or the environment is too long."""
+class _RequestFailedError(Exception):
+    """A message could not be sent: the server has died, or hears nothing, or the environment is too long."""
 
 
-class Forking:
+class PreforkLauncher:
     """Starts runs that are packed by forking, all others as they are."""
 
     def __init__(self) -> None:
-        self._parents: dict[_Kind, Parent] = {}
+        self._servers: dict[_Kind, PreforkServer] = {}
         self._unfit: set[_Kind] = set()
 
     def __call__(self, start: Start) -> Handle:
         if start.task.resources.pack is None or len(start.environments) > 1 or start.argv[1] != "-m":
-            return Children(start)
+            return ChildProcesses(start)
         kind = _kind(start)
-        parent = self._parents.get(kind)
-        if parent is not None:
-            parent.poll()
-            if parent.lost:
-                self._drop(kind, parent)
-                parent = None
-        if parent is None and kind not in self._unfit:
-            for other in [each for each, parent in self._parents.items() if not parent.busy]:
-                self._drop(other, self._parents[other])
-            parent = self._parents[kind] = Parent(start)
+        server = self._servers.get(kind)
+        if server is not None:
+            server.poll()
+            if server.lost:
+                self._drop(kind, server)
+                server = None
+        if server is None and kind not in self._unfit:
+            for other in [each for each, server in self._servers.items() if not server.busy]:
+                self._drop(other, self._servers[other])
+            server = self._servers[kind] = PreforkServer(start)
         try:
-            return Forked(parent, start) if parent else Children(start)
-        except _NotAskedError as error:
+            return ForkedRun(server, start) if server else ChildProcesses(start)
+        except _RequestFailedError as error:
             _log.warning("a run is started by itself, and not forked: %s", error)
-            return Children(start)
+            return ChildProcesses(start)
 
     def wait(self, seconds: float) -> None:
-        """Return once a parent has sent a message, or after `seconds`; without parents after a moment."""
-        channels = [parent.channel for parent in self._parents.values() if not parent.lost]
+        """Return once a server has sent a message, or after `seconds`; without servers after a moment."""
+        channels = [server.channel for server in self._servers.values() if not server.lost]
         select.select(channels, [], [], seconds if channels else min(seconds, _MOMENT_SECONDS))
 
     def close(self) -> None:
-        """End the parents; the runs that they have forked go on."""
-        for parent in self._parents.values():
-            parent.close()
-        self._parents.clear()
+        """End the servers; the runs that they have forked go on."""
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
 
-    def _drop(self, kind: _Kind, parent: Parent) -> None:
-        if parent.lost and not parent.ready:  # and so would be the next one
+    def _drop(self, kind: _Kind, server: PreforkServer) -> None:
+        if server.lost and not server.ready:  # and so would be the next one
             self._unfit.add(kind)
-            _log.warning("runs are started one by one, and not forked: %s", parent.printed() or "no parent came up")
-        parent.close()
-        del self._parents[kind]
+            _log.warning("runs are started one by one, and not forked: %s", server.printed() or "no server came up")
+        server.close()
+        del self._servers[kind]
 
 
 def _kind(start: Start) -> _Kind:
-    """Return what a parent is good for: where it imports from, and how many threads its libraries may use."""
+    """Return what a server is good for: where it imports from, and how many threads its libraries may use."""
     environment = start.environments[0]
     return start.argv[0], start.argv[2], environment["PYTHONPATH"], environment.get("OMP_NUM_THREADS", "")
 
 
-class Parent:
-    """The warm parent of one kind of runs, seen from here. `lost`: it has ended, or is ending."""
+class PreforkServer:
+    """The prefork server of one kind of runs, seen from here. `lost`: it has ended, or is ending."""
 
     def __init__(self, start: Start) -> None:
         self.ready = self.lost = False
         self._tickets = itertools.count()
-        self._asked: dict[int, Forked] = {}
-        self._forked: dict[int, Forked] = {}
+        self._asked: dict[int, ForkedRun] = {}
+        self._forked: dict[int, ForkedRun] = {}
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -121,8 +121,8 @@ class Parent:
         self.poll()
         return bool(self._asked or self._forked)
 
-    def ask(self, run: Forked, start: Start, output: int) -> None:
-        """Have a run forked; what it prints goes to `output`. Raises _NotAskedError where that cannot be asked."""
+    def ask(self, run: ForkedRun, start: Start, output: int) -> None:
+        """Have a run forked; what it prints goes to `output`. Raises _RequestFailedError where that cannot be asked."""
         ticket = next(self._tickets)
         request = {
             "ticket": ticket,
@@ -133,7 +133,7 @@ class Parent:
         try:
             socket.send_fds(self.channel, [json.dumps(request).encode()], [output, *start.keep], socket.MSG_DONTWAIT)
         except OSError as error:
-            raise _NotAskedError(error.strerror) from error
+            raise _RequestFailedError(error.strerror) from error
         self._asked[ticket] = run
 
     def poll(self) -> None:
@@ -156,9 +156,9 @@ class Parent:
         elif "ticket" in message:
             process = ProcessId.from_json(message["process"])
             self._forked[process.pid] = self._asked.pop(message["ticket"])
-            self._forked[process.pid].begun(process)
+            self._forked[process.pid].on_started(process)
         else:
-            self._forked.pop(message["pid"]).over(message["status"])
+            self._forked.pop(message["pid"]).on_ended(message["status"])
 
     def kill(self) -> None:
         """End one that does not come up."""
@@ -179,62 +179,62 @@ class Parent:
         self._output.close()
 
 
-class Forked:
-    """A run that a parent was asked for."""
+class ForkedRun:
+    """A run that a server was asked for."""
 
-    def __init__(self, parent: Parent, start: Start) -> None:
-        self._parent, self._start = parent, start
+    def __init__(self, server: PreforkServer, start: Start) -> None:
+        self._server, self._start = server, start
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         self._process: ProcessId | None = None
         self._status: int | None = None
         self._signalled = 0
-        self._instead: Handle | None = None
+        self._substitute: Handle | None = None
         try:
-            parent.ask(self, start, self._output.fileno())
-        except _NotAskedError:
+            server.ask(self, start, self._output.fileno())
+        except _RequestFailedError:
             self._output.close()
             raise
 
-    def begun(self, process: ProcessId) -> None:
+    def on_started(self, process: ProcessId) -> None:
         """Learn which process the run is; a signal that it was sent before reaches it now."""
         self._process = process
         if self._signalled:
             self.signal(self._signalled)
 
-    def over(self, status: int) -> None:
+    def on_ended(self, status: int) -> None:
         self._status = status
 
     @property
     def pending(self) -> bool:
-        return self._process is None and self._instead is None and self._status is None
+        return self._process is None and self._substitute is None and self._status is None
 
     def ended(self) -> int | None:
-        if self._status is None and self._instead is None:
-            self._parent.poll()
-        if self._status is None and self._instead is None and self._parent.lost:
-            self._go_on()
-        return self._instead.ended() if self._instead else self._status
+        if self._status is None and self._substitute is None:
+            self._server.poll()
+        if self._status is None and self._substitute is None and self._server.lost:
+            self._do_without_server()
+        return self._substitute.ended() if self._substitute else self._status
 
-    def _go_on(self) -> None:
-        """Do without the parent."""
+    def _do_without_server(self) -> None:
+        """Do without the server."""
         if self._process is not None:
-            self._instead = Found(self._process, ranks=1)
+            self._substitute = AdoptedRun(self._process, ranks=1)
         elif self._signalled:
             self._status = -self._signalled
         else:
             try:
-                self._instead = Children(self._start)
+                self._substitute = ChildProcesses(self._start)
             except OSError as error:
                 self._output.write(f"cannot start {self._start.argv[0]}: {error.strerror}\n".encode())
                 self._status = 1
 
     def signal(self, number: int) -> None:
-        if self._instead is not None:
-            self._instead.signal(number)
+        if self._substitute is not None:
+            self._substitute.signal(number)
         elif self._process is None:
             self._signalled = number
-            if number == signal.SIGKILL and not self._parent.ready:
-                self._parent.kill()
+            if number == signal.SIGKILL and not self._server.ready:
+                self._server.kill()
         elif number == signal.SIGKILL:
             signal_group(self._process.pid, number)
         elif self._status is None:
@@ -242,7 +242,7 @@ class Forked:
                 os.kill(self._process.pid, number)
 
     def close(self) -> str:
-        instead = self._instead.close() if self._instead else ""
+        instead = self._substitute.close() if self._substitute else ""
         with self._output as output:
             return "\n".join(filter(None, (_end(output), instead)))
 

@@ -24,7 +24,7 @@ from orchestrator.errors import StateError
 from orchestrator.launch import canary, failure_limit, notification
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.device_locks import DeviceLocks, describe_holder
-from orchestrator.local.launcher import Children, Found, Handle, Starter, died, start_of
+from orchestrator.local.launcher import AdoptedRun, ChildProcesses, Handle, Starter, died, start_of
 from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, describe_wait
 from orchestrator.local.tasks import Task, tasks_of
 from orchestrator.records.attempts import mark_state, read_attempt, read_claim, write_observed
@@ -79,7 +79,7 @@ class Supervisor:
         self,
         *,
         sync: Callable[[str, Path, str], None],
-        start: Starter = Children,
+        start: Starter = ChildProcesses,
         locks: DeviceLocks | None = None,
         users: Callable[[Sequence[Device]], Mapping[str, str]] = lambda _: {},
         clock: Callable[[], float] = time.monotonic,
@@ -128,7 +128,7 @@ class Supervisor:
         claim = read_claim(task.folder)
         if claim is None or claim.launch != task.launch.number or claim.process.alive() is None:  # on another node
             return
-        process = Found(claim.process, ranks=task.resources.processes_per_node)
+        process = AdoptedRun(claim.process, ranks=task.resources.processes_per_node)
         if process.ended() is None:
             devices = _devices(claim, wanted.terms)
             deadline = self._deadline(task, already=time.time() - claim.process.started)

@@ -84,7 +84,7 @@ class Workstation:
         self._queue.add(launch, self._terms)
         self._queue.ensure_supervisor()
 
-    def go_on(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
+    def submit_pending(self, launch: LaunchPaths) -> int:  # noqa: ARG002 - the protocol's signature
         return 0  # nothing ever waits for a free place
 
     def observe(self, launch: LaunchPaths, tasks: Collection[int]) -> Mapping[int, Observation]:
@@ -239,12 +239,12 @@ def supervise(folder: Path) -> None:
 def _work_off(queue: Queue) -> None:
     from orchestrator.local.device_locks import DeviceLocks
     from orchestrator.local.nvml import Users
-    from orchestrator.local.prefork import Forking
+    from orchestrator.local.prefork import PreforkLauncher
     from orchestrator.local.schedule import Terms
     from orchestrator.local.supervisor import Sidecars, Supervisor
 
-    sidecars, forking = Sidecars(), Forking()
-    supervisor = Supervisor(sync=sidecars.sync, start=forking, locks=DeviceLocks(), users=Users(), early=_is_early)
+    sidecars, prefork = Sidecars(), PreforkLauncher()
+    supervisor = Supervisor(sync=sidecars.sync, start=prefork, locks=DeviceLocks(), users=Users(), early=_is_early)
     taken: set[LaunchPaths] = set()
     written: Head | None = None
     while entries := queue.entries():
@@ -260,7 +260,7 @@ def _work_off(queue: Queue) -> None:
             queue.remove(launch)
             taken.discard(launch)
         time.sleep(_POLL_SECONDS)
-    forking.close()
+    prefork.close()
     sidecars.close()
 
 

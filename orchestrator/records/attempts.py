@@ -51,7 +51,7 @@ def claim_attempt(attempt: AttemptPaths, claim: Claim) -> bool:
         return take_by_rename(draft, attempt.path, mine=lambda: read_claim(attempt) == claim)
 
 
-def is_deposed(attempt: AttemptPaths) -> bool:
+def is_superseded(attempt: AttemptPaths) -> bool:
     """Return whether a later attempt of the run has been claimed, by one listing.
 
     Then this one is to end, and to write nothing outside its own folder. A folder that cannot be listed proves nothing.

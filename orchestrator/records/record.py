@@ -346,7 +346,7 @@ class Record:
     @property
     def awaits_cluster(self) -> bool:
         """Whether its cluster has yet to do something: hand it over, or put its jobs right."""
-        return self.state is RunState.WAITING or (self.observation is not None and self.observation.untidy)
+        return self.state is RunState.WAITING or (self.observation is not None and self.observation.needs_cleanup)
 
     @property
     def settled(self) -> bool:

@@ -23,7 +23,7 @@ import yaml
 
 from orchestrator.errors import RequestError
 from orchestrator.layout import AttemptPaths, RunPaths
-from orchestrator.records.attempts import is_deposed
+from orchestrator.records.attempts import is_superseded
 from orchestrator.system.files import make_folder, replacing
 from orchestrator.tracking.pictures import Image, histogram, picture
 from orchestrator.tracking.spool import SpoolWriter, is_inside, jsonable
@@ -380,7 +380,7 @@ class RunExperiment:
         target = self.artifacts / _checked(path)
         if not self.is_kept:
             return
-        if is_deposed(self._attempt):
+        if is_superseded(self._attempt):
             log.warning("artifact %s is not saved: a later attempt of the run has been claimed", path)
             return
         try:

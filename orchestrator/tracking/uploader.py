@@ -23,7 +23,7 @@ from orchestrator.cluster import JobState, Observation
 from orchestrator.errors import OrchError
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.project import Project
-from orchestrator.records.attempts import is_deposed, read_attempt, read_marks
+from orchestrator.records.attempts import is_superseded, read_attempt, read_marks
 from orchestrator.records.launches import Launch, read_launch
 from orchestrator.records.ownership import require
 from orchestrator.records.planned import read_plan, read_planned_run
@@ -58,12 +58,12 @@ class Source:
         return cls(paths=launch.paths.experiment, launch=launch, index=index, attempt=attempt)
 
     @property
-    def deposed(self) -> bool:
+    def superseded(self) -> bool:
         """Whether a later attempt of the run has been claimed, for which another uploader sends."""
         if self.attempt is None:
             return False
         planned = read_planned_run(self.launch.paths, self.index)
-        return is_deposed(self.paths.run(planned.run).attempt(self.attempt))
+        return is_superseded(self.paths.run(planned.run).attempt(self.attempt))
 
     @property
     def end_seconds(self) -> float:
@@ -118,16 +118,16 @@ class Carrier:
     def carry(self, closed: threading.Event) -> bool:
         """Send until `closed`, then one last time. Return whether everything has been sent."""
         while not closed.wait(self._pause_seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter, not a secret
-            if self._source.deposed:
+            if self._source.superseded:
                 return True
             self._send(last=False)
         deadline = time.monotonic() + self._source.end_seconds
-        while not self._source.deposed and not self._send(last=True):
+        while not self._source.superseded and not self._send(last=True):
             if time.monotonic() > deadline:
                 _log.warning("not everything was sent to the tracking server; `orch ui --once` sends the rest")
                 return False
             time.sleep(_LAST_PAUSE_SECONDS)
-        if not self._source.deposed:
+        if not self._source.superseded:
             self._finish_parent()
         return True
 

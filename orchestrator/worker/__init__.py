@@ -5,7 +5,7 @@ assignment.py   what the plan asks for, and the claim of an attempt
 context.py      this process's rank, and the scheduler's job it belongs to
 staging.py      the data version, staged before the training and watched beside it
 cause.py        what an error is a symptom of: a rank that is gone, a disk that fails
-deposed.py      the end of an attempt whose run goes on in a later one
+superseded.py   the end of an attempt whose run goes on in a later one
 attempt.py      one attempt from its claim to its final event
 trial.py        the values of an adaptive sweep's trial, and its reports
 pack.py         the process of a job that several runs share

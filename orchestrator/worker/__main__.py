@@ -44,7 +44,7 @@ def main(folder: str, index: str, work: Work | None = None) -> int:
     if taken is None:
         sys.stdout.write(f"{assignment.attempt.path} has been taken: nothing to do\n")
         return 0
-    to_file(taken.attempt.rank_log(taken.place.rank))
+    to_file(taken.attempt.rank_log(taken.context.rank))
     return run(taken, stop, work)
 
 

@@ -10,14 +10,14 @@ from typing import Self
 
 from orchestrator.errors import ClusterError
 from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths, RunPaths
-from orchestrator.records.attempts import claim_attempt, is_deposed, read_attempt, read_claim
+from orchestrator.records.attempts import claim_attempt, is_superseded, read_attempt, read_claim
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import read_launch
 from orchestrator.records.planned import PlannedRun, read_planned_run
 from orchestrator.records.record import Claim, RunState
 from orchestrator.system.files import listed, names_in
 from orchestrator.system.processes import ProcessId
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 
 _LEADER_SECONDS = 300.0
 
@@ -29,14 +29,14 @@ class Assignment:
     launch: LaunchPaths
     header: LaunchHeader
     planned: PlannedRun
-    place: Place
+    context: ProcessContext
 
     @classmethod
     def read(cls, folder: Path, index: int) -> Self:
         launch = LaunchPaths(folder)
         header = read_launch(launch).header
-        place = Place.of(os.environ, slurm=header.cluster_kind == "slurm")
-        return cls(launch=launch, header=header, planned=read_planned_run(launch, index), place=place)
+        context = ProcessContext.of(os.environ, slurm=header.cluster_kind == "slurm")
+        return cls(launch=launch, header=header, planned=read_planned_run(launch, index), context=context)
 
     @property
     def experiment(self) -> ExperimentPaths:
@@ -58,7 +58,7 @@ class Assignment:
     @property
     def leads(self) -> bool:
         """Whether this process claims, records and logs for the run."""
-        return self.place.rank == 0
+        return self.context.rank == 0
 
     @property
     def cancelled(self) -> bool:
@@ -71,9 +71,9 @@ class Assignment:
         return any(self.attempt.failed_ranks())
 
     @property
-    def deposed(self) -> bool:
+    def superseded(self) -> bool:
         """Whether a later attempt of the run has been claimed: Slurm had lost this one's node."""
-        return is_deposed(self.attempt)
+        return is_superseded(self.attempt)
 
     def take(self) -> Self | None:
         """Return the assignment with the attempt that is ours; None if the run is somebody else's, or has ended.
@@ -97,10 +97,10 @@ class Assignment:
             history=planned.history,
             process=ProcessId.current(),
             time=time.time(),
-            job=self.place.job,
-            restart=self.place.restart,
-            address=self.place.listen_address(),
-            devices=self.place.devices,
+            job=self.context.job,
+            restart=self.context.restart,
+            address=self.context.listen_address(),
+            devices=self.context.devices,
         )
         if not claim_attempt(chosen.attempt, claim):
             return None
@@ -111,7 +111,7 @@ class Assignment:
     def _await_claim(self) -> Self | None:
         deadline = time.monotonic() + _LEADER_SECONDS
         while time.monotonic() < deadline:
-            ours = self.attempts_of_this_job() if self.place.job else [self]
+            ours = self.attempts_of_this_job() if self.context.job else [self]
             claim = read_claim(ours[-1].attempt) if ours and listed(ours[-1].attempt.path) else None
             if claim is not None and self._leads_us(claim):
                 _meet(claim.address)
@@ -121,14 +121,14 @@ class Assignment:
                 return None
             time.sleep(0.1)
         raise ClusterError(
-            f"rank {self.place.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0",
+            f"rank {self.context.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0",
             why="rank 0 has claimed no attempt",
             fix="see the job's own output for what became of rank 0",
         )
 
     def _leads_us(self, claim: Claim) -> bool:
         """Return whether a claim of our task is that of our own rank 0."""
-        return claim.restart == self.place.restart if self.place.job else claim.process.pid == self.place.leader
+        return claim.restart == self.context.restart if self.context.job else claim.process.pid == self.context.leader
 
     def next_start(self) -> Self | None:
         """Return the attempt that a start of this job begins; None if the run has ended in an earlier one.
@@ -137,7 +137,7 @@ class Assignment:
         """
         ours = self.attempts_of_this_job()
         claim = read_claim(ours[-1].attempt) if ours else None
-        if claim is not None and claim.restart > self.place.restart:
+        if claim is not None and claim.restart > self.context.restart:
             return None
         if ours and read_attempt(self.run, ours[-1].attempt).state in {RunState.DONE, RunState.FAILED}:
             return None
@@ -147,10 +147,10 @@ class Assignment:
         """Return this task's attempts that the same scheduler's job has claimed, oldest first."""
         found = []
         candidate = self
-        there = set(names_in(self.run.path)) if self.place.job else set()
+        there = set(names_in(self.run.path)) if self.context.job else set()
         while candidate.attempt.path.name in there:
             claim = read_claim(candidate.attempt)
-            if claim is not None and claim.job == self.place.job and claim.launch == self.planned.launch:
+            if claim is not None and claim.job == self.context.job and claim.launch == self.planned.launch:
                 found.append(candidate)
             candidate = candidate.following()
         return found
@@ -161,7 +161,7 @@ class Assignment:
         claim = read_claim(self.attempt) if listed(self.attempt.path) else None
         if claim is None:
             return False
-        return claim.job != self.place.job if self.place.job else not self._leads_us(claim)
+        return claim.job != self.context.job if self.context.job else not self._leads_us(claim)
 
     def following(self) -> Self:
         """Return the same assignment, in the next attempt."""

@@ -30,7 +30,7 @@ from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
 from orchestrator.system.files import listed, replace_text
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.fluent import fluent
-from orchestrator.worker import cause, deposed, log, requeue, trial
+from orchestrator.worker import cause, log, requeue, superseded, trial
 from orchestrator.worker import on_run_end as aftermath
 from orchestrator.worker import staging as data
 from orchestrator.worker.assignment import Assignment
@@ -51,10 +51,10 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
     """Run a claimed attempt to its last event and return the exit status: 0 done, 1 failed, 143 interrupted."""
     attempt = assignment.attempt
     events = EventWriter(attempt.events if assignment.leads else Path(os.devnull))
-    usage = Usage.of(assignment.place)
+    usage = Usage.of(assignment.context)
     uploader = Uploader.beside(assignment)
     leave = partial(_leave, assignment, events, usage)
-    with usage.followed(events) if assignment.leads else nullcontext(), deposed.watched(assignment, leave):
+    with usage.followed(events) if assignment.leads else nullcontext(), superseded.watched(assignment, leave):
         try:
             status = _run(assignment, events, usage, stop, work or _train)
         except InterruptedByInfrastructureError as error:
@@ -76,7 +76,7 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
         after.require(assignment.launch)
         _check_environment(assignment)
         with measured(assignment), data.staged(assignment, events, stop) as view:
-            deposed.check(assignment)
+            superseded.check(assignment)
             config = _place(assignment, view, trial.given(assignment, events))
             secrets = Secrets.of(config)
             if secrets:
@@ -85,7 +85,7 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
             if stop.received:
                 raise InterruptedByInfrastructureError(stop.received)
             result = work(assignment, secrets.placed(config), events, stop)
-        deposed.check(assignment)
+        superseded.check(assignment)
         events.write("done", **result, usage=usage.to_json())
     except InterruptedByInfrastructureError as error:
         _say_interrupted(assignment, events, usage, error)
@@ -106,8 +106,8 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
 
 def _cause(assignment: Assignment, stop: StopSignal, error: BaseException) -> InterruptedByInfrastructureError | None:
     """Return what has interrupted a run, where its error is only a symptom; None where the error is the cause."""
-    if assignment.deposed:
-        return deposed.error()
+    if assignment.superseded:
+        return superseded.error()
     if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
         # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
         return InterruptedByInfrastructureError(stop.received)
@@ -118,7 +118,7 @@ def _cause(assignment: Assignment, stop: StopSignal, error: BaseException) -> In
 def _leave(assignment: Assignment, events: EventWriter, usage: Usage) -> None:
     """End this process from another thread: the training may hang, and nothing of it is needed any more."""
     try:
-        _say_interrupted(assignment, events, usage, deposed.error())
+        _say_interrupted(assignment, events, usage, superseded.error())
     finally:
         os._exit(143)
 
@@ -168,7 +168,7 @@ def _train(assignment: Assignment, config: dict[str, Any], events: EventWriter, 
         weights_from=weights,
         state_from=state,
         weights_only=any((config.get(key) or {}).get("weights_only") for key in STARTS),
-        place=assignment.place,
+        context=assignment.context,
         redact=events.redact,
         report=trial.reporter(assignment, events),
         example=assignment.attempt.example if assignment.header.tracking.get("register") else None,
@@ -258,7 +258,7 @@ def _fail(assignment: Assignment, events: EventWriter, usage: Usage, error: Base
         events.write("interrupted", reason="another rank has failed", usage=usage.to_json())
         return
     if not assignment.leads:
-        events = EventWriter(assignment.attempt.rank_events(assignment.place.rank), redact=events.redact)
+        events = EventWriter(assignment.attempt.rank_events(assignment.context.rank), redact=events.redact)
     found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
     aftermath.failed(assignment, found["signature"])
@@ -278,7 +278,7 @@ def signature(error: BaseException, roots: list[str]) -> str:
 
 def _mark(assignment: Assignment, state: RunState) -> None:
     """Leave a mark in the index, which is derived: where the disk refuses it, the run is still what its events say."""
-    if not assignment.leads or assignment.deposed:
+    if not assignment.leads or assignment.superseded:
         return
     try:
         mark_state(assignment.experiment, assignment.planned.run, assignment.planned.attempt, state.value)

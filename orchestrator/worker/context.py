@@ -17,7 +17,7 @@ JOB, RESTART = "ORCH_JOB", "ORCH_RESTART"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ProcessContext:
     """One process of a run. `job` and `restart` are the scheduler's; without one they are empty and 0.
 
     `packed`: the job has several runs, and a supervisor of ours that answers to the scheduler for all of them.
@@ -41,7 +41,7 @@ class Place:
 
     @classmethod
     def of(cls, environ: Mapping[str, str], *, slurm: bool) -> Self:
-        """Read the place from Slurm's variables, or from those that our supervisor sets."""
+        """Read the context from Slurm's variables, or from those that our supervisor sets."""
         if not slurm:
             return cls._local(environ)
         if "SLURM_JOB_ID" not in environ and JOB in environ:

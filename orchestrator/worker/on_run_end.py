@@ -19,7 +19,7 @@ def failed(assignment: Assignment, signature: str) -> None:
     launch, run_id = assignment.launch, assignment.planned.run
     try:
         stopped = failure_limit.brake_after(launch, run_id, signature)
-        if stopped and assignment.place.job:
+        if stopped and assignment.context.job:
             from orchestrator.slurm.cluster import SlurmCluster
             from orchestrator.slurm.options import SlurmOptions
 

@@ -28,7 +28,7 @@ from typing import Self
 from orchestrator.errors import OrchError
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.launcher import Handle, Start
-from orchestrator.local.prefork import Forking
+from orchestrator.local.prefork import PreforkLauncher
 from orchestrator.local.schedule import Terms
 from orchestrator.local.supervisor import Supervisor
 from orchestrator.local.tasks import Task
@@ -44,8 +44,8 @@ from orchestrator.slurm.packed import SOME_FAILED
 from orchestrator.system.files import check_private
 from orchestrator.worker import requeue
 from orchestrator.worker.assignment import Assignment
-from orchestrator.worker.context import JOB, RESTART, Place
-from orchestrator.worker.deposed import EVERY_SECONDS
+from orchestrator.worker.context import JOB, RESTART, ProcessContext
+from orchestrator.worker.superseded import EVERY_SECONDS
 
 _LOOK_SECONDS = 1.0
 _KEPT = ("SLURM_CONF", "SLURM_TMPDIR", "SLURM_ARRAY_TASK_COUNT")
@@ -61,16 +61,18 @@ class Pack:
     launch: LaunchPaths
     header: LaunchHeader
     runs: tuple[Assignment, ...]
-    place: Place
+    context: ProcessContext
 
     @classmethod
-    def read(cls, folder: Path, first: int, place: Place) -> Self:
+    def read(cls, folder: Path, first: int, context: ProcessContext) -> Self:
         launch = LaunchPaths(folder)
         check_private(launch.experiment.path)
         header = read_launch(launch).header
         found = read_planned_runs(launch, read_packs(launch).tasks(first))
-        runs = [Assignment(launch=launch, header=header, planned=planned, place=place) for planned in found.values()]
-        return cls(launch=launch, header=header, runs=tuple(runs), place=place)
+        runs = [
+            Assignment(launch=launch, header=header, planned=planned, context=context) for planned in found.values()
+        ]
+        return cls(launch=launch, header=header, runs=tuple(runs), context=context)
 
     @property
     def leads(self) -> bool:
@@ -81,11 +83,11 @@ class Pack:
         return False
 
     @property
-    def deposed(self) -> bool:
+    def superseded(self) -> bool:
         """Whether a later start of the job has begun a run of it."""
         lasts = [ours[-1] for run in self.runs if (ours := run.attempts_of_this_job())]
         claims = (read_claim(last.attempt) for last in lasts)
-        return any(claim is not None and claim.restart > self.place.restart for claim in claims)
+        return any(claim is not None and claim.restart > self.context.restart for claim in claims)
 
     @property
     def cancelled(self) -> bool:
@@ -147,36 +149,36 @@ def _last(run: Assignment) -> Attempt | None:
 def work(pack: Pack, stop: StopSignal) -> int:
     """Work off a pack; return the exit status of its job."""
     pack.write_replaced()
-    forking = Forking()
-    supervisor = Supervisor(sync=lambda *_: None, start=_starter(forking, pack.place), restarts=True)
+    prefork = PreforkLauncher()
+    supervisor = Supervisor(sync=lambda *_: None, start=_starter(prefork, pack.context), restarts=True)
     options = SlurmOptions.parse(pack.header.cluster)
     need = pack.runs[0].planned.resources
     terms = Terms(cpus=need.job.cpus_per_node, grace_seconds=options.grace_seconds)
     supervisor.queue(pack.launch, pack.tasks(), terms)
     due = time.monotonic() + EVERY_SECONDS
     while not stop.received and supervisor.step():
-        forking.wait(_LOOK_SECONDS)
+        prefork.wait(_LOOK_SECONDS)
         if time.monotonic() > due:
             due = time.monotonic() + EVERY_SECONDS
-            if pack.deposed:
+            if pack.superseded:
                 supervisor.stop("its job was started again", grace_seconds=options.grace_seconds)
-                forking.close()
+                prefork.close()
                 return 143
     if stop.received:
         limited = stop.received == requeue.TIME_LIMIT
         grace = max(options.grace_seconds, options.signal_seconds - _LAST_SECONDS) if limited else _UNLIMITED_SECONDS
         supervisor.stop("its job was stopped", number=signal.Signals[stop.received], grace_seconds=grace)
-    forking.close()
+    prefork.close()
     return _end(pack, stop.received)
 
 
-def _starter(forking: Forking, place: Place) -> Callable[[Start], Handle]:
+def _starter(prefork: PreforkLauncher, context: ProcessContext) -> Callable[[Start], Handle]:
     """Return what starts a run of a job as one that shares it."""
     shown = {key: os.environ[key] for key in _KEPT if key in os.environ}
-    shown |= {JOB: place.job, RESTART: str(place.restart)}
+    shown |= {JOB: context.job, RESTART: str(context.restart)}
 
     def start(start: Start) -> Handle:
-        return forking(replace(start, environments=tuple({**each, **shown} for each in start.environments)))
+        return prefork(replace(start, environments=tuple({**each, **shown} for each in start.environments)))
 
     return start
 
@@ -193,7 +195,7 @@ def _end(pack: Pack, received: str | None) -> int:
 
 def main(folder: str, first: str) -> int:
     try:
-        pack = Pack.read(Path(folder), int(first), Place.of(os.environ, slurm=True))
+        pack = Pack.read(Path(folder), int(first), ProcessContext.of(os.environ, slurm=True))
     except OrchError as error:
         sys.stderr.write(f"{error}\n")
         return 2

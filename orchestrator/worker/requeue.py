@@ -18,7 +18,7 @@ from orchestrator.records.record import Attempt
 from orchestrator.slurm import commands
 from orchestrator.system.processes import ProgramError
 from orchestrator.worker.assignment import Assignment
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 from orchestrator.worker.signals import InterruptedByInfrastructureError
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def check(assignment: Assignment) -> None:
 
     All ranks find the same: what came before is written.
     """
-    if assignment.place.restart and _exhausted(assignment, _starts(assignment)[:-1]):
+    if assignment.context.restart and _exhausted(assignment, _starts(assignment)[:-1]):
         raise InterruptedByInfrastructureError(_LIMIT)
 
 
@@ -50,25 +50,25 @@ def reason(assignment: Assignment, signal: str) -> str:
     no_more = f"no more requeues without getting further ({_LIMIT}={_most(assignment)})"
     if signal == _LIMIT:
         return no_more
-    if signal == TIME_LIMIT and assignment.place.job:
-        limit = f"{LIMIT} of {hours:g} h" if hours and not assignment.place.packed else LIMIT
+    if signal == TIME_LIMIT and assignment.context.job:
+        limit = f"{LIMIT} of {hours:g} h" if hours and not assignment.context.packed else LIMIT
         return f"{limit}, {no_more}" if _exhausted(assignment, _starts(assignment)) else limit
-    told = _told_by_slurm(assignment) if assignment.leads and assignment.place.job else ""
+    told = _told_by_slurm(assignment) if assignment.leads and assignment.context.job else ""
     return f"{told}, stopped by {signal}" if told else f"stopped by {signal}"
 
 
 def job_is_ending(assignment: Assignment, signal: str) -> bool:
     """Return whether Slurm itself is ending the job, and not only a process of it has died."""
-    if not assignment.place.job:
+    if not assignment.context.job:
         return False
     return signal == TIME_LIMIT or _told_by_slurm(assignment) != ""
 
 
-class Owing(Protocol):
+class JobOwner(Protocol):
     """What the scheduler's job is about: one run, or a pack of them."""
 
     @property
-    def place(self) -> Place: ...
+    def context(self) -> ProcessContext: ...
     @property
     def leads(self) -> bool:
         """Whether this process answers for the job before all others of it."""
@@ -82,31 +82,31 @@ class Owing(Protocol):
         """Whether another process of it has failed, and with it the whole."""
 
     @property
-    def deposed(self) -> bool:
+    def superseded(self) -> bool:
         """Whether the scheduler has started it again elsewhere, and this is a process that it has lost."""
 
 
 def after_interruption(assignment: Assignment, error: InterruptedByInfrastructureError) -> None:
     """Return at once where nothing is owed; else requeue if that is ours to do, and wait to be killed."""
-    if not assignment.place.packed:  # there the pack answers for all its runs
+    if not assignment.context.packed:  # there the pack answers for all its runs
         answer(assignment, error, exhausted=lambda: exhausted(assignment))
 
 
-def answer(job: Owing, error: InterruptedByInfrastructureError, *, exhausted: Callable[[], bool]) -> None:
+def answer(job: JobOwner, error: InterruptedByInfrastructureError, *, exhausted: Callable[[], bool]) -> None:
     """Do what `after_interruption` does, for a run or a pack."""
     signal = str(error)
-    if not error.asked or not job.place.job or job.cancelled or job.deposed or signal == _LIMIT:
+    if not error.asked or not job.context.job or job.cancelled or job.superseded or signal == _LIMIT:
         return
     if signal == TIME_LIMIT and exhausted():
         return
     if signal == TIME_LIMIT or _node_goes_down(job, error):
         _requeue(job)
     deadline = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < deadline and not (job.cancelled or job.rank_failed or job.deposed):
+    while time.monotonic() < deadline and not (job.cancelled or job.rank_failed or job.superseded):
         time.sleep(_LOOK_SECONDS)
 
 
-def _requeue(job: Owing) -> None:
+def _requeue(job: JobOwner) -> None:
     """Requeue the job; other ranks than 0 only where that has not: it may hang in an operation that waits for us."""
     if not job.leads:
         time.sleep(_LEADER_SECONDS)  # where rank 0 has done it, this is not outlived
@@ -114,17 +114,17 @@ def _requeue(job: Owing) -> None:
     if told.endswith("in Slurm") or (told and not job.leads):  # cancelled meanwhile, or requeued already
         return
     try:
-        commands.run(["scontrol", "requeue", job.place.job])
+        commands.run(["scontrol", "requeue", job.context.job])
     except ProgramError as error:
         _log.warning("cannot requeue, the time limit will end it: %s", error)
 
 
-def _node_goes_down(job: Owing, error: InterruptedByInfrastructureError) -> bool:
+def _node_goes_down(job: JobOwner, error: InterruptedByInfrastructureError) -> bool:
     """Return whether some of several nodes shut down, in order: told by their SIGTERM, of which Slurm knows nothing.
 
     It would requeue the job for a node that is lost, but the step has failed by then: a rank is dead.
     """
-    return error.together and job.place.nodes > 1 and _told_by_slurm(job) == ""
+    return error.together and job.context.nodes > 1 and _told_by_slurm(job) == ""
 
 
 def exhausted(assignment: Assignment) -> bool:
@@ -137,7 +137,7 @@ def _starts(assignment: Assignment) -> list[Attempt]:
     found: list[Attempt] = []
     for number in range(assignment.planned.attempt, 0, -1):
         attempt = read_attempt(assignment.run, assignment.run.attempt(number))
-        if attempt.claim is None or attempt.claim.job != assignment.place.job:
+        if attempt.claim is None or attempt.claim.job != assignment.context.job:
             break
         found.insert(0, attempt)
     return found
@@ -162,15 +162,15 @@ def _most(assignment: Assignment) -> int:
     return _MAX_REQUEUES if given is None else int(given)
 
 
-def _told_by_slurm(job: Owing) -> str | None:
+def _told_by_slurm(job: JobOwner) -> str | None:
     """Return why Slurm ends the job; nothing where it does not, None where it does not answer."""
-    argv = ["scontrol", "--all", "--oneliner", "show", "job", job.place.job]
+    argv = ["scontrol", "--all", "--oneliner", "show", "job", job.context.job]
     try:
         text = commands.run(argv, timeout_s=_ANSWER_SECONDS)
     except ProgramError:
         return None
     found = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", text))
-    requeued = int(found.get("Restarts", "0")) > job.place.restart  # while it is ending both say COMPLETING
+    requeued = int(found.get("Restarts", "0")) > job.context.restart  # while it is ending both say COMPLETING
     if found.get("JobState") in {"CANCELLED", "PENDING", "COMPLETING"}:
         return "requeued in Slurm" if requeued else "cancelled in Slurm"
     return "preempted" if found.get("PreemptTime", "None") not in {"None", "Unknown"} else ""

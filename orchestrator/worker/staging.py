@@ -37,13 +37,13 @@ def staged(assignment: Assignment, events: EventWriter, stop: StopSignal) -> Ite
         yield None
         return
     section = assignment.header.cluster
-    options, job = Staging.parse(section.get("staging")), assignment.place.job
+    options, job = Staging.parse(section.get("staging")), assignment.context.job
     with _on_this_node():
         root = scratch_dir(section["scratch"], os.environ)
         store = Store(root, options, job=job, ask=job_runs if job else None)
         version = store.find(digest) or _stage(store, assignment, digest, _Teller(events, stop), _jitter(options))
     _record(assignment, events, digest, version)
-    watch = _Watch(store, version, stop) if assignment.place.first_on_node else None
+    watch = _Watch(store, version, stop) if assignment.context.first_on_node else None
     try:
         yield str(version.view)
     except BaseException:
@@ -104,7 +104,7 @@ def _record(assignment: Assignment, events: EventWriter, digest: str, version: S
     _log.info("data version %s: %d files in %s (%s)", digest[:12], version.files, version.view, how)
     if not assignment.leads and version.hit:
         return
-    writer = events if assignment.leads else EventWriter(assignment.attempt.rank_staged(assignment.place.rank))
+    writer = events if assignment.leads else EventWriter(assignment.attempt.rank_staged(assignment.context.rank))
     writer.write(
         "staged",
         digest=digest,

@@ -92,7 +92,7 @@ def _await(assignment: Assignment) -> Point:
             return point
         time.sleep(0.1)
     raise ClusterError(
-        f"rank {assignment.place.rank} has waited {_LEADER_SECONDS:.0f} s for the trial's values",
+        f"rank {assignment.context.rank} has waited {_LEADER_SECONDS:.0f} s for the trial's values",
         why="rank 0 has not written them",
         fix="see the log of rank 0",
     )

@@ -105,8 +105,10 @@ def test_a_scratch_that_is_not_here_is_unknown_and_refuses_nothing():
 # --- checkpoints ------------------------------------------------------------------------------------------
 
 
-def models(folder, *, ask, code="c0de"):
-    return Models(project=folder, search_path=[str(ROOT), *sys.path], code=code, cache=folder / "cache", ask=ask)
+def models(folder, *, measure, code="c0de"):
+    return Models(
+        project=folder, search_path=[str(ROOT), *sys.path], code=code, cache=folder / "cache", measure=measure
+    )
 
 
 def saved_bytes(model):
@@ -121,25 +123,25 @@ def saved_bytes(model):
 
 
 def test_a_model_that_was_never_trained_is_weighed_as_torch_would_save_it(tmp_path):
-    (weight,) = models(tmp_path, ask=True).weigh([MODEL])
+    (size,) = models(tmp_path, measure=True).checkpoint_sizes([MODEL])
     real = saved_bytes(MLP(in_features=64, num_classes=10, width=300))
-    assert weight.bytes <= real <= weight.bytes * 1.05
+    assert size.bytes <= real <= size.bytes * 1.05
 
 
 def test_an_answer_is_kept_for_the_same_code(tmp_path):
-    assert models(tmp_path, ask=False).weigh([MODEL]) == [None]
-    (weight,) = models(tmp_path, ask=True).weigh([MODEL])
-    assert models(tmp_path, ask=False).weigh([MODEL, {**MODEL, "width": 9}]) == [weight, None]
-    assert models(tmp_path, ask=False, code="other").weigh([MODEL]) == [None]
+    assert models(tmp_path, measure=False).checkpoint_sizes([MODEL]) == [None]
+    (size,) = models(tmp_path, measure=True).checkpoint_sizes([MODEL])
+    assert models(tmp_path, measure=False).checkpoint_sizes([MODEL, {**MODEL, "width": 9}]) == [size, None]
+    assert models(tmp_path, measure=False, code="other").checkpoint_sizes([MODEL]) == [None]
 
 
 def test_a_model_that_cannot_be_built_says_why_and_the_others_are_weighed(tmp_path):
     (tmp_path / "odd.py").write_text(ODD)
     search = Models(
-        project=tmp_path, search_path=[str(tmp_path), str(ROOT), *sys.path], code="", cache=tmp_path / "c", ask=True
+        project=tmp_path, search_path=[str(tmp_path), str(ROOT), *sys.path], code="", cache=tmp_path / "c", measure=True
     )
     made = ["Adam", "Dict", "Lists", "Several", "Asks", "Nothing"]
-    found = search.weigh([{"_target_": f"odd.{name}"} for name in ("Broken", *made)])
+    found = search.checkpoint_sizes([{"_target_": f"odd.{name}"} for name in ("Broken", *made)])
     assert found[0].bytes is None
     assert found[0].problem.startswith("odd.Broken cannot be built on its own: FileNotFoundError: ")
     assert "it's not here" in found[0].problem
@@ -187,10 +189,12 @@ class Broken(Adam):
 
 def test_a_program_that_dies_is_a_problem_and_no_error(tmp_path):
     (tmp_path / "deadly.py").write_text("import os\nprint('noise')\nos._exit(3)\n")
-    search = Models(project=tmp_path, search_path=[str(tmp_path), *sys.path], code="", cache=tmp_path / "c", ask=True)
-    (weight,) = search.weigh([{"_target_": "deadly.Net"}])
-    assert weight.bytes is None
-    assert weight.problem
+    search = Models(
+        project=tmp_path, search_path=[str(tmp_path), *sys.path], code="", cache=tmp_path / "c", measure=True
+    )
+    (size,) = search.checkpoint_sizes([{"_target_": "deadly.Net"}])
+    assert size.bytes is None
+    assert size.problem
 
 
 @pytest.mark.usefixtures("tidy")
@@ -206,7 +210,7 @@ def test_what_earlier_runs_saved_is_what_the_next_are_expected_to(tmp_path):
     assert 0 < len(checkpoints) <= KEPT
     known = make_plan([trained(steps=2, seed=seed) for seed in (1, 2, 3)], records, code="c0de")
     other = steps(Resources())
-    found = disk_forecast([*known, *other], records, bench.paths, models(tmp_path, ask=False))
+    found = disk_forecast([*known, *other], records, bench.paths, models(tmp_path, measure=False))
     each = KEPT * max(path.stat().st_size for path in checkpoints)
     assert (found.runs, found.saved, found.bytes, found.largest_bytes) == (3, 3, 3 * each, each)
     assert found.unknown == {MODEL["_target_"]: 1}
@@ -223,5 +227,5 @@ def test_checkpoints_that_do_not_fit_are_told(tmp_path):
 
 
 def test_without_earlier_runs_and_unasked_nothing_is_claimed(tmp_path):
-    found = disk_forecast(steps(Resources()), {}, ExperimentPaths(tmp_path / "x"), models(tmp_path, ask=False))
+    found = disk_forecast(steps(Resources()), {}, ExperimentPaths(tmp_path / "x"), models(tmp_path, measure=False))
     assert (found.runs, found.bytes, found.unknown) == (0, 0, {MODEL["_target_"]: 1})

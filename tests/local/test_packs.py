@@ -26,7 +26,7 @@ from orchestrator.launch.plan import Action, Step
 from orchestrator.layout import ExperimentPaths, LaunchPaths
 from orchestrator.local.inline import Inline
 from orchestrator.local.launcher import Start
-from orchestrator.local.prefork import Forking
+from orchestrator.local.prefork import PreforkLauncher
 from orchestrator.local.tasks import Task
 from orchestrator.local.workstation import Workstation
 from orchestrator.records.attempts import EventWriter, claim_attempt
@@ -227,10 +227,10 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def forking():
-    forking = Forking()
-    yield forking
-    forking.close()
+def prefork():
+    launcher = PreforkLauncher()
+    yield launcher
+    launcher.close()
 
 
 def told_by(handle):
@@ -239,10 +239,10 @@ def told_by(handle):
 
 
 @pytest.mark.usefixtures("tidy")
-def test_a_forked_run_is_as_one_that_was_started(start, forking):
+def test_a_forked_run_is_as_one_that_was_started(start, prefork):
     told = []
     for letter in "ab":
-        status, printed = told_by(forking(start(A=letter)))
+        status, printed = told_by(prefork(start(A=letter)))
         assert status == 7
         told.append(json.loads(printed))
     folder = start().task.experiment.path
@@ -263,22 +263,22 @@ def test_a_forked_run_is_as_one_that_was_started(start, forking):
 
 
 @pytest.mark.usefixtures("tidy")
-def test_where_no_parent_comes_up_runs_are_started_one_by_one(start, forking, tmp_path, caplog):
+def test_where_no_parent_comes_up_runs_are_started_one_by_one(start, prefork, tmp_path, caplog):
     python = tmp_path / "python"
     real = f'exec "{sys.executable}" "$@"'
     python.write_text(f'#!/bin/sh\n[ "$2" = orchestrator.worker.warm ] && echo "no torch here" && exit 1\n{real}\n')
     python.chmod(0o755)
-    statuses = [told_by(forking(start(python)))[0] for _ in range(3)]
+    statuses = [told_by(prefork(start(python)))[0] for _ in range(3)]
     assert statuses == [7, 7, 7]
     assert "runs are started one by one, and not forked: no torch here" in caplog.text
 
 
 @pytest.mark.usefixtures("tidy")
-def test_a_run_is_killed_even_while_its_parent_comes_up(start, forking, tmp_path):
+def test_a_run_is_killed_even_while_its_parent_comes_up(start, prefork, tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexec sleep 600\n")
     python.chmod(0o755)
-    handle = forking(start(python))
+    handle = prefork(start(python))
     assert handle.ended() is None
     handle.signal(signal.SIGTERM)
     assert handle.ended() is None

@@ -26,7 +26,7 @@ from orchestrator.local import devices, session
 from orchestrator.local import launcher as starting
 from orchestrator.local.device_locks import DeviceLocks
 from orchestrator.local.inline import Inline
-from orchestrator.local.launcher import Found, environments
+from orchestrator.local.launcher import AdoptedRun, environments
 from orchestrator.local.schedule import Device, Terms
 from orchestrator.local.tasks import tasks_of
 from orchestrator.local.workstation import Workstation
@@ -353,7 +353,7 @@ def test_a_rank_that_dies_under_a_later_supervisor_ends_the_others_too(monkeypat
     program = [sys.executable, "-c", "import time; time.sleep(600)"]
     leader = subprocess.Popen(program, process_group=0)
     with leader, subprocess.Popen(program, process_group=leader.pid) as other:
-        found = Found(ProcessId.of(leader.pid), ranks=2)
+        found = AdoptedRun(ProcessId.of(leader.pid), ranks=2)
         assert found.ended() is None
         other.kill()
         other.wait()

@@ -27,7 +27,7 @@ from orchestrator.records.record import Claim, RunState
 from orchestrator.system.files import make_private
 from orchestrator.system.processes import ProcessId
 from orchestrator.tracking import sidecar, stores
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 from orchestrator.worker.monitor.usage import Usage
 
 DEAD, OTHER = "0123456789ab", "ba9876543210"
@@ -264,7 +264,7 @@ def statuses(project):
 def test_the_memory_of_an_attempt_counts_its_children_and_is_written_while_it_runs(tmp_path):
     path = tmp_path / "events.jsonl"
     events = EventWriter(path)
-    usage = Usage.of(Place())
+    usage = Usage.of(ProcessContext())
     with usage.followed(events):
         before = usage.sample()
         grown = max(2**27, before // 2)  # it is written once it has grown by a fifth

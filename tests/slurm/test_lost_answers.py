@@ -14,8 +14,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.launch.canary import hold, release
 from orchestrator.records.launches import read_launch
 from orchestrator.records.record import RunState
-from orchestrator.slurm import commands, submission
-from orchestrator.slurm import leases as turns
+from orchestrator.slurm import commands, leases, submission
 from orchestrator.slurm.cluster import jobs_of
 from orchestrator.slurm.task import StartWorker
 from orchestrator.testing.launches import scripted
@@ -224,7 +223,7 @@ def test_an_array_that_is_taken_late_is_found_and_not_submitted_again(slurm, sta
     assert launched.waiting.tasks == 2
     assert "answer was lost (Batch job submission failed: Socket timed out" in launched.waiting.reason
     assert states(bench, runs) == [RunState.WAITING] * 2
-    assert bench.cluster.go_on(launched.paths) == 0
+    assert bench.cluster.submit_pending(launched.paths) == 0
     program.with_name("sbatch.may").touch()
     wait_for(lambda: states(bench, runs) == [RunState.RUNNING] * 2, "the late array to be seen")
     assert bench.launch(runs).paths is None
@@ -236,8 +235,8 @@ def test_an_array_that_is_taken_late_is_found_and_not_submitted_again(slurm, sta
 
 
 def wait_no_longer(launch):
-    """Have the last turn end long ago."""
-    end = launch.turns()[-1].end
+    """Have the last lease end long ago."""
+    end = launch.leases()[-1].end
     end.write_text(json.dumps({**json.loads(end.read_text()), "time": time.time() - 3600}))
 
 
@@ -246,12 +245,12 @@ def test_what_was_never_taken_is_submitted_after_twice_the_message_timeout(slurm
     stand_in("sbatch", NEVER)
     bench, run = bench_of(tmp_path), scripted()
     launch = bench.launch([run]).paths
-    assert turns.last(launch).end.lost_seconds == 20.0
+    assert leases.last(launch).end.lost_seconds == 20.0
     stand_in("sbatch", 'exec {real} "$@"')
-    assert bench.cluster.go_on(launch) == 0
+    assert bench.cluster.submit_pending(launch) == 0
     assert states(bench, [run]) == [RunState.WAITING]
     wait_no_longer(launch)
-    assert bench.cluster.go_on(launch) == 1
+    assert bench.cluster.submit_pending(launch) == 1
     wait_for_end(bench)
     assert states(bench, [run]) == [RunState.DONE]
     assert arrays_of(launch) == {jobs_of(launch)[0].id}
@@ -283,7 +282,7 @@ def late_launch(slurm, stand_in, tmp_path):
 def test_a_late_second_array_runs_nothing_again_and_every_verb_acts_on_both(late_launch, gate):
     bench, launch, runs, take_late = late_launch(gate.script(), gate.script())
     wait_no_longer(launch)
-    assert bench.cluster.go_on(launch) == 2
+    assert bench.cluster.submit_pending(launch) == 2
     (first,) = jobs_of(launch)
     wait_for(bench.played, "one to begin")
     begun = next(index for index, run in enumerate(runs) if run.id == bench.played()[0].run)

@@ -155,14 +155,14 @@ OTHER_PLUGIN = "You are not running a supported accounting_storage plugin\nOnly 
 def test_without_accounting_a_job_that_squeue_forgot_is_forgotten(text, stand_in):
     stand_in("squeue", "exit 0")
     stand_in("sacct", text)
-    assert queue.tasks(queue.Whose(NOBODY), ["7_0"]) == {}
+    assert queue.tasks(queue.QueueScope(NOBODY), ["7_0"]) == {}
 
 
 def test_where_there_is_no_sacct_a_job_that_squeue_forgot_is_forgotten(stand_in, tmp_path):
     stand_in("squeue", "exit 0")
     with pytest.MonkeyPatch.context() as patch:  # undone before `stand_in` is: each restores what it found
         patch.setenv("PATH", str(tmp_path / "site's programs"))
-        assert queue.tasks(queue.Whose(NOBODY), ["7_0"]) == {}
+        assert queue.tasks(queue.QueueScope(NOBODY), ["7_0"]) == {}
 
 
 # --- each witness answers for itself ------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_each_witness_answers_for_itself(squeue, sacct, told, stand_in, monkeypa
     stand_in("squeue", squeue)
     stand_in("sacct", sacct)
     monkeypatch.setattr(queue, "_ANSWER_SECONDS", 3.0)
-    seen = queue.tasks(queue.Whose(NOBODY), ["7_0"]).get("7_0")
+    seen = queue.tasks(queue.QueueScope(NOBODY), ["7_0"]).get("7_0")
     found = (seen.observation.state, seen.observation.reason) if seen else None
     assert found == told
 
@@ -207,13 +207,13 @@ def test_each_witness_answers_for_itself(squeue, sacct, told, stand_in, monkeypa
 def test_a_silent_squeue_says_how_old_its_last_answer_is(stand_in, monkeypatch):
     stand_in("squeue", SQUEUE.format("RUNNING"))
     stand_in("sacct", NOTHING)
-    whose = queue.Whose(NOBODY)
-    assert queue.tasks(whose, ["7_0"])["7_0"].observation.state is RUNNING
+    scope = queue.QueueScope(NOBODY)
+    assert queue.tasks(scope, ["7_0"])["7_0"].observation.state is RUNNING
     stand_in("squeue", FAILS)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 7200)
     told = "squeue does not answer: Connection refused (2 h ago it said running)"
-    assert queue.tasks(whose, ["7_0"])["7_0"].observation.reason == told
+    assert queue.tasks(scope, ["7_0"])["7_0"].observation.reason == told
 
 
 def test_a_hanging_squeue_is_waited_for_once_by_looks_at_many_launches(stand_in, monkeypatch):
@@ -221,9 +221,9 @@ def test_a_hanging_squeue_is_waited_for_once_by_looks_at_many_launches(stand_in,
     stand_in("sacct", NOTHING)
     monkeypatch.setattr(queue, "_ANSWER_SECONDS", 3.0)
     for job in range(5):
-        assert queue.tasks(queue.Whose(NOBODY), [f"{job}_0"])[f"{job}_0"].observation.state is UNKNOWN
+        assert queue.tasks(queue.QueueScope(NOBODY), [f"{job}_0"])[f"{job}_0"].observation.state is UNKNOWN
         with pytest.raises(ClusterError, match=r"no answer within 3\.0 s"):
-            queue.queue(queue.Whose(NOBODY))
+            queue.queue(queue.QueueScope(NOBODY))
     assert (program.parent / "squeue.calls").read_text() == "\n"
 
 

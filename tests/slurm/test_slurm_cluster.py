@@ -215,7 +215,7 @@ def test_ten_watchers_ask_slurm_about_once_a_second(bench, gate, tmp_path, monke
 
 
 def rewrite(path, **changes):
-    """Change what a turn says."""
+    """Change what a lease says."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -235,8 +235,8 @@ def test_an_array_with_a_number_of_ours_is_not_taken_for_ours(tmp_path, gate, st
     wait_for(bench.played, "the run to begin")
     bench.cancel(run)
     wait_for_end(bench)
-    turn = launch.turns()[-1]
-    turn.jobs.write_text(json.dumps([{**entry, "job": stranger} for entry in json.loads(turn.jobs.read_text())]))
+    lease = launch.leases()[-1]
+    lease.jobs.write_text(json.dumps([{**entry, "job": stranger} for entry in json.loads(lease.jobs.read_text())]))
     (seen,) = bench.cluster.observe(launch, [0]).values()
     assert (seen.state, stranger in seen.job) == (JobState.ENDED, False)  # the run's own claim says which job it was
     said = ("squeue", "--noheader", "--array", f"--jobs={stranger}", "--format=%i %T %l %r")
@@ -283,9 +283,9 @@ def test_jobs_of_another_cluster_are_unknown_here_and_nothing_is_done_to_them(tm
     bench, run = bench_of(tmp_path), scripted(gate.script())
     launch = bench.launch([run]).paths
     wait_for(bench.played, "the run to begin")
-    here = json.loads(launch.turns()[-1].claim.read_text())["cluster"]
+    here = json.loads(launch.leases()[-1].claim.read_text())["cluster"]
     assert f"ClusterName             = {here}" in output("scontrol", "show", "config")
-    rewrite(launch.turns()[-1].claim, cluster="elsewhere")
+    rewrite(launch.leases()[-1].claim, cluster="elsewhere")
     record = bench.records()[run.id]
     assert record.state is RunState.UNKNOWN
     assert record.reason.startswith("on cluster elsewhere: squeue does not answer")
@@ -293,6 +293,6 @@ def test_jobs_of_another_cluster_are_unknown_here_and_nothing_is_done_to_them(tm
     with pytest.raises(ClusterError, match="squeue failed"):
         bench.cancel(run)
     assert len(bench.played()) == 1
-    rewrite(launch.turns()[-1].claim, cluster=here)
+    rewrite(launch.leases()[-1].claim, cluster=here)
     gate.open()
     wait_for_end(bench)

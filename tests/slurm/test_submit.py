@@ -21,7 +21,7 @@ from orchestrator.launch.plan import to_do
 from orchestrator.layout import ExperimentPaths
 from orchestrator.records.launches import SILENT_SECONDS, read_launch
 from orchestrator.records.record import RunState
-from orchestrator.slurm import leases as turns
+from orchestrator.slurm import leases
 from orchestrator.slurm.cluster import SlurmCluster, jobs_of
 from orchestrator.slurm.devcluster import Options
 from orchestrator.slurm.options import SlurmOptions
@@ -125,8 +125,8 @@ GO_ON = """
 import os, sys, time
 from pathlib import Path
 from orchestrator.layout import LaunchPaths
-from orchestrator.slurm import leases as turns
-from orchestrator.slurm import submit_pending as handover
+from orchestrator.slurm import leases
+from orchestrator.slurm import submit_pending
 from orchestrator.slurm.limits import Limits
 
 def die(*_, **__):
@@ -134,11 +134,11 @@ def die(*_, **__):
 
 os.environ["LAUNCHER"] = str(os.getpid())
 if os.environ.get("DIES") == "at the end":
-    turns.OwnTurn.finish = die
+    leases.OwnLease.finish = die
 print("ready", flush=True)
 while not Path(sys.argv[2]).exists():
     time.sleep(0.001)
-print(handover.go_on(LaunchPaths(Path(sys.argv[1])), Limits, ending=sys.argv[3]).outcome.name)
+print(submit_pending.submit_rest(LaunchPaths(Path(sys.argv[1])), Limits, ending=sys.argv[3]).outcome.name)
 """
 
 
@@ -170,7 +170,7 @@ def test_of_many_submitters_at_once_each_task_is_submitted_by_one(bench, tmp_pat
     (tmp_path / "now").touch()
     told = [process.communicate()[0].strip() for process in many]
     assert told.count("SUBMITTED") == 1
-    assert set(told) <= {"SUBMITTED", "BUSY", "NOTHING_LEFT", "NO_ROOM"}
+    assert set(told) <= {"SUBMITTED", "BUSY", "NOTHING_LEFT", "DEFERRED"}
     assert [job.indices for job in jobs_of(launch)] == [(0, 1, 2)]
     assert os.path.samestat(start, (launch.submitit / "start.0.pkl").stat()), "it is written anew while jobs read it"
     asked = output("squeue", "--noheader", "--states=all", "--array", "--format=%k")
@@ -206,10 +206,10 @@ def test_a_submitter_that_died_on_another_machine_is_made_good(job, silent, benc
     elsewhere = replace(ProcessId.current(), host="elsewhere.example")
     with monkeypatch.context() as there:
         there.setattr(ProcessId, "current", lambda: elsewhere)
-        assert turns.take(launch, after=turns.last(launch).number, jobs=(), job=job)
+        assert leases.take(launch, after=leases.last(launch).number, jobs=(), job=job)
     if silent:
         assert {record.reason for record in bench.records().values()} == {
-            f"being submitted by {turns.last(launch).who}"
+            f"being submitted by {leases.last(launch).holder}"
         }
         assert states(bench, runs) == [RunState.QUEUED] * 2
         long_ago = time.time() - SILENT_SECONDS - 1
@@ -356,8 +356,8 @@ def test_what_slurm_has_no_room_for_is_submitted_by_a_later_launch(full_slurm, t
     wait_for_end(later)
     assert states(later, runs) == [RunState.DONE] * 6
     assert len(later.played()) == 6
-    assert len(later.paths.launch(1).turns()) <= 2
-    assert not later.paths.launch(1).waits.exists()
+    assert len(later.paths.launch(1).leases()) <= 2
+    assert not later.paths.launch(1).pending_mark.exists()
 
 
 def waiting(bench):
@@ -426,7 +426,7 @@ def test_what_a_submit_limit_forbids_is_submitted_by_ending_jobs(few, tmp_path):
     assert sorted(indices) == list(range(8))
     assert len({job.id for job in jobs_of(launched.paths)}) > 1
     assert len(bench.paths.launches()) == 1
-    assert not launched.paths.waits.exists()
+    assert not launched.paths.pending_mark.exists()
 
 
 def test_where_nodes_may_not_submit_the_next_command_does(few, tmp_path):

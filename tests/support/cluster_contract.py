@@ -77,10 +77,10 @@ class ClusterContract:
         run = scripted()
         launched = bench.launch([run])
         assert launched.waiting is None
-        assert bench.cluster.go_on(launched.paths) == 0
+        assert bench.cluster.submit_pending(launched.paths) == 0
         work()
         wait_for_end(bench)
-        assert bench.cluster.go_on(launched.paths) == 0
+        assert bench.cluster.submit_pending(launched.paths) == 0
         assert len(bench.played()) == 1
 
     def test_observe_tells_what_waits_what_runs_and_what_has_ended(self, bench, work, gate):

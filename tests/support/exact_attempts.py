@@ -31,7 +31,7 @@ from orchestrator.records.checkpoints import latest
 from orchestrator.spec import Objective, Resources
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.logger import SpoolLogger
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 from orchestrator.worker.fit import checkpoints
 from orchestrator.worker.fit.exact import state
 from orchestrator.worker.fit.trainer import Training, train
@@ -112,7 +112,7 @@ def attempt(asked: dict[str, Any], rank: int, world: int, port: int) -> int:
         objective=objective,
         folder=mine.path,
         artifacts=folder / "artifacts",
-        place=Place(rank=rank, processes=world, local_rank=rank),
+        context=ProcessContext(rank=rank, processes=world, local_rank=rank),
         resume_from=latest(earlier),
     )
     stop = StopSignal()

@@ -27,7 +27,7 @@ from orchestrator.spec import Pack  # noqa: E402 - as above
 ALONE = Pack(runs=1)
 
 
-class Warm(prefork.Forking):
+class Warm(prefork.PreforkLauncher):
     """Forks every run of one process, as if it were packed."""
 
     def __call__(self, start: Start) -> Handle:
@@ -35,7 +35,7 @@ class Warm(prefork.Forking):
         return super().__call__(replace(start, task=replace(start.task, resources=resources)))
 
 
-prefork.Forking = Warm
+prefork.PreforkLauncher = Warm
 prefork.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": WarmProcess})
 start_detached = workstation.start_detached
 

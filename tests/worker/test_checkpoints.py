@@ -25,7 +25,7 @@ from orchestrator.spec import Objective, Resources
 from orchestrator.tracking import Metrics, SpoolWriter, read
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.tracking.registry import registrar
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 from orchestrator.worker.fit.trainer import Training, train
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
@@ -198,7 +198,7 @@ class Lab:
             objective=Objective(metric=metric, mode=mode) if metric else None,
             folder=attempt.path,
             artifacts=self.folder / "artifacts",
-            place=Place(),
+            context=ProcessContext(),
             resume_from=latest(self.attempts),
             weights_from=weights,
         )

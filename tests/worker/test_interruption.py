@@ -23,7 +23,7 @@ from orchestrator.records.attempts import EventWriter
 from orchestrator.records.checkpoints import latest
 from orchestrator.spec import Resources
 from orchestrator.tracking.logger import SpoolLogger
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 from orchestrator.worker.fit import progress as watching
 from orchestrator.worker.fit.trainer import Training, train
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
@@ -163,7 +163,7 @@ class Story:
             objective=None,
             folder=self.path,
             artifacts=self.folder / "artifacts",
-            place=Place(),
+            context=ProcessContext(),
             resume_from=latest(earlier),
         )
         stop = StopSignal()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import StateError
-from orchestrator.launch.estimate.weigh import Models
+from orchestrator.launch.estimate.checkpoint_size import Models
 from orchestrator.launch.plan import Step
 from orchestrator.layout import ExperimentPaths
 from orchestrator.records.checkpoints import saved_by
@@ -71,15 +71,15 @@ class DiskForecast:
 def disk_forecast(
     steps: Collection[Step], records: Mapping[RunId, Record], experiment: ExperimentPaths, models: Models
 ) -> DiskForecast:
-    """Forecast what the checkpoints of these steps will need. `models` weighs those that no earlier run had."""
+    """Forecast what the checkpoints of these steps will need. `models` gives the sizes that no earlier run shows."""
     steps = [step for step in steps if step.run.config.get("task") not in EVALUATIONS]
     saved = _saved(experiment, records.values())
     known = [saved[target] for step in steps if (target := _target(step)) in saved]
     others = [step for step in steps if _target(step) not in saved]
-    weights = models.weigh([step.run.config["model"] for step in others])
-    counted = [KEPT * weight.bytes for weight in weights if weight and weight.bytes is not None]
-    pairs = zip(others, weights, strict=True)
-    unknown = Counter(_target(step) for step, weight in pairs if weight is None or weight.bytes is None)
+    sizes = models.checkpoint_sizes([step.run.config["model"] for step in others])
+    counted = [KEPT * each.bytes for each in sizes if each and each.bytes is not None]
+    pairs = zip(others, sizes, strict=True)
+    unknown = Counter(_target(step) for step, each in pairs if each is None or each.bytes is None)
     found = known + counted
     return DiskForecast(
         runs=len(found),
@@ -87,7 +87,7 @@ def disk_forecast(
         largest_bytes=max(found, default=0),
         saved=len(known),
         unknown=unknown,
-        problem=next((weight.problem for weight in weights if weight and weight.problem), ""),
+        problem=next((each.problem for each in sizes if each and each.problem), ""),
         free_bytes=_free(experiment.path),
         folder=experiment.path.parent,
     )

@@ -25,12 +25,12 @@ from orchestrator.config.build import SAVE_DIR, build, locate
 from orchestrator.config.credentials import Redact, unchanged
 from orchestrator.errors import ConfigError
 from orchestrator.layout import AttemptPaths, RunPaths
-from orchestrator.records.attempts import EventWriter, is_deposed
+from orchestrator.records.attempts import EventWriter, is_superseded
 from orchestrator.records.checkpoints import best_of
 from orchestrator.spec import EVALUATIONS, Objective, Resources
 from orchestrator.system.files import make_folder
 from orchestrator.tracking.logger import SpoolLogger
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 from orchestrator.worker.fit.checkpoints import INHERITED, AtomicCheckpointIO, KeepCheckpoints
 from orchestrator.worker.fit.exact import lightning
 from orchestrator.worker.fit.exact.older import ResumeOlder
@@ -61,7 +61,7 @@ class Training:
     folder: Path
     artifacts: Path
     resume_from: Path | None
-    place: Place
+    context: ProcessContext
     weights_from: Path | None = None
     state_from: Path | None = None
     weights_only: bool = False
@@ -150,9 +150,9 @@ def _evaluate(
 
 def _keep_predictions(training: Training, predictions: object) -> None:
     """Write what `predict_step` returned, batch by batch, each rank its own; nothing where it returned nothing."""
-    if not predictions or is_deposed(AttemptPaths(training.folder)):
+    if not predictions or is_superseded(AttemptPaths(training.folder)):
         return
-    rank = f".rank{training.place.rank}" if training.resources.world_size > 1 else ""
+    rank = f".rank{training.context.rank}" if training.resources.world_size > 1 else ""
     AtomicCheckpointIO().save_checkpoint({"predictions": predictions}, training.artifacts / f"predictions{rank}.pt")
 
 
@@ -165,7 +165,7 @@ def _inherit(training: Training, checkpoint: str) -> str:
     target = attempt.state / INHERITED
     run = RunPaths(training.state_from.parents[2] if training.state_from else target.parents[2])
     source = best_of(run, {"checkpoint": checkpoint})
-    if training.place.rank == 0 and source and source.is_file():
+    if training.context.rank == 0 and source and source.is_file():
         make_folder(target.parent)
         target.unlink(missing_ok=True)
         try:
@@ -226,8 +226,8 @@ def _devices(resources: Resources) -> dict[str, object]:
 
 def _environment(training: Training) -> ClusterEnvironment:
     """Return who starts the processes: srun, or nobody. Never Lightning's own guess, which may requeue (FACTS 16)."""
-    place = training.place
-    return SLURMEnvironment(auto_requeue=False) if place.job and not place.packed else LightningEnvironment()
+    context = training.context
+    return SLURMEnvironment(auto_requeue=False) if context.job and not context.packed else LightningEnvironment()
 
 
 def _trusted(method: Any) -> dict[str, bool]:

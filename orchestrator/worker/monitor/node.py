@@ -44,7 +44,7 @@ def period(tracking: Mapping[str, Any]) -> float | None:
 def measured(assignment: Assignment) -> Iterator[None]:
     """Measure this node while the body runs, if this process is the one that shall."""
     seconds = period(assignment.header.tracking)
-    if seconds is None or not assignment.place.first_on_node:
+    if seconds is None or not assignment.context.first_on_node:
         yield
         return
     ended = threading.Event()
@@ -85,7 +85,7 @@ def _nvml() -> ModuleType | None:
 
 def _visible(assignment: Assignment) -> str | None:
     """Return the run's GPUs on this node; None for all."""
-    return ",".join(assignment.place.devices) or os.environ.get("CUDA_VISIBLE_DEVICES")
+    return ",".join(assignment.context.devices) or os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def _began(assignment: Assignment) -> float:
@@ -96,7 +96,7 @@ def _began(assignment: Assignment) -> float:
 
 def _prefix(assignment: Assignment) -> str:
     """Return what the names begin with; where a run has several nodes, each has its own."""
-    return f"{SYSTEM}{_name()}/" if assignment.place.nodes > 1 else SYSTEM
+    return f"{SYSTEM}{_name()}/" if assignment.context.nodes > 1 else SYSTEM
 
 
 def _name() -> str:

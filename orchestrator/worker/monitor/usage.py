@@ -17,7 +17,7 @@ from typing import Self
 import psutil
 
 from orchestrator.records.attempts import EventWriter
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 
 _PERIOD_SECONDS = 1.0
 _LOOK_EVERY = 5  # samples
@@ -55,13 +55,13 @@ class Usage:
         return {"memory_bytes": self.sample(), **({"gpu_bytes": gpu} if gpu else {})}
 
     @classmethod
-    def of(cls, place: Place) -> Self:
+    def of(cls, context: ProcessContext) -> Self:
         """Return what measures a run: srun's tasks on one node have their slurmstepd as parent.
 
         Our own supervisor has other runs, too: there a run's ranks are one process group.
         """
-        siblings = place.processes > 1
-        return cls(siblings=siblings, group=place.leader if siblings and not place.job else None)
+        siblings = context.processes > 1
+        return cls(siblings=siblings, group=context.leader if siblings and not context.job else None)
 
     @contextmanager
     def followed(self, events: EventWriter) -> Iterator[None]:

@@ -20,11 +20,11 @@ from orchestrator.system.processes import ProgramError, ask
 
 _VERSION = 1
 _TIMEOUT_S = 600.0
-_PROBE = Path(__file__).with_name("weigh_probe.py")
+_PROBE = Path(__file__).with_name("checkpoint_size_probe.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
+class CheckpointSize:
     """The size of one checkpoint of a model: its weights and its optimizers' state; None: see `problem`."""
 
     bytes: int | None
@@ -33,28 +33,29 @@ class Weight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """Weighs models. `ask`: whether those that are not known yet are built; else only the kept answers are used.
+    """Measures the checkpoints of models, or reads the sizes that were measured before.
 
-    `search_path` is where their code is found, `project` what `${project:}` stands for, `code` names all of it.
+    `measure`: whether models of unknown size are built; otherwise only sizes in the cache are used. `search_path` is
+    where their code is found, `project` what `${project:}` stands for, `code` identifies all of it.
     """
 
     project: Path
     search_path: Sequence[str]
     code: str
     cache: Path
-    ask: bool
+    measure: bool
 
-    def weigh(self, sections: Sequence[Config]) -> list[Weight | None]:
-        """Return the weight of each model's section; None where it is not known, and nobody is asked."""
+    def checkpoint_sizes(self, sections: Sequence[Config]) -> list[CheckpointSize | None]:
+        """Return the size of each model's section; None where it is not known, and nobody is asked."""
         kept: dict[str, int] = self._answers.read(*self._question) or {}
-        if not (kept or self.ask):
+        if not (kept or self.measure):
             return [None] * len(sections)
         names = [canonical(section) for section in sections]
         missing = dict.fromkeys(name for name in names if name not in kept)
-        fresh = self._ask(list(missing)) if missing and self.ask else {}
-        if new := {name: weight.bytes for name, weight in fresh.items() if weight.bytes is not None}:
+        fresh = self._ask(list(missing)) if missing and self.measure else {}
+        if new := {name: size.bytes for name, size in fresh.items() if size.bytes is not None}:
             self._answers.write(kept | new, *self._question)
-        return [Weight(bytes=kept[name]) if name in kept else fresh.get(name) for name in names]
+        return [CheckpointSize(bytes=kept[name]) if name in kept else fresh.get(name) for name in names]
 
     @property
     def _answers(self) -> Answers:
@@ -64,7 +65,7 @@ class Models:
     def _question(self) -> tuple[str | int, ...]:
         return (_VERSION, sys.executable, self.code)
 
-    def _ask(self, names: Sequence[str]) -> dict[str, Weight]:
+    def _ask(self, names: Sequence[str]) -> dict[str, CheckpointSize]:
         sections = [_placed(json.loads(name), str(self.project)) for name in names]
         question = {"search_path": list(self.search_path), "sections": sections}
         try:
@@ -72,7 +73,7 @@ class Models:
         except ProgramError as error:
             answers = [{"problem": error.reason}] * len(names)
         return {
-            name: Weight(bytes=answer.get("bytes"), problem=answer.get("problem", ""))
+            name: CheckpointSize(bytes=answer.get("bytes"), problem=answer.get("problem", ""))
             for name, answer in zip(names, answers, strict=True)
         }
 

@@ -1,4 +1,4 @@
-"""A deposed attempt: its job was started again though its processes are alive. It ends, and writes nowhere else."""
+"""A superseded attempt: its job was started again though its processes are alive. It ends, and writes nowhere else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from processes import wait_for
 
 from orchestrator.layout import AttemptPaths, ExperimentPaths, RunPaths
 from orchestrator.local.workstation import Workstation
-from orchestrator.records.attempts import claim_attempt, is_deposed, read_attempt, read_claim, read_marks
+from orchestrator.records.attempts import claim_attempt, is_superseded, read_attempt, read_claim, read_marks
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.record import Claim, RunState
 from orchestrator.system.processes import ProcessId
@@ -21,9 +21,9 @@ from orchestrator.testing.launches import WORKER, Bench, scripted
 from orchestrator.tracking.experiment import RunExperiment
 from orchestrator.tracking.spool import SpoolWriter
 from orchestrator.tracking.uploader import Carrier
-from orchestrator.worker import deposed, requeue
+from orchestrator.worker import requeue, superseded
 from orchestrator.worker.assignment import Assignment
-from orchestrator.worker.context import Place
+from orchestrator.worker.context import ProcessContext
 from orchestrator.worker.pack import Pack
 from orchestrator.worker.signals import InterruptedByInfrastructureError
 
@@ -48,17 +48,17 @@ def assignment(tmp_path: Path) -> Assignment:
     """The first attempt of a job of Slurm's, which its process has claimed."""
     launch = ExperimentPaths(tmp_path / "runs" / "e").launch(1)
     header = LaunchHeader(cluster={"kind": "slurm"})
-    found = Assignment(launch=launch, header=header, planned=planned_run(), place=Place(job="7_0"))
+    found = Assignment(launch=launch, header=header, planned=planned_run(), context=ProcessContext(job="7_0"))
     claim(found.attempt)
     return found
 
 
 def test_rank_0_ends_once_a_later_attempt_is_claimed_and_no_other_rank_looks(assignment):
     ended, others = threading.Event(), threading.Event()
-    other = replace(assignment, place=replace(assignment.place, rank=1))
+    other = replace(assignment, context=replace(assignment.context, rank=1))
     with (
-        deposed.watched(assignment, ended.set, every_s=0.01),
-        deposed.watched(other, others.set, every_s=0.01),
+        superseded.watched(assignment, ended.set, every_s=0.01),
+        superseded.watched(other, others.set, every_s=0.01),
     ):
         assert not ended.wait(0.1)
         claim(assignment.following().attempt, restart=1)
@@ -71,22 +71,24 @@ def test_a_start_that_its_job_has_left_behind_begins_nothing_and_does_not_requeu
     assert assignment.next_start() is None
     error = InterruptedByInfrastructureError("SIGTERM", together=True)
     requeue.answer(assignment, error, exhausted=lambda: False)  # asks Slurm for nothing, and does not wait
-    again = replace(assignment, place=replace(assignment.place, restart=1))
+    again = replace(assignment, context=replace(assignment.context, restart=1))
     assert again.next_start().planned.attempt == 3
 
 
-def test_a_pack_is_deposed_once_a_later_start_of_its_job_has_begun_a_run_of_it(assignment):
+def test_a_pack_is_superseded_once_a_later_start_of_its_job_has_begun_a_run_of_it(assignment):
     other = replace(assignment, planned=replace(assignment.planned, run="ba9876543210", index=1))
-    pack = Pack(launch=assignment.launch, header=assignment.header, runs=(assignment, other), place=assignment.place)
+    pack = Pack(
+        launch=assignment.launch, header=assignment.header, runs=(assignment, other), context=assignment.context
+    )
     claim(other.attempt)
-    assert not pack.deposed
+    assert not pack.superseded
     claim(other.following().attempt, restart=1)
-    assert pack.deposed
+    assert pack.superseded
     assert [run.planned.run for run in pack.left().runs] == [assignment.planned.run]
-    assert not replace(pack, place=replace(pack.place, restart=1)).deposed
+    assert not replace(pack, context=replace(pack.context, restart=1)).superseded
 
 
-def test_a_deposed_attempt_saves_no_artifact(assignment, caplog):
+def test_a_superseded_attempt_saves_no_artifact(assignment, caplog):
     with SpoolWriter(assignment.attempt.metrics) as spool:
         run = RunExperiment(spool, assignment.attempt)
         run.log_text("mine", "a.txt")
@@ -97,9 +99,9 @@ def test_a_deposed_attempt_saves_no_artifact(assignment, caplog):
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_the_uploader_of_a_deposed_attempt_sends_nothing_more(closed):
+def test_the_uploader_of_a_superseded_attempt_sends_nothing_more(closed):
     class Stub:
-        deposed, end_seconds = True, 0.0
+        superseded, end_seconds = True, 0.0
 
     carrier = Carrier(Stub())
     carrier._pause_seconds = 0.0
@@ -110,12 +112,12 @@ def test_the_uploader_of_a_deposed_attempt_sends_nothing_more(closed):
 
 
 def test_nothing_is_concluded_from_a_run_that_cannot_be_listed(tmp_path):
-    assert not is_deposed(RunPaths(tmp_path / "gone").attempt(1))
+    assert not is_superseded(RunPaths(tmp_path / "gone").attempt(1))
 
 
 @pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize("ends", ["done", "raise"])
-def test_however_a_deposed_attempt_ends_it_is_interrupted_and_marks_nothing(tmp_path, ends):
+def test_however_a_superseded_attempt_ends_it_is_interrupted_and_marks_nothing(tmp_path, ends):
     bench = Bench(paths=ExperimentPaths(tmp_path / "runs" / "e"), kind="workstation", cluster=Workstation(cpus=2))
     run = scripted({"until": str(tmp_path / "open"), "ends": [ends]})
     bench.launch([run], worker=WORKER)

@@ -18,13 +18,13 @@ EVERY_SECONDS = 30.0
 
 
 def error() -> InterruptedByInfrastructureError:
-    """Return the end of a deposed attempt."""
+    """Return the end of a superseded attempt."""
     return InterruptedByInfrastructureError("a later attempt of the run has been claimed", asked=False)
 
 
 def check(assignment: Assignment) -> None:
-    """Raise InterruptedByInfrastructureError in a deposed attempt, before it writes outside its own folder."""
-    if assignment.deposed:
+    """Raise InterruptedByInfrastructureError in a superseded attempt, before it writes outside its own folder."""
+    if assignment.superseded:
         raise error()
 
 
@@ -35,7 +35,7 @@ def watched(assignment: Assignment, end: Callable[[], object], *, every_s: float
 
     def look() -> None:
         while not over.wait(every_s):
-            if assignment.deposed:
+            if assignment.superseded:
                 end()
                 return
 

@@ -1,4 +1,4 @@
-"""Whose turn it is to submit: one at a time, the last one says all, and who lost it stops. Needs no Slurm."""
+"""The submit lease: one at a time, the last one says all, and who lost it stops. Needs no Slurm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from orchestrator.layout import RunsRoot
-from orchestrator.slurm import leases as turns
+from orchestrator.slurm import leases
 from orchestrator.slurm.leases import Job
 from orchestrator.system.files import make_private
 from orchestrator.system.processes import ProcessId
@@ -23,19 +23,19 @@ def launch(tmp_path):
 
 
 def test_a_turn_tells_who_took_it_what_is_known_and_how_it_ended(launch):
-    assert turns.last(launch) is None
-    own = turns.take(launch, after=0, jobs=(), job="")
+    assert leases.last(launch) is None
+    own = leases.take(launch, after=0, jobs=(), job="")
     own.add(FIRST)
-    found = turns.last(launch)
+    found = leases.last(launch)
     assert (found.number, found.submitter, found.jobs, found.end) == (1, ProcessId.current(), (FIRST,), None)
     assert launch.runs.launches_waiting() == [launch]
     own.finish(reason="submit limit")
-    assert turns.last(launch).end.reason == "submit limit"
+    assert leases.last(launch).end.reason == "submit limit"
     assert launch.runs.launches_waiting() == [launch]
-    later = turns.take(launch, after=1, jobs=found.jobs, job="7_1")
+    later = leases.take(launch, after=1, jobs=found.jobs, job="7_1")
     later.add(SECOND)
     later.finish()
-    assert (later.tasks, turns.last(launch).jobs, turns.last(launch).who) == ((2,), (FIRST, SECOND), "job 7_1")
+    assert (later.tasks, leases.last(launch).jobs, leases.last(launch).holder) == ((2,), (FIRST, SECOND), "job 7_1")
     assert launch.runs.launches_waiting() == []
 
 
@@ -44,34 +44,34 @@ def test_of_many_who_take_a_turn_one_has_it(launch):
 
     def take():
         start.wait()
-        won.append(turns.take(launch, after=0, jobs=(), job=""))
+        won.append(leases.take(launch, after=0, jobs=(), job=""))
 
     threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len([turn for turn in won if turn]) == 1
+    assert len([lease for lease in won if lease]) == 1
     assert [path.name for path in (launch.path / "turns").iterdir()] == ["0001"]
 
 
 def test_who_was_taken_for_dead_submits_no_more_and_says_no_more(launch):
-    slow = turns.take(launch, after=0, jobs=(), job="")
+    slow = leases.take(launch, after=0, jobs=(), job="")
     slow.renew()
-    other = turns.take(launch, after=1, jobs=(), job="")
-    with pytest.raises(turns.TurnLostError, match="another process submits this launch"):
+    other = leases.take(launch, after=1, jobs=(), job="")
+    with pytest.raises(leases.LeaseLostError, match="another process submits this launch"):
         slow.renew()
     slow.add(FIRST)
     slow.finish()
-    assert (turns.last(launch).jobs, turns.last(launch).end) == ((), None)
+    assert (leases.last(launch).jobs, leases.last(launch).end) == ((), None)
     assert launch.runs.launches_waiting() == [launch]
     other.renew()
 
 
 def test_who_comes_late_with_a_number_that_was_deleted_is_stopped(launch):
     for number in range(5):
-        turns.take(launch, after=number, jobs=(), job="").finish(reason="full")
-    assert [turn.number for turn in launch.turns()] == [4, 5]
-    late = turns.take(launch, after=1, jobs=(), job="")
-    with pytest.raises(turns.TurnLostError):
+        leases.take(launch, after=number, jobs=(), job="").finish(reason="full")
+    assert [lease.number for lease in launch.leases()] == [4, 5]
+    late = leases.take(launch, after=1, jobs=(), job="")
+    with pytest.raises(leases.LeaseLostError):
         late.renew()

@@ -1,4 +1,4 @@
-"""The program that weighs checkpoints: builds models without memory for their parameters, and counts.
+"""The program that measures checkpoints: builds models without memory for their parameters, and counts.
 
 It gets a JSON object on standard input, and writes one answer per section, as JSON, to standard output.
 """
