@@ -1,8 +1,8 @@
 """Whether a run whose attempt has ended early is started again by itself, and with what. Pure: facts in, decision out.
 
-Asked by each process that sees an attempt end: the worker of what it finds itself, the end of a Slurm job's script, a supervisor,
-and the next `orch` command for what none of these could see to. What Slurm starts again by itself (a preemption, a lost
-node) and what a run requeues itself (at its time limit) is not decided here.
+Asked by each process that sees an attempt end: the worker, of what it finds itself; the end of a Slurm job's script; a
+supervisor. What Slurm starts again by itself (a preemption, a lost node) and what a run requeues itself (at its time
+limit) is not decided here.
 """
 
 from __future__ import annotations

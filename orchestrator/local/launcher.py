@@ -23,7 +23,10 @@ from orchestrator.system.processes import ProcessId
 _LAST_WORDS_SECONDS, _LATE_SECONDS = 5.0, 60.0
 """How long the other ranks have once one has died, to tell what they saw; and once rank 0 has ended well."""
 _INTERRUPTED = 143
+ATTEMPT = "ORCH_ATTEMPT"
+"""In the environment of a run: the attempt to begin, where that is not the one that was planned."""
 _OURS = (
+    ATTEMPT,
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -235,7 +238,7 @@ def environments(task: Task, devices: Sequence[Device]) -> list[dict[str, str]]:
     code = os.pathsep.join(task.experiment.python_path(task.code))
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k not in _OURS}
     threads = str(max(1, task.resources.cpus_per_node // ranks))
-    added = {"PYTHONPATH": code, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    added = {"PYTHONPATH": code, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", ATTEMPT: str(task.attempt)}
     shared = {"OMP_NUM_THREADS": threads, **inherited, **added, **_visible(task, devices)}
     if ranks == 1:
         return [shared]

@@ -10,23 +10,25 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 import signal
 import subprocess
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
 
 from orchestrator.errors import StateError
-from orchestrator.launch import canary, failure_limit, notification
+from orchestrator.launch import canary, failure_limit, notification, recovery
+from orchestrator.launch.recovery import Ending, Room, Stop
 from orchestrator.layout import LaunchPaths
 from orchestrator.local.device_locks import DeviceLocks, describe_holder
 from orchestrator.local.launcher import AdoptedRun, ChildProcesses, Handle, Starter, died, start_of
 from orchestrator.local.schedule import DEPTH, Device, Taken, Terms, Wanted, choose, describe_wait
-from orchestrator.local.tasks import Task, tasks_of
+from orchestrator.local.tasks import Task, decide, latest, tasks_of
 from orchestrator.records.attempts import mark_state, read_attempt, read_claim, write_observed
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import read_launch
@@ -37,6 +39,7 @@ from orchestrator.system.processes import NEUTRAL
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _HOLDER_SECONDS = 10.0  # so often it is found out who holds a device
+_UNSEEN = "its process ended while no supervisor ran"
 _LOOK_SECONDS = 1.0  # at what a launch waits for
 
 
@@ -47,6 +50,7 @@ class _Running:
     wanted: Wanted
     devices: tuple[Device, ...]
     deadline: float
+    oom_kills: int  # of the whole machine, when it began
     reason: str = ""  # why it was asked to stop
     kill_at: float | None = None
 
@@ -62,6 +66,7 @@ class _Waiting:
     rank: tuple[int, int]
     task: Task = field(compare=False)
     wanted: Wanted = field(compare=False)
+    due: float = field(default=-math.inf, compare=False)  # not before, by the supervisor's clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +114,7 @@ class Supervisor:
         """Take over all tasks of a launch that have not ended; those already running are found."""
         self._headers[launch] = read_launch(launch).header
         new = []
-        for task in tasks_of(launch):
+        for task in map(latest, tasks_of(launch)):
             if listed(task.folder.path):
                 self._adopt(task, Wanted(resources=task.resources, terms=terms))
             elif not _attempt(task).final:  # it may have failed before it could claim anything
@@ -132,9 +137,18 @@ class Supervisor:
         if process.ended() is None:
             devices = _devices(claim, wanted.terms)
             deadline = self._deadline(task, already=time.time() - claim.process.started)
-            self._running.append(_Running(task=task, handle=process, wanted=wanted, devices=devices, deadline=deadline))
+            self._watch_over(task, process, wanted, devices, deadline)
         else:
-            self._record_end(task, status=0, reason="its process ended while no supervisor ran", output="")
+            self._record_end(task, status=0, reason=_UNSEEN, output="", cause="killed")
+            self._start_again(task, wanted.terms)
+
+    def _watch_over(
+        self, task: Task, handle: Handle, wanted: Wanted, devices: tuple[Device, ...], deadline: float
+    ) -> None:
+        running = _Running(
+            task=task, handle=handle, wanted=wanted, devices=devices, deadline=deadline, oom_kills=oom_kills()
+        )
+        self._running.append(running)
 
     def busy(self, launch: LaunchPaths) -> bool:
         """Return whether tasks of a launch wait or run."""
@@ -199,7 +213,9 @@ class Supervisor:
         if launch not in self._safeguards:
             self._safeguards[launch] = canary.safeguards(launch)
         return waiting.task.cancelled or (
-            self._safeguards[launch].admits(waiting.task.index) and not self._is_early(launch)
+            self._clock() >= waiting.due
+            and self._safeguards[launch].admits(waiting.task.index)
+            and not self._is_early(launch)
         )
 
     def _is_early(self, launch: LaunchPaths) -> bool:
@@ -242,9 +258,7 @@ class Supervisor:
             self._record_end(task, status=1, reason=f"cannot start {header.python}: {error.strerror}", output="")
             return
         deadline = self._deadline(task)
-        self._running.append(
-            _Running(task=task, handle=handle, wanted=waiting.wanted, devices=devices, deadline=deadline)
-        )
+        self._watch_over(task, handle, waiting.wanted, devices, deadline)
         self._notify(task)
 
     def _deadline(self, task: Task, *, already: float = 0.0) -> float:
@@ -278,7 +292,9 @@ class Supervisor:
             self._adopt(running.task, running.wanted)  # somebody else has taken the attempt
         else:
             try:
-                self._record_end(running.task, status, running.reason, output)
+                out_of_memory = oom_kills() > running.oom_kills
+                self._record_end(running.task, status, running.reason, output, out_of_memory=out_of_memory)
+                self._start_again(running.task, running.wanted.terms)
             except (OSError, StateError) as error:  # the next look sees that it has ended
                 _log.warning("the end of run %s is not recorded: %s", running.task.run_id, error)
         if self._restarts:
@@ -286,8 +302,10 @@ class Supervisor:
         elif not self._stopping and not self.busy(running.task.launch):
             notification.notify(running.task.launch, notification.Event.ENDED)
 
-    def _record_end(self, task: Task, status: int, reason: str, output: str) -> None:
-        """Write down how an attempt ended that could not say so itself."""
+    def _record_end(
+        self, task: Task, status: int, reason: str, output: str, *, cause: str = "", out_of_memory: bool = False
+    ) -> None:
+        """Write down how an attempt ended that could not say so itself; `cause` goes with `reason`."""
         run, attempt = task.experiment.run(task.run_id), _attempt(task)
         if attempt.final:
             return
@@ -302,13 +320,28 @@ class Supervisor:
             failure_limit.brake_after(task.launch, task.run_id, signature)
             notification.notify(task.launch, notification.Event.FAILED, run_id=task.run_id, reason=signature)
         else:
-            ending = reason or (
-                f"killed by {signal.Signals(-status).name}" if status < 0 else "ended without a final event"
-            )
-            write_observed(run, task.attempt, "interrupted", reason=ending)
+            ending = _ending(reason, max(0, -status), output, cause, out_of_memory=out_of_memory)
+            described = recovery.described(ending.reason, decide(task, self._room(task), ending))
+            write_observed(run, task.attempt, "interrupted", reason=described, cause=ending.cause)
             state = RunState.CANCELLED if task.cancelled else state
         mark_state(task.experiment, task.run_id, task.attempt, state.value)
         self._notify(task)
+
+    def _start_again(self, task: Task, terms: Terms) -> None:
+        """Put a task whose attempt has ended early back into the queue, if its policy wants that."""
+        decision = Stop() if self._stopping else decide(task, self._room(task, terms))
+        if isinstance(decision, Stop):
+            return
+        next_one = replace(task, attempt=task.attempt + 1, resources=recovery.resources(task.resources, decision))
+        rank, wanted = (-terms.priority, next(self._arrivals)), Wanted(resources=next_one.resources, terms=terms)
+        due = self._clock() + decision.after_minutes * 60
+        insort(self._queue, _Waiting(rank=rank, task=next_one, wanted=wanted, due=due))
+
+    def _room(self, task: Task, terms: Terms | None = None) -> Room:
+        """Return the memory that a task was given, and could be: none where its job has it."""
+        if self._restarts:
+            return Room()
+        return Room(mem_gb=task.resources.mem_gb_per_node, mem_gb_most=terms.mem_gb if terms else None)
 
     def _notify(self, task: Task) -> None:
         header = self._headers[task.launch]
@@ -349,6 +382,26 @@ class Sidecars:
         for process in self._processes.values():
             process.wait()
         self._processes.clear()
+
+
+def _ending(reason: str, number: int, output: str, cause: str, *, out_of_memory: bool) -> Ending:
+    """Return how an attempt ended: for a reason, by the signal of a number (0: of none), or silently."""
+    if reason or not number:
+        return Ending(cause=cause, reason=reason or "ended without a final event")
+    if number == signal.SIGKILL and out_of_memory:
+        return Ending(cause="out_of_memory", reason="out of memory: killed by the kernel")
+    rank = re.search(r"\b(rank \d+) was killed by", output)
+    return Ending(cause="killed", reason=f"killed by {signal.Signals(number).name}{f' ({rank[1]})' if rank else ''}")
+
+
+def oom_kills() -> int:
+    """Return how many processes of this machine the kernel has killed for their memory; 0 where it does not say."""
+    try:
+        text = Path("/proc/vmstat").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _attempt(task: Task) -> Attempt:

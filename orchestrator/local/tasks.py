@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.cluster import JobState, Observation
-from orchestrator.launch import canary
+from orchestrator.launch import canary, recovery
+from orchestrator.launch.recovery import Again, Ending, Room, Stop
 from orchestrator.layout import AttemptPaths, ExperimentPaths, LaunchPaths
-from orchestrator.records.attempts import read_claim
+from orchestrator.records.attempts import read_attempts, read_claim
 from orchestrator.records.launches import read_launch
 from orchestrator.records.planned import PlannedRun, read_plan, read_planned_runs
 from orchestrator.records.record import Claim
@@ -56,6 +57,29 @@ class Task:
         return listed(self.launch.cancelled / self.run_id)
 
 
+def latest(task: Task) -> Task:
+    """Return a task in the last of the attempts that its launch has begun; in the planned one before the first."""
+    there, found = set(names_in(task.experiment.run(task.run_id).path)), task
+    while found.folder.path.name in there:
+        claim = read_claim(found.folder)
+        if claim is None or claim.launch != task.launch.number:
+            break
+        task, found = found, replace(found, attempt=found.attempt + 1)
+    return task
+
+
+def decide(task: Task, room: Room, ending: Ending | None = None) -> Again | Stop:
+    """Return whether a task starts again after its attempt; `ending` is how that ended if it has not been recorded."""
+    attempts = read_attempts(task.experiment.run(task.run_id))
+    ours = recovery.of_launch(attempts, task.launch.number)
+    if not ours or ours[-1].number != task.attempt or task.cancelled:
+        return Stop()
+    endings = [recovery.ending(each) for each in ours]
+    if ending is not None:
+        endings[-1] = replace(ending, step=endings[-1].step)
+    return recovery.decide(task.resources.attempts, endings, room)
+
+
 def observe(
     launch: LaunchPaths,
     tasks: Collection[int],
@@ -75,9 +99,11 @@ def observe(
     begun = set(names_in(launch.experiment.runs))  # most may not have: one listing
     found = {}
     for index, planned in read_planned_runs(launch, tasks).items():
-        claim = read_claim(Task.of(launch, planned).folder) if planned.run in begun else None
+        task = Task.of(launch, planned)
+        task = latest(task) if planned.run in begun else task
+        claim = read_claim(task.folder) if planned.run in begun else None
         if claim is not None:
-            found[index] = _observe_claim(claim, supervised=supervised)
+            found[index] = _observe_attempt(task, claim, supervised=supervised)
         else:
             reason = safeguards.why(index) or early or waits(index) if supervised else idle
             found[index] = stopped if planned.run in cancelled else Observation(state=state, reason=reason)
@@ -88,6 +114,17 @@ def _early(launch: LaunchPaths) -> str:
     """Return what a launch may have to wait for before any of its tasks begins."""
     others = read_launch(launch).header.after
     return f"waits for {', '.join(others)}, and a free slot" if others else ""
+
+
+def _observe_attempt(task: Task, claim: Claim, *, supervised: bool | None) -> Observation:
+    seen = _observe_claim(claim, supervised=supervised)
+    if not supervised or seen.state is not JobState.ENDED:
+        return seen
+    decision = decide(task, Room())
+    if isinstance(decision, Stop):
+        return seen
+    reason = f"attempt {decision.attempt} of {decision.of} is to start"
+    return replace(seen, state=JobState.PENDING, reason=reason)
 
 
 def _observe_claim(claim: Claim, *, supervised: bool | None) -> Observation:

@@ -483,10 +483,11 @@ def _news(observation: Observation | None) -> str:
 
 
 def _may_go_on(last: Attempt, observation: Observation | None) -> bool:
-    """Return whether an interrupted attempt's job may yet be started again by its scheduler, without us."""
-    if observation is None or last.claim is None or not last.claim.job:
+    """Return whether an interrupted attempt's run may yet be started again by its scheduler, without us."""
+    if observation is None or last.claim is None:
         return False
-    return observation.state is not JobState.ENDED
+    by_slurm = bool(last.claim.job) and observation.state is not JobState.ENDED
+    return by_slurm or observation.state is JobState.PENDING  # so says a supervisor of ours
 
 
 def _not_begun(observation: Observation | None) -> tuple[RunState, str]:

@@ -36,7 +36,9 @@ class Assignment:
         launch = LaunchPaths(folder)
         header = read_launch(launch).header
         context = ProcessContext.of(os.environ, slurm=header.cluster_kind == "slurm")
-        return cls(launch=launch, header=header, planned=read_planned_run(launch, index), context=context)
+        planned = read_planned_run(launch, index)
+        planned = replace(planned, attempt=max(planned.attempt, context.attempt))
+        return cls(launch=launch, header=header, planned=planned, context=context)
 
     @property
     def experiment(self) -> ExperimentPaths:

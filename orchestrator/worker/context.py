@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from orchestrator.local.launcher import ATTEMPT
 from orchestrator.slurm import commands
 from orchestrator.system.processes import ProgramError
 
@@ -22,7 +23,7 @@ class ProcessContext:
 
     `packed`: the job has several runs, and a supervisor of ours that answers to the scheduler for all of them.
     `leader` is the process id of rank 0 where a supervisor of ours has started the ranks, `devices` the numbers of
-    the GPUs that it gave them.
+    the GPUs that it gave them, `attempt` the one that it wants begun; 0: the one that was planned.
     """
 
     rank: int = 0
@@ -33,6 +34,7 @@ class ProcessContext:
     local_rank: int = 0
     packed: bool = False
     leader: int = 0
+    attempt: int = 0
     devices: tuple[str, ...] = ()
 
     @property
@@ -45,7 +47,8 @@ class ProcessContext:
         if not slurm:
             return cls._local(environ)
         if "SLURM_JOB_ID" not in environ and JOB in environ:
-            return cls(job=environ[JOB], restart=int(environ[RESTART]), packed=True)
+            job, restart = environ[JOB], int(environ[RESTART])
+            return cls(job=job, restart=restart, packed=True, attempt=int(environ.get(ATTEMPT, "0")))
         job, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
         return cls(
             rank=int(environ.get("SLURM_PROCID", "0")),
@@ -64,6 +67,7 @@ class ProcessContext:
             local_rank=rank,
             processes=int(environ.get("WORLD_SIZE", "1")),
             leader=os.getpgrp(),
+            attempt=int(environ.get(ATTEMPT, "0")),
             devices=tuple(filter(None, environ.get("ORCH_DEVICES", "").split(","))),
         )
 

@@ -317,7 +317,7 @@ def test_in_the_foreground_too_and_a_rank_that_is_killed_interrupts_the_run_in_s
     bench.launch([run], worker=WORKER)
     bench.cluster.run()
     record = bench.records()[run.id]
-    assert (record.state, record.reason) == (RunState.INTERRUPTED, "killed by SIGKILL")
+    assert (record.state, record.reason) == (RunState.INTERRUPTED, "killed by SIGKILL (rank 1)")
     (attempt,) = bench.paths.run(run.id).attempts()
     assert '"ranks":2.0' in attempt.metrics.read_text(), "until then both trained"
     assert not list(bench.paths.launch(1).path.glob("failures/*")), "it is no failure of the user's"
@@ -341,7 +341,7 @@ def test_a_rank_that_dies_while_the_others_hang_ends_them(make):
     for bench in benches:
         wait_for_end(bench)
     killed, left = (record for bench in benches for record in bench.records().values())
-    assert (killed.state, killed.reason) == (RunState.INTERRUPTED, "killed by SIGKILL")
+    assert (killed.state, killed.reason) == (RunState.INTERRUPTED, "killed by SIGKILL (rank 1)")
     assert left.state is RunState.FAILED
     assert left.failure.signature == "exit status 1 before training"
     assert left.failure.traceback == "no such library\nrank 1 ended with exit status 1"
