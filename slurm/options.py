@@ -20,7 +20,7 @@ RESOURCES = ("time", "mem", "mem-per-cpu", "mem-per-gpu", "wckey")
 _INSTEAD = {
     **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "resources.mem_gb_per_node"),
     **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task"), "resources.gpus_per_node"),
-    **dict.fromkeys(("requeue", "no-requeue"), "cluster.max_requeues"),
+    **dict.fromkeys(("requeue", "no-requeue"), "resources.attempts.without_progress"),
     **{name: f"cluster.{name}" for name in (*TEXTS, "clusters")},
     "nodes": "resources.nodes",
     "cpus-per-task": "resources.cpus_per_node",
@@ -47,7 +47,7 @@ class SlurmOptions:
     `gpu_type`, `gpu_option` and `mem_option`: how a site wants GPUs and memory to be requested, see `script`.
 
     `throttle`: at most so many runs of an array at once. `signal_seconds`: how long before the time limit a run is
-    told to save itself. `max_requeues`: how often in a row one run may start again by itself without getting further.
+    told to save itself. `max_requeues` is the older name of `resources.attempts.without_progress`, which it overrules.
     `nodes_may_submit`: whether a job, at its end, may call sbatch for what waits for room. `staging`: how data versions
     come to a node.
     """
@@ -71,7 +71,7 @@ class SlurmOptions:
     scratch: str | None = None
     throttle: int | None = None
     signal_seconds: int = 90
-    max_requeues: int = 20
+    max_requeues: int | None = None
     nodes_may_submit: bool = True
     grace_seconds: float = 30.0
     staging: Staging = field(default_factory=Staging)

@@ -19,7 +19,7 @@ from orchestrator.errors import RequestError
 from orchestrator.layout import LaunchPaths
 from orchestrator.records.ownership import LAUNCH_ID
 from orchestrator.slurm.options import TEXTS, SlurmOptions
-from orchestrator.spec import Resources
+from orchestrator.spec import Attempts, Resources
 
 _TEARDOWN_SECONDS = 120
 _INTERRUPTED = 125
@@ -148,7 +148,7 @@ def parameters(
         **_memory(need, options),
         "array": f"{array.spec}{throttle}",
         "output": f"{FOLDER}/%A_%a.out",
-        **_requeue(options),
+        **_requeue(options, need.attempts),
         "time": minutes(need.hours) if need.hours else None,
         "wckey": None,
         **({"dependency": f"afterany:{':'.join(after)}"} if after else {}),
@@ -199,8 +199,9 @@ def _memory(need: Resources, options: SlurmOptions) -> dict[str, str]:
     return {"mem-per-cpu": f"{math.ceil(megabytes / (need.processes_per_node * _cpus_per_process(need)))}MB"}
 
 
-def _requeue(options: SlurmOptions) -> dict[str, bool]:
-    return {"requeue": True} if options.max_requeues else {"no-requeue": True}
+def _requeue(options: SlurmOptions, attempts: Attempts | None) -> dict[str, bool]:
+    often = (attempts or Attempts()).without_progress if options.max_requeues is None else options.max_requeues
+    return {"requeue": True} if often else {"no-requeue": True}
 
 
 def _absent(value: object) -> bool:

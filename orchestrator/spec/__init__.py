@@ -81,7 +81,8 @@ class Attempts:
     def from_json(value: Mapping[str, Any]) -> Attempts:
         """Read what `to_json` wrote; keys of a newer version are ignored."""
         known = {key: each for key, each in value.items() if key in Attempts.__dataclass_fields__}
-        return Attempts(**{key: tuple(each) if isinstance(each, list) else each for key, each in known.items()})
+        known |= {key: tuple(known[key]) for key in ("when", "exceptions") if key in known}
+        return Attempts(**known)
 
     def to_json(self) -> dict[str, object]:
         """Return what differs from the defaults."""

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from orchestrator.config.credentials import masked
 from orchestrator.config.secrets import Secrets
 from orchestrator.errors import OrchError, StateError
 from orchestrator.launch import dependencies as after
+from orchestrator.launch import recovery
 from orchestrator.launch import starts as start
-from orchestrator.records.attempts import EventWriter, mark_state, read_claim
+from orchestrator.records.attempts import EventWriter, mark_state, read_attempts, read_claim
 from orchestrator.records.checkpoints import latest
 from orchestrator.records.launches import read_run_config
 from orchestrator.records.record import RunState
@@ -111,8 +113,30 @@ def _cause(assignment: Assignment, stop: StopSignal, error: BaseException) -> In
     if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
         # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
         return InterruptedByInfrastructureError(stop.received)
-    disk = cause.failing_disk(error, assignment.attempt.path)
-    return InterruptedByInfrastructureError(disk, asked=False) if disk else None
+    found = cause.infrastructure(error, assignment.attempt.path)
+    if found:
+        name, text = found
+        return InterruptedByInfrastructureError(_described(assignment, name, text)[0], asked=False, cause=name)
+    return _excused(assignment, error)
+
+
+def _excused(assignment: Assignment, error: BaseException) -> InterruptedByInfrastructureError | None:
+    """Return the interruption that an exception of the user's is, if the run is to be started again after it."""
+    if assignment.rank_failed or not recovery.excused(assignment.planned.resources.attempts, error):
+        return None
+    reason, decision = _described(assignment, recovery.EXCEPTION, f"exception: {signature(error, assignment.code)}")
+    if isinstance(decision, recovery.Stop):
+        return None
+    return InterruptedByInfrastructureError(reason, asked=False, cause=recovery.EXCEPTION)
+
+
+def _described(assignment: Assignment, cause: str, reason: str) -> tuple[str, recovery.Again | recovery.Stop]:
+    """Return why this attempt ends, with what that means for the run, and the decision."""
+    *earlier, last = recovery.of_launch(read_attempts(assignment.run), assignment.planned.launch)
+    this = replace(recovery.ending(last), cause=cause, reason=reason)
+    endings = [*map(recovery.ending, earlier), this]
+    decision = recovery.decide(assignment.planned.resources.attempts, endings, recovery.Room())
+    return recovery.described(reason, decision), decision
 
 
 def _leave(assignment: Assignment, events: EventWriter, usage: Usage) -> None:
@@ -127,9 +151,13 @@ def _say_interrupted(
     assignment: Assignment, events: EventWriter, usage: Usage, error: InterruptedByInfrastructureError
 ) -> None:
     _log.warning("stopped by %s", error)
-    together = {"together": True} if error.together else {}
+    more: dict[str, object] = {"together": True} if error.together else {}
+    if error.cause:
+        more["cause"] = error.cause
+        if not assignment.leads:
+            events = EventWriter(assignment.attempt.rank_events(assignment.context.rank), redact=events.redact)
     try:
-        events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json(), **together)
+        events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json(), **more)
     except OSError as refused:  # by the disk that it is about: the exit status says the same
         _log.warning("not recorded: %s", refused)
     _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
@@ -259,7 +287,8 @@ def _fail(assignment: Assignment, events: EventWriter, usage: Usage, error: Base
         return
     if not assignment.leads:
         events = EventWriter(assignment.attempt.rank_events(assignment.context.rank), redact=events.redact)
-    found = {"signature": signature(error, assignment.code), "message": str(error), "traceback": text}
+    message = f"{error}{cause.advice(error)}"
+    found = {"signature": signature(error, assignment.code), "message": message, "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
     aftermath.failed(assignment, found["signature"])
 
@@ -273,7 +302,8 @@ def signature(error: BaseException, roots: list[str]) -> str:
     if not frames:
         return type(error).__name__
     last = (own or list(frames))[-1]
-    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+    name = "GPU out of memory" if cause.is_gpu_full(error) else type(error).__name__
+    return f"{name} at {Path(last.filename).name}:{last.lineno}"
 
 
 def _mark(assignment: Assignment, state: RunState) -> None:

@@ -1,4 +1,4 @@
-"""What an error is a symptom of: a rank that is gone, or a disk that fails. Neither is a failure of the user's code."""
+"""What an error is a symptom of: a process that is gone, or a disk that fails: no failures of the user's code."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _WRITERS = tuple(
     str(_PACKAGE / part) for part in ("records/", "system/files.py", "tracking/spool.py", "worker/fit/checkpoints.py")
 )
 """Where we read and write for a run: its records, its spool and its checkpoints, those of a callback too."""
+_KILLED_LOADER = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: Killed")
 _LOST = re.compile(
     r"connection (was likely )?(closed|reset)|broken pipe|remote process exited|ncclRemoteError|got 0 bytes",
     re.IGNORECASE,
@@ -31,6 +32,30 @@ def lost_rank(error: BaseException) -> bool:
         and (type(each).__name__.startswith("Dist") or "gloo" in str(each).lower())
         and _LOST.search(str(each))
         for each in _chain(error)
+    )
+
+
+def infrastructure(error: BaseException, folder: Path) -> tuple[str, str] | None:
+    """Return the cause of an error that is not the user's, in a word of launch/recovery.py, and in a sentence."""
+    if disk := failing_disk(error, folder):
+        return "disk", disk
+    if killed := _KILLED_LOADER.search(str(error)):
+        return "killed", f"a data loader's worker was killed by SIGKILL (pid {killed[1]})"
+    return None
+
+
+def is_gpu_full(error: BaseException) -> bool:
+    """Return whether a GPU's memory was too little."""
+    return type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(error)
+
+
+def advice(error: BaseException) -> str:
+    """Return what to do about an error of which that can be said."""
+    if not is_gpu_full(error):
+        return ""
+    return (
+        "\nfix: a smaller batch (data.batch_size) with trainer.accumulate_grad_batches, trainer.precision=bf16-mixed,"
+        " or a GPU with more memory (resources.gpu_type)"
     )
 
 

@@ -47,8 +47,8 @@ class ProcessContext:
         if not slurm:
             return cls._local(environ)
         if "SLURM_JOB_ID" not in environ and JOB in environ:
-            job, restart = environ[JOB], int(environ[RESTART])
-            return cls(job=job, restart=restart, packed=True, attempt=int(environ.get(ATTEMPT, "0")))
+            attempt = int(environ.get(ATTEMPT, "0"))
+            return cls(job=environ[JOB], restart=int(environ[RESTART]), packed=True, attempt=attempt)
         job, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
         return cls(
             rank=int(environ.get("SLURM_PROCID", "0")),

@@ -16,6 +16,7 @@ from typing import Protocol
 from orchestrator.records.attempts import read_attempt
 from orchestrator.records.record import Attempt
 from orchestrator.slurm import commands
+from orchestrator.spec import Attempts
 from orchestrator.system.processes import ProgramError
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.context import ProcessContext
@@ -26,8 +27,7 @@ _WAIT_SECONDS = 3600.0
 _LOOK_SECONDS = 1.0
 _LEADER_SECONDS = 40.0
 _ANSWER_SECONDS = 5.0  # between a signal and SIGKILL there may be little more
-_MAX_REQUEUES = 20
-_LIMIT = "cluster.max_requeues"
+_LIMIT = "no further step"
 LIMIT = "time limit"
 """How the reason begins of a run that was stopped by one."""
 TIME_LIMIT = "SIGUSR2"  # what Slurm sends some time before the time limit (`--signal`)
@@ -47,7 +47,8 @@ def reason(assignment: Assignment, signal: str) -> str:
     hours = assignment.planned.resources.hours
     if assignment.cancelled:
         return f"cancelled, stopped by {signal}"
-    no_more = f"no more requeues without getting further ({_LIMIT}={_most(assignment)})"
+    key, most = _most(assignment)
+    no_more = f"no more requeues without getting further ({key}={most})"
     if signal == _LIMIT:
         return no_more
     if signal == TIME_LIMIT and assignment.context.job:
@@ -154,12 +155,15 @@ def in_vain(starts: Iterable[Attempt]) -> int:
 
 
 def _exhausted(assignment: Assignment, starts: Iterable[Attempt]) -> bool:
-    return in_vain(starts) >= _most(assignment)
+    return in_vain(starts) >= _most(assignment)[1]
 
 
-def _most(assignment: Assignment) -> int:
+def _most(assignment: Assignment) -> tuple[str, int]:
+    """Return the key that says how many starts in a row may take no further step, and its value."""
     given = assignment.header.cluster.get("max_requeues")
-    return _MAX_REQUEUES if given is None else int(given)
+    if given is not None:
+        return "cluster.max_requeues", int(given)
+    return "resources.attempts.without_progress", (assignment.planned.resources.attempts or Attempts()).without_progress
 
 
 def _told_by_slurm(job: JobOwner) -> str | None:

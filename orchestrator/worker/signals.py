@@ -12,12 +12,13 @@ class InterruptedByInfrastructureError(BaseException):
     """The run was asked to stop, and has saved what it can. Not an Exception: user code must not swallow it.
 
     `together`: all ranks have agreed on it, and so none of them was dead. `asked`: by a signal, which the scheduler has
-    an answer to; else this process has found by itself that it cannot go on, and ends at once.
+    an answer to; else this process has found by itself that it cannot go on, and ends at once, for a `cause` of those
+    in launch/recovery.py.
     """
 
-    def __init__(self, told: str | None, *, together: bool = False, asked: bool = True) -> None:
+    def __init__(self, told: str | None, *, together: bool = False, asked: bool = True, cause: str = "") -> None:
         super().__init__(told)
-        self.together, self.asked = together, asked
+        self.together, self.asked, self.cause = together, asked, cause
 
 
 class StopSignal:
