@@ -13,6 +13,7 @@ from orchestrator.cli.arguments import add_json, add_overrides, project_of
 from orchestrator.cli.text import ROWS, print_json, print_lines, say, table
 from orchestrator.config.credentials import described, masked, masked_script
 from orchestrator.launch.plan import Action, Step
+from orchestrator.launch.recovery import Room, memory_steps
 from orchestrator.report.summary import count
 from orchestrator.spec import Pack, Resources
 from orchestrator.system.units import size
@@ -97,7 +98,18 @@ def _asked(planned: Plan) -> list[str]:
     gpu_hours = sum(shape.gpu_hours or 0 for shape in planned.shapes)
     if len(rows) > 1 and gpu_hours:
         lines.append(f"at most {gpu_hours:,.4g} GPU-hours in all")
-    return ["", *lines, "", *_data_lines(planned), _checkpoint_line(planned.checkpoints)]
+    return ["", *lines, "", *_memory_lines(planned), *_data_lines(planned), _checkpoint_line(planned.checkpoints)]
+
+
+def _memory_lines(planned: Plan) -> list[str]:
+    """Return what memory runs are given that have run out of it."""
+    needs = {(shape.resources.attempts, shape.resources.mem_gb_per_node) for shape in planned.shapes}
+    steps = {gb: memory_steps(attempts, Room(mem_gb=gb)) for attempts, gb in needs if gb}
+    return [
+        f"out of memory with {gb:.4g} GB: again with {', then '.join(f'{more:.4g}' for more in found)} GB at most"
+        for gb, found in sorted(steps.items())
+        if found
+    ]
 
 
 def _shape_row(shape: ShapeTotal) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.cli.arguments import add_json, add_selection, project_of
@@ -11,10 +12,12 @@ from orchestrator.cli.selection import one, select
 from orchestrator.cli.text import print_json, print_lines
 from orchestrator.cli.yaml_text import yaml_lines
 from orchestrator.config.credentials import masked, masked_override
+from orchestrator.launch.recovery import cause
 from orchestrator.records.launches import read_run_config
 from orchestrator.records.planned import read_planned_run
 from orchestrator.records.record import Attempt
 from orchestrator.report.summary import duration, record_json
+from orchestrator.spec import Attempts
 from orchestrator.system.units import local
 
 
@@ -36,7 +39,7 @@ def handle(arguments: Namespace) -> int:
             **record_json(record),
             "folder": str(state.experiment.run(record.id).path),
             "config": config,
-            "resources": planned.resources.to_json(),
+            "resources": {**planned.resources.to_json(), **_policy(planned.resources.attempts)},
             "data": {"digest": planned.data, **launch.header.data.get(planned.data or "", {})},
             "frozen": list(launch.header.code),
             "cluster": launch.header.cluster,
@@ -62,7 +65,15 @@ def _for_people(document: dict[str, Any], took: str) -> dict[str, object]:
     """Return the document with local times in place of seconds since 1970, and with the run's duration."""
     launched = {**document["launched"], "time": local(document["launched"]["time"])}
     times = {key: local(document[key]) for key in ("started", "ended")}
-    return {**document, **times, "took": took or None, "launched": launched}
+    attempts = [
+        {**each, "started": local(each["started"]), "ended": local(each["ended"])} for each in document["attempts"]
+    ]
+    return {**document, **times, "took": took or None, "launched": launched, "attempts": attempts}
+
+
+def _policy(attempts: Attempts | None) -> dict[str, object]:
+    """Return when the run is started again by itself, with all keys."""
+    return {"attempts": asdict(attempts)} if attempts else {}
 
 
 def _attempt_json(attempt: Attempt) -> dict[str, object]:
@@ -71,6 +82,10 @@ def _attempt_json(attempt: Attempt) -> dict[str, object]:
         "attempt": attempt.number,
         "state": attempt.state.value,
         "reason": attempt.reason,
+        "cause": cause(attempt) or None,
+        "started": claim.time if claim else None,
+        "ended": attempt.ended,
+        "step": attempt.progress.get("step"),
         "launch": claim.launch if claim else None,
         "code": claim.code if claim else None,
         "host": claim.process.host if claim else None,

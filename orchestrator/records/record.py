@@ -372,6 +372,11 @@ class Record:
         return tuple(attempt for attempt in self.attempts if attempt.number >= first)
 
     @property
+    def endings(self) -> list[str]:
+        """Why the attempts that belong together ended, but for the last: `1: killed by signal 9`."""
+        return [f"{attempt.number}: {attempt.reason}" for attempt in self.history[:-1] if attempt.reason]
+
+    @property
     def started(self) -> float | None:
         return next((attempt.claim.time for attempt in self.history if attempt.claim), None)
 

@@ -46,8 +46,8 @@ def progress(record: Record) -> str:
 def note(record: Record) -> str:
     """Return what explains a state: what a run waits for, why it has ended, that it was suspended."""
     if record.state is RunState.RUNNING:
-        seen = record.observation
-        return seen.reason if seen else ""
+        seen, before = record.observation, record.endings[-1:]
+        return (seen.reason if seen else "") or "".join(f"attempt {ending}" for ending in before)
     return "" if record.state is RunState.DONE else record.reason
 
 

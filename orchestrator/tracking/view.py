@@ -132,6 +132,8 @@ def _tags(launch: Launch, record: Record, planned: PlannedRun, code: Mapping[str
         tags["orch.failure"] = record.failure.signature
     if record.pruned:
         tags["orch.pruned"] = record.reason
+    if record.endings:
+        tags["orch.attempts.ended"] = "; ".join(record.endings)
     return tags
 
 
