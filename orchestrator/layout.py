@@ -79,6 +79,10 @@ class AttemptPaths(_Folder):
     def failed_ranks(self) -> Iterator[Path]:
         return self.path.glob("events.rank*.jsonl")
 
+    def stalled(self, node: str) -> Path:
+        """Return the file in which a node's watcher says where its ranks hang; rank 0's node has none."""
+        return self.path / f"stalled.{node}.json"
+
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"

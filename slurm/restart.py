@@ -121,7 +121,7 @@ def _decided(launch: LaunchPaths, planned: PlannedRun, status: int, output: str,
     attempts = recovery.of_launch(read_attempts(run), launch.number)
     if not attempts:
         return Stop()
-    endings = [recovery.ending(each) for each in attempts]
+    endings = [recovery.ending(each, node=seen.nodes) for each in attempts]
     if not attempts[-1].final:
         endings[-1] = _ending(attempts[-1], status, output, seen)
     decision = recovery.decide(planned.resources.attempts, endings, _room(planned, seen))

@@ -134,6 +134,7 @@ _ATTEMPTS = {
     "backoff_minutes": not_negative(),
     "without_progress": whole(0),
     "stall_minutes": positive(),
+    "startup_minutes": positive(),
 }
 _CAUSE = choice(*CAUSES)
 _PATTERN = text("it is a regular expression", example="[{exception: ['NCCL error']}]", holds=_is_pattern)

@@ -97,6 +97,7 @@ _HOLDS: Mapping[str, Callable[[object], bool]] = {
     "study": _is_object,
     "validation": _is_number,
     "value": _is_value,
+    "since": _is_number,
 }
 """What an event's entries have to be: one with another is damaged, and skipped like a torn line."""
 
@@ -174,6 +175,7 @@ class Attempt:
     `ended_itself`: its own process has said how it ended; one that an observer took for dead may still write.
     `cause`: why it was interrupted, in a word, where that was known: see launch/recovery.py.
     `together`: all of its ranks were alive when they stopped, so that one that dies later is not the cause.
+    `stalling_since`: since when it has made no progress, as a watcher last saw it, and what is known of that.
     `trial`, of an adaptive sweep: its `point`, its sampler's and pruner's `attrs` and `study`, its `reports`, pairs of
     the number of a validation, from 1, and the objective's value there (None: no number), and after which of them it
     was `pruned`.
@@ -196,6 +198,8 @@ class Attempt:
     first_progressed: float | None = None
     progressed: float | None = None
     heard: float | None = None
+    stalling_since: float | None = None
+    stalling: str = ""
     settled: bool = False
     ended_itself: bool = False
     together: bool = False
@@ -229,7 +233,9 @@ def fold(
         if seen.get("state", RunState.INTERRUPTED) is RunState.INTERRUPTED and not seen.get("together"):
             _take(seen, event)
     for event in observed:
-        if "state" not in seen:
+        if event.kind == "stalling":
+            seen |= {"stalling_since": event.data.get("since"), "stalling": str(event.data.get("what", ""))}
+        elif "state" not in seen:
             _take(seen, event)
     return Attempt(number=number, claim=claim, **seen)
 

@@ -47,8 +47,18 @@ def note(record: Record) -> str:
     """Return what explains a state: what a run waits for, why it has ended, that it was suspended."""
     if record.state is RunState.RUNNING:
         seen, before = record.observation, record.endings[-1:]
+        if stalled := _stalled(record):
+            return stalled
         return (seen.reason if seen else "") or "".join(f"attempt {ending}" for ending in before)
     return "" if record.state is RunState.DONE else record.reason
+
+
+def _stalled(record: Record) -> str:
+    """Return for how long a run has made no progress, if its watcher has seen that, and there was none since."""
+    last = record.last
+    if last is None or last.stalling_since is None or (last.progressed or 0.0) > last.stalling_since:
+        return ""
+    return last.stalling or f"stalled {(time.time() - last.stalling_since) / 60:.0f} min"
 
 
 def duration(record: Record) -> str:

@@ -63,7 +63,8 @@ class Attempts:
     grows after it was too little, to `mem_gb_most` (None: what the largest node has); `hours_factor`: the time limit,
     each time. `avoid_node`: not on the node where it was killed or has stalled. `without_progress`: how many starts in
     a row after a preemption or at the time limit may take no step that was not taken before. `stall_minutes`: without
-    progress for so long an attempt has stalled; None: ten times its longest step, and at least 15 minutes.
+    progress for so long an attempt has stalled; None: ten times its longest step, and at least 15 minutes. Before the
+    first step `startup_minutes` counts.
     """
 
     of: int = 3
@@ -76,6 +77,7 @@ class Attempts:
     backoff_minutes: float = 1.0
     without_progress: int = 20
     stall_minutes: float | None = None
+    startup_minutes: float = 60.0
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Attempts:

@@ -91,3 +91,20 @@ class ValidatedNet(Net):
             torch.ones((STEPS_PER_EPOCH - self.global_rank) * self.trainer.world_size, 4)
         )
         return torch.utils.data.DataLoader(data, batch_size=1)
+
+
+class LoopingNet(Net):
+    """A Net whose data loader has a worker that never returns its fourth sample."""
+
+    def train_dataloader(self) -> object:
+        return torch.utils.data.DataLoader(_Looping(), batch_size=1, num_workers=1)
+
+
+class _Looping(torch.utils.data.Dataset[tuple[torch.Tensor]]):
+    def __len__(self) -> int:
+        return STEPS_PER_EPOCH
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+        while index == 3:
+            time.sleep(0.01)
+        return (torch.ones(4),)

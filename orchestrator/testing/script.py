@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +17,9 @@ class Script:
     """Takes `steps` steps, starting after the last checkpoint, and then ends as `ends` says.
 
     Each step logs `value()` and lasts until `seconds` have passed and the file `until` exists. `ends` has one
-    of done, raise, kill (itself, with SIGKILL), exit (with status 3) and hog (0.5 GB of memory, to be killed
-    for it) per attempt; the last one applies to all further attempts. A `deaf` script ignores SIGTERM and
-    SIGUSR2.
+    of done, raise, kill (itself, with SIGKILL), exit (with status 3), hog (0.5 GB of memory, to be killed for it),
+    stop (itself, with SIGSTOP) and hold (the interpreter's lock, in C) per attempt; the last one applies to all further
+    attempts. A `deaf` script ignores SIGTERM and SIGUSR2.
     """
 
     def __init__(
@@ -57,6 +58,10 @@ class Script:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "exit":
                 os._exit(3)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "hold":
+                re.match("(a+)+$", "a" * 60 + "b")  # for longer than anybody waits
             case "hog":
                 held = b"\xff" * _HOG_BYTES
                 time.sleep(_HOG_SECONDS)

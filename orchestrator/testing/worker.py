@@ -19,6 +19,7 @@ from orchestrator.testing.script import Script
 from orchestrator.tracking import SpoolWriter
 from orchestrator.worker.__main__ import main
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.monitor import heartbeat
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 
@@ -31,6 +32,7 @@ def play(assignment: Assignment, config: dict[str, object], events: EventWriter,
         events.write("training")
         for step in range(_last_step(assignment) + 1, script.steps + 1):
             _step(script, step, assignment, spool, stop)
+            heartbeat.beat()
             events.write("progress", progress={"step": step, "steps": script.steps}, metrics={"step": step})
         script.end(assignment.planned.attempt)
     return {"metrics": {"step": script.steps}, "best": {}}

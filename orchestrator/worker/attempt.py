@@ -37,6 +37,7 @@ from orchestrator.worker import on_run_end as aftermath
 from orchestrator.worker import staging as data
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.fit import libraries
+from orchestrator.worker.monitor import heartbeat
 from orchestrator.worker.monitor.node import measured
 from orchestrator.worker.monitor.usage import Usage
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
@@ -58,7 +59,8 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
     leave = partial(_leave, assignment, events, usage)
     with usage.followed(events) if assignment.leads else nullcontext(), superseded.watched(assignment, leave):
         try:
-            status = _run(assignment, events, usage, stop, work or _train)
+            with heartbeat.watched(assignment):
+                status = _run(assignment, events, usage, stop, work or _train)
         except InterruptedByInfrastructureError as error:
             status = 143
             if uploader:

@@ -16,6 +16,7 @@ from orchestrator.records.attempts import EventWriter
 from orchestrator.slurm.queue import job_runs
 from orchestrator.system.units import size
 from orchestrator.worker.assignment import Assignment
+from orchestrator.worker.monitor import heartbeat
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def staged(assignment: Assignment, events: EventWriter, stop: StopSignal) -> Ite
         root = scratch_dir(section["scratch"], os.environ)
         store = Store(root, options, job=job, ask=job_runs if job else None)
         version = store.find(digest) or _stage(store, assignment, digest, _Teller(events, stop), _jitter(options))
+        heartbeat.beat(heartbeat.Stage.STARTING)
     _record(assignment, events, digest, version)
     watch = _Watch(store, version, stop) if assignment.context.first_on_node else None
     try:
@@ -82,10 +84,14 @@ class _Teller:
     def __init__(self, events: EventWriter, stop: StopSignal) -> None:
         self._events, self._stop = events, stop
         self._told = time.monotonic()  # what takes no time is not worth an event
+        self._seen = -1
 
     def tell(self, progress: Progress) -> None:
         if self._stop.received:
             raise InterruptedByInfrastructureError(self._stop.received)
+        if progress.waiting_for or progress.beats != self._seen:  # the process that is waited for has a watcher, too
+            self._seen = progress.beats
+            heartbeat.beat(heartbeat.Stage.STAGING)
         if time.monotonic() - self._told >= _TELL_SECONDS:
             self._told = time.monotonic()
             self._events.write(

@@ -2,6 +2,7 @@
 
 trainer.py      one fit: everything is built, trained, tested, and what came of it returned
 progress.py     reports of progress, the objective's best value, the end of a trial without hope
+beats.py        a beat at each batch, for the watcher of the node
 stop.py         the end of a fit when a signal has come: agreed on by all ranks, saved, left
 finders.py      learning rates and batch sizes, found once
 exact/          the seam at which a fit is saved and resumed, and what makes it go on with the same bits
