@@ -12,11 +12,10 @@ from orchestrator.worker.monitor.heartbeat import Beat, Stage
 _LEAST_SECONDS, _TIMES = 900.0, 10.0
 _NEAR = 10
 """So many frames from the innermost on, a loader's own are looked for: it waits for its workers' answer by a queue."""
-_COLLECTIVES = frozenset({
-    "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "barrier", "broadcast",
-    "broadcast_object_list", "gather", "init_process_group", "monitored_barrier", "recv", "reduce", "reduce_scatter",
-    "scatter", "send",
-})  # fmt: skip
+_COLLECTIVE = re.compile(
+    r"(all_)?(gather|reduce)(_into_tensor|_object)?|all_to_all|(monitored_)?barrier|broadcast(_object_list)?"
+    r"|reduce_scatter|scatter|send|recv|init_process_group"
+)
 _FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current t|T)hread 0x[0-9a-f]+.*\(most recent call first\):$", re.MULTILINE)
 
@@ -65,7 +64,7 @@ def place(stack: str) -> str:
     if not frames:
         return "in C"
     for frame in frames:
-        if frame["name"] in _COLLECTIVES:
+        if _COLLECTIVE.fullmatch(frame["name"]):
             return f"in {frame['name']}"
     if any(frame["file"].endswith("utils/data/dataloader.py") for frame in frames[:_NEAR]):
         return "waits for its data loader's workers"
