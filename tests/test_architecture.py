@@ -395,7 +395,7 @@ PLAIN = (
     "orchestrator/system/**/*.py",
     "orchestrator/testing/**/*.py",
     "orchestrator/tracking/**/*.py",
-    "orchestrator/worker/fit/**/*.py",
+    "orchestrator/worker/**/*.py",
 )
 """Where the list holds. A pattern for other Python files, such as `slurm/**/*.py`, may join once they are edited."""
 

@@ -1,5 +1,5 @@
-"""What a run uses while it runs.
+"""The resources that a run uses.
 
-usage.py  memory and CPU of the run's processes
-node.py   what its node does meanwhile: GPUs, memory, network
+usage.py  memory of the run's processes
+node.py   metrics of its node: GPUs, memory, network
 """
