@@ -396,8 +396,9 @@ PLAIN = (
     "orchestrator/testing/**/*.py",
     "orchestrator/tracking/**/*.py",
     "orchestrator/worker/**/*.py",
+    "slurm/**/*.py",
 )
-"""Where the list holds. A pattern for other Python files, such as `slurm/**/*.py`, may join once they are edited."""
+"""Where the list holds. Patterns of other Python files may be added once they are edited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
