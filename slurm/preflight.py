@@ -1,4 +1,4 @@
-"""The check before anything is submitted: could such runs ever start here? If not, which option is wrong?
+"""The check before anything is submitted: whether such runs could ever start here, and if not, which option is wrong.
 
 It runs `sbatch --test-only`. Slurm's short error messages are explained with its lists of partitions, nodes, accounts
 and reservations.

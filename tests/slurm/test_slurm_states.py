@@ -20,7 +20,8 @@ WORDS = {
     # does not come), LAUNCH_FAILED, RECONFIG_FAIL, REVOKED (federations), STAGE_OUT (burst buffers) and OUT_OF_MEMORY
     # (told by a cgroup's counter; without cgroups Slurm says FAILED, and prints why: see below).
     "BOOT_FAIL": (ENDED, "its node did not boot"), "CANCELLED": (ENDED, "cancelled in Slurm"),
-    "COMPLETED": (ENDED, "ended without a final event"), "DEADLINE": (ENDED, "deadline"), "FAILED": (ENDED, "failed in Slurm"),
+    "COMPLETED": (ENDED, "ended without a final event"),
+    "DEADLINE": (ENDED, "deadline"), "FAILED": (ENDED, "failed in Slurm"),
     "NODE_FAIL": (ENDED, "its node failed"), "OUT_OF_MEMORY": (ENDED, "out of memory: killed by Slurm"),
     "PREEMPTED": (ENDED, "preempted"), "REVOKED": (ENDED, "revoked"), "TIMEOUT": (ENDED, "time limit"),
     "LAUNCH_FAILED": (ENDED, "launch failed"), "RECONFIG_FAIL": (ENDED, "reconfig fail"),
