@@ -15,7 +15,7 @@ from bench import table
 from bench.measure import Row, say
 from bench.sandbox import sandbox
 
-# What loads torch or MLflow into this process comes last.
+# Benchmarks that load torch or MLflow into this process come last.
 BENCHMARKS = (
     "startup",
     "status",
@@ -33,13 +33,13 @@ BENCHMARKS = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the budgets, next to their peers.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the budgets next to their peers.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--json", action="store_true", help="as JSON: all samples, in seconds")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
-    logging.disable(logging.WARNING)  # what libraries say about themselves
+    logging.disable(logging.WARNING)  # messages of libraries
     rows = [row for name in BENCHMARKS if name in (arguments.names or BENCHMARKS) for row in _rows(name)]
     lines = [json.dumps([table.to_json(row) for row in rows], indent=1)] if arguments.json else table.lines(rows)
     print("\n".join(lines))
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def exit_status(rows: Sequence[Row]) -> int:
-    """Return 1 where a budget was missed."""
+    """Return 1 if a budget was missed, otherwise 0."""
     return 1 if any(row.kept is False for row in rows) else 0
 
 

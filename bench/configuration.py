@@ -1,7 +1,7 @@
-"""The budget configuration: the project that launches are measured on.
+"""The budget configuration: the project with which launches are measured.
 
-More than 100 leaves, two choices of a config group, three interpolations that read swept keys, a dirty git
-repository of 2,000 files, and a data version that DVC tracks.
+It has more than 100 leaves, two choices of a config group, three interpolations that read swept keys, a git repository
+of 2,000 files with uncommitted changes, and a data version that DVC tracks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OPTIONS = 60
 MODELS = ("small", "large")
 LEARNING_RATES = ("1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "5e-3", "1e-2", "2e-2", "5e-2", "1e-1")
 SEEDED = len(MODELS) * len(LEARNING_RATES)
-"""So many points has the experiment for each seed."""
+"""The number of points that the experiment has for each seed."""
 
 _EXPERIMENT = """\
 # @package _global_
@@ -56,12 +56,12 @@ _GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c"
 
 
 def sweep_of(points: int) -> list[str]:
-    """Return the overrides that make the experiment one of so many points, a multiple of SEEDED."""
+    """Return the overrides with which the experiment has this many points, a multiple of SEEDED."""
     return ["experiment=budget", f"seed=range(0,{points // SEEDED})"]
 
 
 def make_project(box: Sandbox, project: Path, *, files: int = _FILES) -> None:
-    """Write the project, with so many source files."""
+    """Write the project, with this many source files."""
     _write_conf(project / "conf")
     _write_package(project, files)
     for i in range(_DATA_FILES):
@@ -72,7 +72,7 @@ def make_project(box: Sandbox, project: Path, *, files: int = _FILES) -> None:
         box.run([PYTHON, "-m", "dvc", *words], cwd=project)
     box.run([*git, "add", "-A"])
     box.run([*git, "commit", "-qm", "everything"])
-    box.run([*git, "gc", "-q"])  # as in a clone: packed
+    box.run([*git, "gc", "-q"])  # packed, as in a clone
     for i in range(_CHANGED):
         _write(project / "source" / f"{i % 40:02d}" / f"module_{i}.py", "CHANGED = True\n")
     for i in range(_UNTRACKED):

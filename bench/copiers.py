@@ -1,7 +1,7 @@
-"""Ways to bring a data version to a node: ours, and the programs that people use; each a process of its own.
+"""Ways to copy a data version to a node: that of `orch`, and common programs, each in a process of its own.
 
-All start from nothing on the node. Only ours checks each file's hash; DVC checks those that its cache does not mark as
-read-only. DVC has a clone of the repository there before it is measured.
+All start with nothing on the node, except that DVC has a clone of the repository there already. Only `orch` checks the
+hash of every file; DVC checks those that its cache does not mark as read-only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ store = Store(root, Staging(keep_free_gb=0))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copied:
-    """What a way took: from before its start until it has ended, and the most memory of its processes together."""
+    """The cost of a copy: its time from start to end, and the peak memory of all of its processes together."""
 
     seconds: float
     peak_bytes: int
@@ -54,7 +54,7 @@ class Copiers:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def ways(self) -> dict[str, Callable[[int], Copied]]:
-        """Return the ways that this machine has, by name; each takes how many do it at the same time."""
+        """Return the ways available on this machine, by name; each takes the number of concurrent copies."""
         found: dict[str, Callable[[int], Copied]] = {"ours": self.ours, "cp -r": self._copy("cp", "-r")}
         if shutil.which("rsync"):
             found["rsync -r"] = self._copy("rsync", "-r")
@@ -65,7 +65,7 @@ class Copiers:
         return {**found, "dvc checkout": self._dvc("checkout"), "dvc pull": self._dvc("pull")}
 
     def ours(self, count: int = 1) -> Copied:
-        """Have so many processes of one node ask for the version at the same time, as runs do."""
+        """Let this many processes of one node request the version at the same time, as runs do."""
         root = self._place()
         argv = [PYTHON, "-c", _STAGE, self.digest, str(self.manifest), str(root)]
         return self._measure([root], [[argv]] * count)
@@ -106,7 +106,7 @@ class Copiers:
         return self.box.folder / f"node-{next(self._numbers)}"
 
     def _measure(self, places: Sequence[Path], pipelines: Sequence[Sequence[Sequence[str]]]) -> Copied:
-        """Run pipelines at the same time; then remove the places, and let the disk catch up."""
+        """Run pipelines at the same time; then remove their targets, and let the disk catch up."""
         self.box.settle()
         site = {"DVC_SITE_CACHE_DIR": str(self._place())}
         environment = {**os.environ, **self.box.environment, **site}
@@ -129,7 +129,7 @@ class Copiers:
 
 
 def _started(pipeline: Sequence[Sequence[str]], environment: Mapping[str, str]) -> list[subprocess.Popen[bytes]]:
-    """Start commands, each with the output of the one before."""
+    """Start commands as a pipeline, each reading the output of the one before."""
     started: list[subprocess.Popen[bytes]] = []
     for argv in pipeline:
         before = started[-1].stdout if started else subprocess.DEVNULL
@@ -141,7 +141,7 @@ def _started(pipeline: Sequence[Sequence[str]], environment: Mapping[str, str]) 
 
 
 class _Watch:
-    """Looks at processes while they run: `peak_bytes` is the sum of the most that each, and its children, had."""
+    """Watches processes while they run: `peak_bytes` is the sum of the peaks of each process and its children."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self._processes, self._most, self._ended = processes, dict[int, int](), threading.Event()

@@ -1,7 +1,7 @@
-"""A tiny fit as a run of ours, next to a bare Lightning script that does the same: whole processes.
+"""A tiny fit as a run of `orch`, next to a bare Lightning script that does the same: the time of whole processes.
 
-Both leave by `os._exit`, as our worker does: Python's own way out takes a second with torch loaded, which would
-hide what our start costs.
+Both end with `os._exit`, as the worker does: Python's regular exit takes a second with torch loaded, which would hide
+the cost of the start.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def rows(box: Sandbox) -> list[Row]:
 
 
 def _tasks(box: Sandbox) -> list[Task]:
-    """Launch a run for each round, and start none."""
+    """Launch a run for each round, without starting any."""
     say("job_start: launching the runs")
     project = box.folder / "project"
     (project / "conf" / "experiment").mkdir(parents=True)

@@ -1,8 +1,8 @@
 """`orch launch` of the budget configuration on a real Slurm, next to Hydra's multirun with its submitit launcher.
 
-From the start of the process to its return, everything checked and each launch the first of its experiment, so that
-it also writes the snapshot. Then every task must wait in Slurm's queue, and no process of the launch may be left.
-Once on the local disk, once with the project and runs/ on a mount where each metadata operation takes 1 ms.
+The time is that of the whole process, with all checks. Each launch is the first of its experiment, so that it also
+writes the snapshot. After it, every task has to be in Slurm's queue, and no process of the launch may be left. It is
+measured on the local disk, and with the project and runs/ on a mount where each metadata operation takes 1 ms.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _MARK = "ORCH_BENCH"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What launches cost, by their size; the peer's of two sizes."""
+    """The costs of launches, by their number of points; those of the peer for two sizes only."""
 
     ours: Mapping[int, Sequence[Cost]]
     peer: Mapping[int, Sequence[Cost]]
 
     def row(self, what: str, points: int, at_least: float) -> Row:
-        """Return the row of a launch; the peer's cost is that of so many points on the line through its two sizes."""
+        """Return the row of a launch; the peer's cost is extrapolated linearly from its two sizes."""
         small, large = sorted(self.peer)
         share = (points - small) / (large - small)
         peer = [a + (b - a) * share for a, b in zip(self.peer[small], self.peer[large], strict=True)]
@@ -64,7 +64,7 @@ class Launcher:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def launch(self, points: int) -> Cost:
-        """Return what a launch costs. Raises RuntimeError where it left not every task waiting, or a process alive."""
+        """Return the cost of a launch. Raises RuntimeError if a task is not in the queue, or a process is left."""
         runs, mark = self.home / f"runs-{next(self._numbers)}", uuid.uuid4().hex
         argv = self.box.orch("launch", *sweep_of(points), "cluster=slurm", "--yes", "--runs", str(runs))
         cost = self.box.cost(argv, cwd=self.home / "project", env={**self.slurm.environment, _MARK: mark})
@@ -77,7 +77,7 @@ class Launcher:
 
 
 def processes_marked(mark: str) -> list[psutil.Process]:
-    """Return the processes that have inherited a launch's mark."""
+    """Return the processes that have inherited a launch's mark in their environment."""
     found = psutil.process_iter(["environ"])
     return [process for process in found if (process.info["environ"] or {}).get(_MARK) == mark]
 
@@ -107,7 +107,7 @@ def measured(
     peer_points: tuple[int, int] = _PEER_POINTS,
     warm_up: bool = True,
 ) -> Found:
-    """Return what launches of these sizes cost, and what the peer's two do."""
+    """Return the costs of launches of these sizes, and of the peer's two."""
     ours, peer = Launcher(box=box, slurm=slurm, home=home), Multirun(box=box, slurm=slurm, home=home)
     sides = {f"ours {points}": partial(ours.launch, points) for points in sizes}
     sides |= {f"peer {points}": partial(peer.queue, points) for points in peer_points}

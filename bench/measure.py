@@ -1,4 +1,4 @@
-"""Timings, taken in turns so that both sides see the same machine."""
+"""Alternating timings, so that both sides see the machine in the same state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Measured = TypeVar("Measured")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a command took, from before its start until after its end, and what it and its children computed."""
+    """The cost of a command: its wall-clock time, and the CPU time of it and its children."""
 
     seconds: Seconds
     cpu_seconds: Seconds
@@ -32,12 +32,12 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table: what was measured, in seconds or `unit`, and what stands beside it.
+    """One line of the table: the measurements, in seconds or `unit`, and those of a peer.
 
-    A budget is a ratio of the medians, so that a slow machine keeps it as a fast one does: the peer takes `at_least`
-    so many times as long, or ours `at_most`. `limit` is one that was itself measured, in the same unit. None where the
-    design names none for what is measured here. `cpu` are the CPU seconds of the same measurements, where they were
-    taken, and `peak` their memory in bytes.
+    A budget is a ratio of the medians, so that it holds on slow and fast machines alike: the peer has to take at least
+    `at_least` times as long, or `orch` at most `at_most` times. `limit` is a budget that was itself measured, in the
+    same unit. All are None if the design sets no budget. `cpu` are the CPU seconds of the same measurements, if taken,
+    and `peak` their peak memory in bytes.
     """
 
     what: str
@@ -55,27 +55,27 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as long the peer takes."""
+        """The peer's median time divided by that of `orch`."""
         return median(self.peer_measured) / median(self.measured) if self.peer_measured else None
 
     @property
     def kept(self) -> bool | None:
-        """Whether the budget was kept; None where there is none. Raises ValueError for a ratio without a peer."""
+        """Whether the budget was kept; None if there is none. Raises ValueError for a ratio without a peer."""
         if self.limit is not None:
             return median(self.measured) <= self.limit
         if self.at_least is None and self.at_most is None:
             return None
         if self.ratio is None:
-            raise ValueError(f"{self.what}: nothing was measured beside it")
+            raise ValueError(f"{self.what}: no peer was measured")
         return self.ratio >= self.at_least if self.at_least is not None else 1 / self.ratio <= (self.at_most or 0)
 
 
 def in_turns(
     name: str, rounds: int, sides: Mapping[str, Callable[[], Measured]], *, warm_up: bool = True
 ) -> dict[str, list[Measured]]:
-    """Return what each side measured: A B A B ..., after one round that is not counted.
+    """Return the measurements of each side, taken in the order A B A B ..., after a warm-up round.
 
-    A side measures itself, so that what it prepares is not counted either.
+    A side measures itself, so that its preparations are not counted.
     """
     found: dict[str, list[Measured]] = {side: [] for side in sides}
     for number in range(0 if warm_up else 1, rounds + 1):
@@ -88,12 +88,12 @@ def in_turns(
 
 
 def timed(act: Callable[[], object]) -> Seconds:
-    """Return how long a call takes."""
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
     act()
     return time.perf_counter() - began
 
 
 def say(text: str) -> None:
-    """Tell of progress, on standard error."""
+    """Report progress on standard error."""
     print(text, file=sys.stderr, flush=True)

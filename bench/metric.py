@@ -1,6 +1,6 @@
-"""One metric call in the training loop: our logger, and Lightning's MLFlowLogger on SQLite and over HTTP.
+"""One metric call in the training loop: the logger of `orch`, and Lightning's MLFlowLogger on SQLite and over HTTP.
 
-MLflow's own asynchronous logging, over HTTP, stands beside it: it keeps what it queues in memory only.
+A further peer is MLflow's own asynchronous logging over HTTP, which keeps its queue only in memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def rows(box: Sandbox) -> list[Row]:
             "async": _asynchronous(mlflow.address, queued),
         }
         found = in_turns("metric", _ROUNDS, {side: partial(_per_call, calls[side], _CALLS[side]) for side in calls})
-        for operation in queued:  # while there is a server: at its exit MLflow would wait minutes for one
+        for operation in queued:  # while the server is there: at exit MLflow would wait minutes for it
             operation.wait()
     return [
         *(
@@ -65,7 +65,7 @@ def rows(box: Sandbox) -> list[Row]:
 
 
 def _asynchronous(address: str, queued: list[Any]) -> Callable[[dict[str, float], int], Any]:
-    """Return MLflow's asynchronous logging of one metric; what it has queued is added to a list."""
+    """Return MLflow's asynchronous logging of one metric; its pending operations are added to a list."""
     client = MlflowClient(address)
     run = client.create_run(client.create_experiment("async")).info.run_id
 

@@ -1,7 +1,7 @@
 """The peer of a launch: Hydra's own multirun with its submitit launcher, on the same configuration.
 
-It blocks until its last job has ended, so what is measured is the time until its array waits in Slurm's queue;
-then that process is killed, and its jobs are cancelled.
+It blocks until its last job has ended, so the time is measured until its array is in Slurm's queue; then the process is
+killed, and its jobs are cancelled.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _LOOK_EVERY_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Multirun:
-    """Launches the budget configuration's points with Hydra. `home` holds the project, and what Hydra writes."""
+    """Launches the budget configuration's points with Hydra. `home` holds the project and Hydra's output."""
 
     box: Sandbox
     slurm: BusySlurm
     home: Path
 
     def queue(self, points: int) -> Cost:
-        """Return what it costs until so many points wait in the queue, which is then cleared."""
+        """Return the cost until this many points are in the queue, which is then cleared."""
         name = f"multirun-{uuid.uuid4().hex[:8]}"
         app, log = self.box.folder / "multirun.py", self.box.folder / f"{name}.log"
         app.write_text(_APP)

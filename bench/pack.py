@@ -1,8 +1,8 @@
 """Tiny runs packed into one job of a real Slurm, next to one array task each, and to plain scripts one after another.
 
-Each is a Lightning fit of 50 steps with a checkpoint and an MLflow run. Ours is measured from the start of
-`orch launch` until all runs have ended and are in the tracking store, on a node with this machine's CPUs; as many runs
-of a pack run at once as there are CPUs, and so do array tasks. A script logs to a store of its own, straight away.
+Each is a Lightning fit of 50 steps with a checkpoint and an MLflow run. `orch` is measured from the start of
+`orch launch` until all runs have ended and are in the tracking store, on a node with this machine's CPUs. As many runs
+of a pack, or array tasks, run at once as there are CPUs. A script logs directly to a store of its own.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ os._exit(0)
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """Does many tiny runs, each time in a folder of its own."""
+    """Runs many tiny fits, each time in a new folder."""
 
     box: Sandbox
     environment: Mapping[str, str]
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def launched(self, runs: int, *words: str) -> Seconds:
-        """Return how long a launch takes until all its runs are done and tracked. Raises RuntimeError if one is not."""
+        """Return the seconds until all runs of a launch are done and tracked. Raises RuntimeError if one is not."""
         folder = self.box.folder / f"runs-{next(self._numbers)}"
         launch = self._orch(folder, "launch", "experiment=tiny", f"seed=range(0,{runs})", *words, "--wait")
         sync = self._orch(folder, "ui", "--once")
@@ -71,7 +71,7 @@ class Tiny:
         return seconds
 
     def scripts(self, runs: int) -> Seconds:
-        """Return how long plain scripts take one after another, once their store has been made."""
+        """Return the seconds that plain scripts take one after another, with an existing store."""
         folder = self.box.folder / f"scripts-{next(self._numbers)}"
         folder.mkdir()
 
@@ -105,7 +105,7 @@ def measured(
     scripts: int = _SCRIPTS,
     rounds: int = _ROUNDS,
 ) -> list[Row]:
-    """Return what so many runs take in one pack, and what their peers would, by what they take for fewer."""
+    """Return the rows for this many runs in one pack; the times of the peers are extrapolated from fewer runs."""
     (box.folder / "project" / "conf" / "experiment").mkdir(parents=True)
     (box.folder / "project" / "conf" / "experiment" / "tiny.yaml").write_text(_EXPERIMENT)
     tiny, (few, more) = Tiny(box=box, environment=environment), peer_runs
@@ -138,7 +138,7 @@ def measured(
 
 @contextmanager
 def node(box: Sandbox) -> Iterator[dict[str, str]]:
-    """Bring up a development cluster of one node with this machine's CPUs; yield what finds it."""
+    """Bring up a development cluster of one node with this machine's CPUs; yield its environment variables."""
     with tempfile.TemporaryDirectory(prefix="dc-", dir="/tmp") as folder:  # sockets need short names
         cluster = DevCluster(Path(folder) / "state")
         try:

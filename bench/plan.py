@@ -1,7 +1,7 @@
 """`orch plan` on the budget configuration, and `orch launch` on a workstation, next to Hydra composing the same points.
 
-Such a launch ends when its runs are in the workstation's queue; the queue starts none of them. Each is the first
-of its experiment, so it also writes the snapshot.
+Such a launch ends when its runs are in the workstation's queue, which starts none of them. Each is the first of its
+experiment, so that it also writes the snapshot.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _row(what: str, measured: list[Seconds], points: int, per_point: list[Second
 
 
 def _compose(box: Sandbox, project: Path) -> Seconds:
-    """Return what one point costs."""
+    """Return the seconds that Hydra takes to compose one point."""
     return float(box.run(_compose_argv(project)))
 
 

@@ -1,4 +1,4 @@
-"""An experiment with records of any number of runs, written by the code that writes them; nothing has run."""
+"""An experiment with records of any number of runs, written by the real code, although nothing has run."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _UNTRACKED: Mapping[str, Any] = {"kind": "none"}
 def make_experiment(
     runs: Path, name: str, count: int, *, running: int = 0, tracking: Mapping[str, Any] = _UNTRACKED
 ) -> ExperimentPaths:
-    """Write an experiment: of ten runs, seven are done, one has failed, two never started.
+    """Write an experiment: of each ten runs, seven are done, one has failed, two never started.
 
-    Its launcher left without handing it to a scheduler, so that looking at it asks nobody. With `running` runs, the
-    last ones, that are under way, all others have ended.
+    Its launch was never submitted, so that a refresh queries no scheduler. With `running`, the last runs are under way
+    and all others have ended.
     """
     paths = RunsRoot(runs).experiment(name)
     lines = [_planned(index) for index in range(count)]
@@ -50,14 +50,14 @@ def make_experiment(
 
 
 def finish(paths: ExperimentPaths) -> None:
-    """Write what the runs of an experiment's only launch would have written: all are done."""
+    """Write the records of an experiment's only launch as if all of its runs were done."""
     process = ProcessId.current()
     for planned in read_plan(paths.launch(1)):
         _run(paths, planned, process, RunState.DONE)
 
 
 def files_read(paths: ExperimentPaths) -> Iterator[Path]:
-    """Yield the files from which the state of all runs is known."""
+    """Yield the files from which the state of all runs is derived."""
     yield paths.launch(1).plan
     for run in paths.runs.iterdir():
         yield run / "a001" / "claim.json"

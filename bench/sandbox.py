@@ -1,4 +1,4 @@
-"""A temporary folder with caches and state of its own, and commands that run with them."""
+"""A temporary folder with its own caches and state, and commands that use them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """Where one benchmark keeps its files. `environment` is added to that of the commands."""
+    """The folder for the files of one benchmark. `environment` is added to that of its commands."""
 
     folder: Path
 
@@ -40,29 +40,29 @@ class Sandbox:
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "XDG_STATE_HOME": str(self.folder / "state"),
             "DVC_SITE_CACHE_DIR": str(self.folder / "dvc"),
-            "PYTHONDONTWRITEBYTECODE": "",  # as installed: nothing is compiled again and again
+            "PYTHONDONTWRITEBYTECODE": "",  # bytecode is cached, as in an installation
             "DVC_NO_ANALYTICS": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
             "NO_COLOR": "1",
         }
 
     def seconds(self, argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Seconds:
-        """Return how long a command takes, from before its start until after its end."""
+        """Return the wall-clock seconds that a command takes."""
         return timed(lambda: self.run(argv, cwd=cwd, env=env))
 
     def cost(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Cost:
-        """Return what a command costs."""
+        """Return the cost of a command."""
         before = _children_cpu_seconds()
         seconds = self.seconds(argv, cwd=cwd, env=env)
         return Cost(seconds=seconds, cpu_seconds=_children_cpu_seconds() - before)
 
     def peak_mb(self, argv: Sequence[str], *, cwd: Path) -> float:
-        """Return the most memory (10**6 bytes) that a command's process has had, or the largest of its children."""
+        """Return the peak memory (10**6 bytes) of a command's process, or of the largest of its children."""
         wrapped = [PYTHON, "-c", _PEAK, *argv]
         return int(self.run(wrapped, cwd=cwd).splitlines()[-1]) * 1024 / 1e6
 
     def start(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a command that prints to a file."""
+        """Start a command with its output in a file."""
         with log.open("wb") as output:
             return subprocess.Popen(
                 argv,
@@ -82,17 +82,17 @@ class Sandbox:
 
     @contextmanager
     def idle_workstation(self) -> Iterator[None]:
-        """Have the workstation's queue start nothing: we hold the lock that its supervisor would need."""
+        """Keep the workstation's queue from starting runs, by holding the lock that its supervisor needs."""
         with Queue(self.folder / "state" / "orchestrator" / "workstation" / socket.gethostname()).lock():
             yield
 
     def settle(self) -> None:
-        """Have the disk catch up, so that what was prepared is not written during the measurement."""
+        """Let the disk catch up, so that prepared files are not written during the measurement."""
         subprocess.run(["sync", "-f", str(self.folder)], check=False)
 
 
 def killed(process: subprocess.Popen[bytes]) -> Seconds:
-    """End a process, and return the CPU seconds of it and its children."""
+    """Kill a process, and return the CPU seconds of it and its children."""
     before = _children_cpu_seconds()
     process.kill()
     process.wait()

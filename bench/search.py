@@ -1,10 +1,10 @@
-"""How good the trials of an adaptive sweep are, next to plain Optuna: the same sampler, trials and course of events.
+"""The quality of an adaptive sweep's trials next to plain Optuna, with the same sampler and the same order of events.
 
-Ours derives a study anew for each trial, from what is known of the others, and seeds its sampler by the trial; plain
-Optuna keeps one study in memory. Each of some seeds is one search: as many trials, 1 or 8 at a time, of which each
-takes a time that the seed decides, the same on both sides. What counts is the best value that a search has found; lower
-is better. A row tells how much higher ours is, seed by seed: the median, the interval (95 %, bootstrapped) in which it
-lies, and as the budget what chance alone makes of it; `not ok` means that ours is worse. ORCH_BENCH_SEEDS says how many
+`orch` derives a new study for each trial, from the records of the others, and seeds its sampler by the trial; plain
+Optuna keeps one study in memory. Each seed is one search on both sides, with the same number of trials, 1 or 8 at a
+time, and with durations that the seed decides. The result is the best value that a search finds; lower is better. A row
+shows how much higher that of `orch` is, over all seeds: the median, its 95 % interval (bootstrapped), and as the budget
+the difference that chance alone explains; `not ok` means that `orch` is worse. ORCH_BENCH_SEEDS sets the number of
 seeds.
 """
 
@@ -40,7 +40,7 @@ _DRAWS = 2_000
 Objectives = Callable[[Mapping[str, Any]], float]
 
 
-def rows(box: Sandbox) -> list[Row]:  # noqa: ARG001 - it needs no files
+def rows(box: Sandbox) -> list[Row]:  # noqa: ARG001 - this benchmark needs no files
     warnings.filterwarnings("ignore", category=FutureWarning)
     found = [_row(name, at_once) for name in _PROBLEMS for at_once in _AT_ONCE]
     return [*found, *map(_asking, _KNOWN)]
@@ -70,7 +70,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _asking(count: int) -> Row:
-    """Return how long a trial takes to be asked for where so many are known."""
+    """Return the time to suggest a trial when this many are known."""
     space, objective, _ = _PROBLEMS["Branin"]
     known: list[Known] = []
     draw = random.Random(0)
@@ -89,7 +89,7 @@ def _ask_once(search: Search, known: Sequence[Known]) -> float:
 
 
 def _searched(name: str, at_once: int, seed: int) -> tuple[float, float]:
-    """Return the best value of our search and of plain Optuna's."""
+    """Return the best value found by `orch` and by plain Optuna."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return min(_ours(name, at_once, seed)), min(_plain(name, at_once, seed))
@@ -131,7 +131,7 @@ def _plain(name: str, at_once: int, seed: int) -> Iterator[float]:
 
 
 def _course(count: int, at_once: int, seed: int) -> Iterator[tuple[bool, int]]:
-    """Yield which trial begins (True), or ends, next."""
+    """Yield the events of a search in order: whether a trial begins (True) or ends, and its number."""
     draw = random.Random(seed)
     running: list[tuple[float, int]] = []
     now, begun = 0.0, 0
@@ -232,4 +232,4 @@ _PROBLEMS: Mapping[str, tuple[Mapping[str, Distribution], Objectives, int]] = {
         }, _digits_loss, 30,
     ),
 }  # fmt: skip
-"""What is searched, in which space, and in how many trials."""
+"""The search problems: space, objective and number of trials."""

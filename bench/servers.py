@@ -1,4 +1,4 @@
-"""An MLflow server and a proxy that makes it faulty: those of the tests."""
+"""An MLflow server, and a proxy that makes it faulty, both from the tests."""
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
 """A folder seen through a mount where each metadata operation takes a millisecond, as on a cluster's filesystem.
 
-    with slow_mount(folder, at) as mount: ...      `mount.counts()` says what was asked of it so far
+    with slow_mount(folder, at) as mount: ...      `mount.counts()` returns the operations so far
 
-It is FUSE (slow_mount.c, compiled when it is needed), in a process of its own, with threads: operations of several
-callers wait at the same time, as a file server's do, also those in one folder. What costs a millisecond is what asks
-a file server something: looking up a name, stat, open, create, mkdir, readdir, rename, link, unlink, chmod and the
-like, also where the answer is that there is no such file; with `reads` each request to read, too, of which the
-kernel makes one per 128 KiB, ahead of who reads in order. Writing and closing cost nothing extra. The kernel
-remembers what Linux's NFS client does by default: names for 30 seconds (acdirmin), attributes for 3 (acregmin),
-nothing of what is not there; every open is asked.
+It uses FUSE (slow_mount.c, compiled when needed), in a separate process with threads: operations of several callers are
+delayed concurrently, as on a file server, even in the same folder. An operation costs a millisecond if a client has to
+ask a file server for it: looking up a name, stat, open, create, mkdir, readdir, rename, link, unlink, chmod and the
+like, also if the file does not exist; with `reads` also each read request, of which the kernel makes one per 128 KiB,
+ahead of a sequential reader. Writing and closing cost nothing extra. The kernel caches what Linux's NFS client caches
+by default: names for 30 seconds (acdirmin), attributes for 3 (acregmin), but no missing names, and no opens.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from pathlib import Path
 
 LATENCY_SECONDS = 0.001
 _SOURCE = Path(__file__).with_name("slow_mount.c")
-_COUNTS = "user.operations"  # an extended attribute of every file: asking for it costs nothing and is not counted
+_COUNTS = "user.operations"  # an extended attribute of every file: reading it is free, and not counted
 _THREADS = 256
 _READY_SECONDS = 20
 
 
 @functools.cache
 def unavailable() -> str | None:
-    """Return in one line why there can be no such mount here, or None if there can."""
+    """Return why no such mount is possible here, as one line; None if it is."""
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR))
     except OSError as error:
@@ -50,18 +49,18 @@ def unavailable() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class SlowMount:
-    """Where the folder is seen slowly."""
+    """A mount through which a folder is slow."""
 
     path: Path
 
     def counts(self) -> Counter[str]:
-        """Return how many operations of each kind have been waited for."""
+        """Return the number of delayed operations of each kind."""
         return Counter(json.loads(os.getxattr(self.path, _COUNTS)))
 
 
 @contextmanager
 def slow_mount(folder: Path, at: Path, *, reads: bool = False) -> Iterator[SlowMount]:
-    """Mount `folder` at the empty folder `at`, which is made; nothing of it is in any cache of the kernel's."""
+    """Mount `folder` at the new folder `at`; the kernel's caches hold nothing of it."""
     at.mkdir(parents=True, exist_ok=True)
     microseconds = str(round(LATENCY_SECONDS * 1e6))
     argv = [_compiled(), str(folder), microseconds, microseconds if reads else "0", str(at)]
@@ -77,7 +76,7 @@ def slow_mount(folder: Path, at: Path, *, reads: bool = False) -> Iterator[SlowM
 
 @functools.cache
 def _compiled() -> str:
-    """Compile the mount's server, in half a second, and return its path."""
+    """Compile the mount's server, which takes half a second, and return its path."""
     folder = tempfile.mkdtemp(prefix="orch-bench-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     program = f"{folder}/slow_mount"

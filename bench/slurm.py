@@ -1,4 +1,4 @@
-"""A real Slurm for benchmarks whose nodes are all busy: what is submitted waits, and uses no CPU that we measure."""
+"""A real Slurm cluster whose nodes are all busy: submitted jobs stay pending, and use no CPU time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class BusySlurm:
         self.environment = environment
 
     def waiting(self) -> int:
-        """Return how many tasks wait; each task of an array counts."""
+        """Return the number of pending tasks; each task of an array counts."""
         return len(self._ask("squeue", "-r", "--noheader", "--states=PENDING", "--format=%i").splitlines())
 
     def clear(self) -> None:
-        """Cancel everything that waits."""
+        """Cancel all pending tasks."""
         self._ask("scancel", "--state=PENDING", "--me")
         self._await(lambda: self.waiting() == 0)
 
@@ -49,7 +49,7 @@ class BusySlurm:
 @contextmanager
 def busy_slurm() -> Iterator[BusySlurm]:
     """Bring up a development cluster of one busy node, and delete all of it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="dc-", dir="/tmp") as folder:  # sockets need short names
+    with tempfile.TemporaryDirectory(prefix="dc-", dir="/tmp") as folder:  # paths of sockets must be short
         cluster = DevCluster(Path(folder) / "state")
         try:
             cluster.up(Options(nodes=1, gpus=0, max_job_count=100_000))

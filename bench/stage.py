@@ -1,4 +1,4 @@
-"""Staging a data version to scratch, with full hashes, next to what others copy with; and the version that is there.
+"""Staging a data version to scratch, with full hashes, next to other programs; and a version that is there already.
 
 5,000 small and 4 large files from DVC's cache: once on the local disk, once from a mount where each operation of the
 file server's takes a millisecond, reads among them. There each way finds the mount new: nothing is in a cache of the
@@ -31,7 +31,7 @@ _TIMES = {"cp -r": 8.0, "dvc checkout": 14.0, "rclone copy": 2.5}
 _GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost")
 
 On = Callable[[], AbstractContextManager[object]]
-"""Make the place where the source is, for one measurement."""
+"""Provides the folder with the source, for one measurement."""
 
 
 def rows(box: Sandbox) -> list[Row]:
@@ -57,7 +57,7 @@ def rows(box: Sandbox) -> list[Row]:
 def _compared(
     copiers: Copiers, on: On, name: str, rounds: int, *, times: Mapping[str, float] | None = None
 ) -> list[Row]:
-    """Return the rows of one place: each way alone, then some at once."""
+    """Return the rows of one place: each way alone, then some concurrently."""
 
     def side(way: Callable[[int], Copied], count: int) -> Callable[[], Copied]:
         def measure() -> Copied:
@@ -120,7 +120,7 @@ def _make_project(box: Sandbox, project: Path) -> Path:
 
 
 def _copiers(box: Sandbox, seen: Path, project: Path) -> Copiers:
-    """Return the ways to copy from the project as it is `seen`."""
+    """Return the ways to copy from the project, which is visible at `seen`."""
     version = {"source": "dvc", "repo": str(seen), "path": "data"}
     manifest = resolve(version, project=box.folder, cache=box.folder / "answers")
     if manifest.files != _SMALL + _LARGE:

@@ -1,8 +1,8 @@
-"""How the time and memory of a data version grow with its files: 2,000, 20,000 and 200,000 files of some bytes.
+"""Growth of the time and memory of a data version with its files: 2,000, 20,000 and 200,000 files of a few bytes.
 
-Each verb is a process of its own, at scratch and source in memory where there is a tmpfs for them: what is measured is
-ours, not the disk. What a process takes that does nothing but import the same is taken off. Beside each stands what
-growth in proportion would be: the figure of the size before, times ten. A hit must not grow.
+Each verb is a separate process. Scratch and source are in memory if there is a tmpfs, so that the code is measured and
+not the disk. The cost of a process that only imports the same modules is subtracted. The peer of each row is linear
+growth: ten times the figure of the previous size. A hit must not grow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from orchestrator.data import Manifest, Staging, Store, resolve
 verb, home = sys.argv[1], Path(sys.argv[2])
 manifest, store = home / "manifest.json", Store(home / "scratch", Staging(keep_free_gb=0))
 digest = (home / "digest").read_text() if verb in ("check", "verify", "hit") else ""
-used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+used = [resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 began, before = time.perf_counter(), sum(each.ru_utime + each.ru_stime for each in used)
 if verb == "resolve":
     found = resolve({"source": "directory", "path": str(home / "data")}, project=home, cache=home / "cache")
@@ -47,7 +47,7 @@ elif verb in ("check", "verify"):
     assert (store.changed if verb == "check" else store.verify)(staged.version) == []
 elif verb == "hit":
     store.find(digest).release()
-used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+used = [resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 cpu = sum(each.ru_utime + each.ru_stime for each in used) - before
 print(json.dumps([time.perf_counter() - began, cpu, max(each.ru_maxrss for each in used) * 1024]))
 """
@@ -105,7 +105,7 @@ def _row(verb: str, size: int, found: dict[tuple[str, int], tuple[float, float, 
 
 @contextmanager
 def _home(box: Sandbox) -> Iterator[Path]:
-    """Make a folder, in memory if there is room."""
+    """Create a folder, in memory if that is large enough."""
     roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _NEEDED
     home = Path(tempfile.mkdtemp(prefix="orch-bench-", dir=_MEMORY if roomy else box.folder))
     try:
@@ -115,7 +115,7 @@ def _home(box: Sandbox) -> Iterator[Path]:
 
 
 def _track(box: Sandbox, home: Path) -> None:
-    """Make the folder a DVC repository that tracks the data."""
+    """Turn the folder into a DVC repository that tracks the data."""
     git, dvc = [*_GIT, "-C", str(home)], [PYTHON, "-m", "dvc", "--cd", str(home)]
     box.run([*git, "init", "-q"])
     for words in (["init", "-q"], ["config", "cache.type", "hardlink"], ["add", "-q", "data"]):

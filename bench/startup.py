@@ -1,4 +1,4 @@
-"""How long a quick verb takes as a whole process: what a person waits for."""
+"""The time of quick verbs as whole processes: the time that a user waits."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`orch status`, small and large, next to the bare reading of the same files: nothing that reads them is faster.
+"""`orch status`, small and large, next to just reading the same files, which is the lower bound.
 
-And what else reads the records: the overview, the redraw of `status -w`, a launch that finds everything done.
+Also other readers of the records: the overview, the redraw of `status -w`, a launch that finds all runs done.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _others(box: Sandbox, running: ExperimentPaths) -> list[Row]:
 
 
 def _launched(box: Sandbox) -> Callable[[], Seconds]:
-    """Launch a large experiment, write that its runs are done, and return what launches it again."""
+    """Launch a large experiment, record that its runs are done, and return a function that launches it again."""
     project, runs = box.folder / "project", box.folder / "runs-again"
     project.mkdir()
     words = ["name=again", "model=mlp", "data=synthetic", "cluster=workstation", f"seed=range(0,{_LARGE})"]

@@ -1,12 +1,12 @@
-"""What tracking costs a training step, with a server that works, is down, frozen, slow, or answers with errors.
+"""The cost of tracking for a training step, with a server that works, is down, frozen, slow, or answers with errors.
 
-A Lightning fit: blocks of steps with our logger and the uploader at work alternate with blocks without any logger, in
-which the uploader is stopped. So both see the same machine within a second, and all that the uploader does falls into
-the blocks that it is blamed for. There are as many blocks as it takes to know the difference to 0.25 %, or to see that
-the machine is too noisy for it. Metrics are logged every 50th step, as Lightning's trainer does by default, and in
-rows of their own at every step. Server, proxy and uploader are processes of their own. The uploader has loaded MLflow
-by then, and tried to send once: that is paid once per attempt, and told in CPU-seconds by the benchmark of the
-uploaders. Afterwards the server works again, and must get everything.
+In a Lightning fit, blocks of steps with the logger and the uploader alternate with blocks without any logger, in which
+the uploader is stopped. Both kinds see the same machine within a second, and everything that the uploader does falls
+into the blocks that it is charged to. There are as many blocks as are needed to know the difference to 0.25 %, or to
+find that the machine is too noisy. Metrics are logged every 50th step, Lightning's default, and in separate rows at
+every step. Server, proxy and uploader are separate processes. By then the uploader has loaded MLflow and tried to send
+once: this cost occurs once per attempt, and the benchmark of uploaders reports it in CPU seconds. Afterwards the server
+works again, and has to receive everything.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from orchestrator.layout import AttemptPaths, LaunchPaths
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.logger import SpoolLogger
 
-_KNOWN = 0.0025  # half of the 95 % interval that is wanted
+_KNOWN = 0.0025  # the target for half of the 95 % interval
 _PAIRS = (100, 1_500)  # at least, and at most
 _BLOCK_STEPS = 50
-_COMPUTED_SECONDS = 0.003  # of a step; what Lightning does in one takes about another millisecond
+_COMPUTED_SECONDS = 0.003  # of a step; Lightning itself takes about another millisecond
 _WIDTH = 256
-_EVERY = 50  # `log_every_n_steps`, as it is unless somebody sets it
+_EVERY = 50  # the default of `log_every_n_steps`
 _FAULTS = (None, "down", "frozen", "slow", "500", "413")
 _CASES = (*((fault, _EVERY) for fault in _FAULTS), (None, 1), ("down", 1))
 _START_SECONDS, _LOADED_SECONDS = 60.0, 0.5
 _METRICS = {"train/loss": 0.5, "train/acc": 0.9, "lr": 1e-3, "grad_norm": 1.5}
 
 Pairs = list[tuple[float, float]]
-"""The seconds that a step takes, of blocks that are tracked and of ones that are not, pair by pair."""
+"""The seconds per step of a tracked block and of the untracked block next to it, for each pair."""
 
 
 def rows(box: Sandbox) -> list[Row]:
@@ -74,7 +74,7 @@ def _row(box: Sandbox, proxy: Proxy, fault: str | None, address: str, *, every: 
     attempt = AttemptPaths(run / "a001")
     proxy.fault = fault
     with _uploader(box, paths.launch(1)) as uploader:
-        with multiprocessing.get_context("spawn").Pool(1) as trainer:  # the proxy would hold up its own process
+        with multiprocessing.get_context("spawn").Pool(1) as trainer:  # the proxy would slow down its own process
             pairs = trainer.apply(_train, (attempt, uploader.pid, every))
         proxy.fault = None
         uploader.send_signal(signal.SIGCONT)
@@ -123,7 +123,7 @@ def _train(attempt: AttemptPaths, uploader: int, every: int) -> Pairs:
 
 
 class _Blocks(Callback):
-    """Switches tracking on and off, and takes the seconds per step of each block, after a pair to warm up."""
+    """Switches tracking on and off, and measures the seconds per step of each block, after a warm-up pair."""
 
     def __init__(self, logger: SpoolLogger, uploader: int) -> None:
         self._logger, self._uploader = logger, uploader
@@ -136,7 +136,7 @@ class _Blocks(Callback):
             if self._steps:
                 self._blocks.append((time.perf_counter() - self._began) / _BLOCK_STEPS)
             trainer.should_stop = self._known()
-            # Whoever comes second finds another machine: they take turns at it, a b b a.
+            # The second block of a pair finds the machine in another state, so their order alternates: a b b a.
             tracked = len(self._blocks) % 4 in (0, 3) and not trainer.should_stop
             trainer.loggers = [self._logger] if tracked else []
             os.kill(self._uploader, signal.SIGCONT if tracked else signal.SIGSTOP)
@@ -145,7 +145,7 @@ class _Blocks(Callback):
 
     @property
     def pairs(self) -> Pairs:
-        """The pairs that are whole; the first one warms up."""
+        """The complete pairs, without the first one, which is the warm-up."""
         found = zip(self._blocks[2::2], self._blocks[3::2], strict=False)
         return [(one, other) if number % 2 else (other, one) for number, (one, other) in enumerate(found)]
 
@@ -180,7 +180,7 @@ class _Model(LightningModule):
 
 
 def _settle(uploader: psutil.Process) -> None:
-    """Wait until the uploader has tried to send a first time, and waits."""
+    """Wait until the uploader has tried to send for the first time, and is idle."""
     used, deadline = 0.0, time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         time.sleep(2.0)
@@ -192,7 +192,7 @@ def _settle(uploader: psutil.Process) -> None:
 
 @contextmanager
 def _uploader(box: Sandbox, launch: LaunchPaths) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the uploader of a launch's first run; it is gone in the end, stopped or not."""
+    """Start the uploader of a launch's first run; end it after the body, even if it is stopped."""
     process = subprocess.Popen(
         [PYTHON, "-m", "orchestrator.tracking.uploader", str(launch.path), "0"],
         stdin=subprocess.PIPE,
@@ -214,7 +214,7 @@ def _end(uploader: subprocess.Popen[bytes]) -> None:
 
 
 def _check(address: str, name: str, *, wanted: int) -> None:
-    """Raise unless everything has arrived."""
+    """Raise RuntimeError unless everything has arrived."""
     client = MlflowClient(address)
     experiment = client.get_experiment_by_name(name)
     runs = client.search_runs([experiment.experiment_id], "tags.`orch.kind` = 'run'") if experiment else []

@@ -66,7 +66,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _budget(row: Row) -> tuple[str, str, str]:
-    """Return the budget, what was read, and whether that is ok."""
+    """Return the budget, the measured value, and the verdict: `ok`, `not ok`, or empty without a budget."""
     verdict = {None: "", True: "ok", False: "not ok"}[row.kept]
     if row.limit is not None:
         return f"<= {_amount(row.limit, row.unit)}", _amount(median(row.measured), row.unit), verdict

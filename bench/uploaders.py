@@ -1,8 +1,8 @@
-"""The uploader: what it costs a job, how fast it brings points to a server, and many of them against one server.
+"""The uploader: its cost for a job, its throughput to a server, and many uploaders against one server.
 
-ORCH_BENCH_UPLOADERS says how many (96), in processes of twelve at most, each uploader with a thread, a spool and
-connections of its own, beside four fits that log, and wait for most of a step as if a GPU did it. Each may take its
-time: what a run's end would have left for `orch ui --once` is to be measured, too. The server may have as many
+ORCH_BENCH_UPLOADERS sets their number (96). At most twelve share a process, each with its own thread, spool and
+connections, next to four fits that log, and wait for most of a step as if a GPU computed it. Uploaders have no time
+limit, so that points are measured, too, which a run's end would leave for `orch ui --once`. The server may have as many
 connections to its database as its threads can need (docs/how-to/tracking.md).
 """
 
@@ -37,7 +37,7 @@ def rows(box: Sandbox) -> list[Row]:
 
 
 def _alone(box: Sandbox) -> Row:
-    """Return the CPU of a job's uploader, and in words its memory, up to the time when it has nothing to do."""
+    """Return the CPU seconds of a job's uploader until it is idle; the row's name states its memory."""
     paths = _experiment(box, "alone", 1, "http://127.0.0.1:9")
     argv = [PYTHON, "-m", "orchestrator.tracking.uploader", str(paths.launch(1).path), "0"]
     sides: list[tuple[float, float]] = []
@@ -45,7 +45,7 @@ def _alone(box: Sandbox) -> Row:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_env(box))
         seen = psutil.Process(process.pid)
         busy = [0.0, -1.0]
-        while not (busy[-1] > 1 and busy[-1] - busy[-2] < 0.02):  # it has loaded what it needs, and waits
+        while not (busy[-1] > 1 and busy[-1] - busy[-2] < 0.02):  # it has loaded everything, and is idle
             time.sleep(3)
             busy.append(sum(seen.cpu_times()[:2]))
         sides.append((busy[-1], seen.memory_full_info().uss / 1e6))
@@ -56,7 +56,7 @@ def _alone(box: Sandbox) -> Row:
 
 
 def _throughput(box: Sandbox, address: str) -> list[Row]:
-    """Return how long points take from a spool to the server, next to MLflow's client that is given them at once."""
+    """Return the time for points from a spool to the server, next to MLflow's client, which gets them all at once."""
     number = iter(range(1000))
 
     def ours() -> float:
@@ -131,7 +131,7 @@ def _check(address: str, statuses: list[int]) -> None:
 
 
 def _experiment(box: Sandbox, name: str, count: int, address: str, *, points: int = 1) -> ExperimentPaths:
-    """Write an experiment whose runs have logged so many points and are under way."""
+    """Write an experiment whose runs are under way and have logged this many points each."""
     options = tracking(address, name, end_seconds=_END_SECONDS)
     paths = make_experiment(box.folder / "runs", name, count, running=count, tracking=options)
     for run in paths.runs.iterdir():
@@ -142,7 +142,7 @@ def _experiment(box: Sandbox, name: str, count: int, address: str, *, points: in
 
 
 def _carried(box: Sandbox, paths: ExperimentPaths) -> float:
-    """Return how long an uploader takes from its start until it has sent all and ended."""
+    """Return the seconds from an uploader's start until it has sent everything and ended."""
     argv = [PYTHON, "-m", "orchestrator.tracking.uploader", str(paths.launch(1).path), "0"]
     began = time.perf_counter()
     subprocess.run(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_env(box), check=True)

@@ -18,11 +18,11 @@ Batch = tuple[Tensor, ...]
 Indices = npt.NDArray[np.intp]
 
 MAX_INTENSITY = 16  # each pixel counts the set pixels of a 4x4 block of the scanned bitmap
-HELD_OUT = 0.2  # the share of each class that goes to validation, and again to testing
+HELD_OUT = 0.2  # the share of each class for validation, and the same again for testing
 
 
 def _load(data_dir: Path, name: str, shape: tuple[int | None, ...]) -> npt.NDArray[np.uint8]:
-    """Read an array; None in `shape` stands for any length. Raises FileNotFoundError or ValueError."""
+    """Read a uint8 array; None in `shape` stands for any length. Raises FileNotFoundError or ValueError."""
     path = data_dir / name
     if not path.is_file():
         raise FileNotFoundError(
@@ -44,7 +44,7 @@ def split_indices(labels: npt.NDArray[np.uint8], seed: int) -> dict[str, Indices
     `HELD_OUT` of each class, rounded, goes to validation and again to testing: 1,079, 359 and 359 of the
     digits, whatever the seed. The order within `labels` decides, so the split holds for these bytes only.
     """
-    # The legacy generator, because numpy promises its stream for ever and default_rng's for no release.
+    # The legacy generator: numpy guarantees its stream forever, and that of default_rng for no release.
     random = np.random.RandomState(seed)
     parts: dict[str, list[Indices]] = {"train": [], "val": [], "test": []}
     for label in np.unique(labels):
@@ -57,7 +57,7 @@ def split_indices(labels: npt.NDArray[np.uint8], seed: int) -> dict[str, Indices
 
 
 def shift_images(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image [B, C, H, W] by -1, 0 or 1 pixel along both axes, filling with zeros."""
+    """Shift each image of [B, C, H, W] by -1, 0 or 1 pixel along both axes, filling with zeros."""
     batch, channels, height, width = images.shape
     offsets = torch.randint(0, 3, (2, batch), generator=generator).to(images.device)
     rows = offsets[0, :, None] + torch.arange(height, device=images.device)
@@ -73,8 +73,8 @@ class DigitsDataModule(pl.LightningDataModule):
 
     Reads `images.npy` (uint8 [N, 8, 8], 0..16) and `labels.npy` (uint8 [N], 0..9) from `data_dir` and never
     downloads. Batches are (float32 [B, 1, 8, 8] in 0..1, int64 [B]). `augment` shifts training images by up
-    to one pixel, which on images this small cuts strokes off: it regularises long training and slows short
-    training down. `split_seed` chooses the splits, and with them which results may be compared.
+    to one pixel, which cuts strokes off in images this small: it regularises long training, and slows short
+    training down. `split_seed` chooses the splits; only results with the same splits may be compared.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class DigitsDataModule(pl.LightningDataModule):
         self.split_seed = split_seed
         self.splits: dict[str, Dataset[Batch]] = {}
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 - all stages share one reading
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - all stages share the same data
         if self.splits:
             return
         images = _load(self.data_dir, "images.npy", (None, 8, 8))
@@ -128,7 +128,7 @@ class DigitsDataModule(pl.LightningDataModule):
         if not self.augment or trainer is None or not trainer.training:
             return batch
         images, labels = batch
-        # Drawn from the step instead of the global generator: a resumed run shifts as it would have.
+        # Drawn from the step, not from the global generator: a resumed run shifts as an uninterrupted one.
         seed = np.random.SeedSequence([self.split_seed, trainer.global_step, trainer.global_rank])
         generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
         return shift_images(images, generator), labels

@@ -1,4 +1,4 @@
-"""Made-up classification data of any size, for benches and tests. Reads and writes no files."""
+"""Synthetic classification data of any size, for benchmarks and tests. Reads and writes no files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _CENTRES, _TRAIN, _VAL, _TEST = range(4)
 
 
 def _normal(seed: int, stream: int, position: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Return standard normal numbers that depend on the arguments alone (Philox is counter-based)."""
+    """Return standard normal numbers [*shape] that depend only on the arguments (Philox is counter-based)."""
     bits = np.random.Philox(key=[seed, stream], counter=[0, position, 0, 0])
     return np.random.Generator(bits).standard_normal(tuple(shape), dtype=np.float32)
 
 
 class GaussianClasses(Dataset[tuple[Tensor, int]]):
-    """One Gaussian cloud per class; sample `i` is made when asked for, so size costs no memory.
+    """One Gaussian cloud per class; samples are computed on access, so the size costs no memory.
 
-    Classes take turns. Sample `i` is the same however long the data set is.
+    Sample `i` is of class `i % num_classes`, and is the same for every size of the data set.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class SyntheticDataModule(pl.LightningDataModule):
     """`samples` training samples, and a quarter as many (at least one) for validation and for testing.
 
     A sample is its class's centre, standard normal, plus normal noise with standard deviation `noise`: with
-    the defaults no model gets beyond an accuracy of about 0.98, and an MLP gets to 0.95 in ten epochs. The
-    numbers of a sample know nothing of their neighbours, so convolutions learn slower here. Batches are
+    the defaults no model exceeds an accuracy of about 0.98, and an MLP reaches 0.95 in ten epochs. The values
+    of a sample do not depend on their neighbours, so convolutions learn more slowly here. Batches are
     (float32 [B, *shape], int64 [B]).
     """
 

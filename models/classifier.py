@@ -1,4 +1,4 @@
-"""What every classifier here shares: loss, metrics and optimizer. Not an architecture: those subclass it."""
+"""The base class of all classifiers here: loss, metrics and optimizer. Architectures subclass it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Classifier(pl.LightningModule):
     """Train `forward`, which returns logits [B, num_classes], with cross-entropy and AdamW.
 
     Logs the loss (nats per sample) and the accuracy (0..1). `train/*` are values of one batch on one
-    process, so that a run resumed in the middle of an epoch logs what an undisturbed run would have;
+    process, so that a run resumed in the middle of an epoch logs what an uninterrupted run would have;
     `val/*` and `test/*` are means over the whole split and over all processes.
     """
 

@@ -1,7 +1,8 @@
-"""Which of a launch's jobs has a task's run: the one in the run's own claim, whatever the arrays say.
+"""Decide which of a launch's jobs owns a task's run: the one in the run's own claim, whatever the arrays say.
 
-Two arrays hold a task where Slurm took one late, after its answer was lost and it was submitted again, or where a
-submitter was only thought dead. The other job finds the run claimed and ends; until it starts it is cancelled here.
+Two arrays contain the same task if Slurm accepted one late, after its answer was lost and the task was submitted again,
+or if a submitter was wrongly considered dead. The job without the run finds it claimed, and ends; if it has not started
+yet, it is cancelled here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _HELD = frozenset({"JobHeldUser", "JobHeldAdmin"})
 
 
 def jobs(launch: LaunchPaths, tasks: Collection[int]) -> dict[int, str]:
-    """Return Slurm's name of the job that has claimed each of these tasks, where one has; packs by their first task."""
+    """Return, for each task that a job has claimed, Slurm's name of that job. Packs are keyed by their first task."""
     if not tasks:
         return {}
     packs, started = read_packs(launch), set(names_in(launch.experiment.runs))
@@ -43,7 +44,7 @@ def _job(launch: LaunchPaths, planned: PlannedRun) -> str:
 
 
 def needs_cleanup(names: Collection[str], claimed: str, seen: Mapping[str, SlurmTask]) -> bool:
-    """Return whether of a task's jobs another than the one that has claimed it is still to end."""
+    """Return whether one of a task's jobs, other than the one that has claimed it, has not ended."""
     alive = (name for name in names if name in seen and seen[name].observation.state is not JobState.ENDED)
     return bool(claimed) and any(name != claimed for name in alive)
 
@@ -55,7 +56,7 @@ def may_start(name: str, seen: Mapping[str, SlurmTask]) -> bool:
 
 
 def cancel_others(launch: LaunchPaths, arrays: Sequence[Job], cluster: str) -> None:
-    """Cancel the tasks of a launch's arrays whose run another of them has claimed."""
+    """Cancel those tasks of a launch's arrays whose run another array has claimed."""
     holders = Counter(index for job in arrays for index in job.indices)
     claimed = jobs(launch, [index for index, count in holders.items() if count > 1])
     for job in arrays:

@@ -1,6 +1,6 @@
-"""The Slurm cluster: submits arrays, then leaves; looks with squeue, and sacct where it is.
+"""The Slurm cluster: submits arrays and returns; observes them with squeue and, if there is accounting, sacct.
 
-What was submitted stands in the launch's last lease (`leases`); an array that was never written down is found in Slurm
+Submitted arrays are recorded in the launch's last lease (`leases`). An array that was never recorded is found in Slurm
 by its comment.
 """
 
@@ -41,11 +41,11 @@ from orchestrator.spec import Resources
 from orchestrator.system.files import read_text
 from orchestrator.system.units import hours_of
 
-_OUTPUTS = 8  # of so many processes of a job, what they printed is shown
+_OUTPUTS = 8  # the most processes of a job whose output is shown
 
 
 class SlurmCluster:
-    """Submits to the Slurm that this machine's commands talk to."""
+    """Submits to the Slurm cluster that this machine's commands talk to, or to the one that the options name."""
 
     background = True
 
@@ -55,7 +55,7 @@ class SlurmCluster:
     # --- submit -------------------------------------------------------------------------------------------
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:
-        """Ask Slurm, by its partitions' limits and `sbatch --test-only`, whether such runs could ever start."""
+        """Check with the partitions' limits and `sbatch --test-only` whether such runs could ever start."""
         if found := script.unfit(str(folder)):
             raise RequestError(
                 f"the folder for runs, {str(folder)!r}, has {found!r} in its name",
@@ -90,7 +90,7 @@ class SlurmCluster:
             _clean_up_late_arrays(launch)
             return self.try_submit_pending(launch).tasks
         except (OrchError, OSError):
-            return 0  # and what is observed says why
+            return 0  # `observe` shows the reason
 
     def try_submit_pending(self, launch: LaunchPaths, *, ending: str = "", at_once: bool = False) -> SubmitResult:
         """Submit the pending tasks of a launch. See `submit_pending.submit_rest`. Raises ClusterError."""
@@ -103,17 +103,17 @@ class SlurmCluster:
         )
 
     def shape(self, resources: Resources, python_path: tuple[str, ...], *, data_bytes: int) -> script.Shape:
-        """Return what a run asks for here: with `staging.request_tmp` also room for its data version."""
+        """Return the shape of a run's request; with `staging.request_tmp` it includes scratch for the data version."""
         return submit_pending.shape(self.options, resources, python_path, data_bytes=data_bytes)
 
     def arrays_of(self, tasks: Mapping[int, script.Shape]) -> list[script.Array]:
-        """Return the arrays that tasks make, by their index in the plan."""
+        """Return the arrays for tasks, which are keyed by their index in the plan."""
         return script.arrays(tasks, max_array_size=self.allowed.max_array_size)
 
     def script_of(
         self, array: script.Array, launch: LaunchPaths, *, experiment: str, token: str, after: Sequence[str] = ()
     ) -> str:
-        """Return the text that sbatch gets for an array of a launch, to start after experiments of these names.
+        """Return the sbatch script for an array of a launch. It starts after the experiments named in `after`.
 
         `token` is the launch's own.
         """
@@ -123,7 +123,7 @@ class SlurmCluster:
         return submission.text(given, launch.submitit)
 
     def jobs_before(self, launch: LaunchPaths) -> list[str]:
-        """Return the jobs that a launch is to start after, as far as they are under way."""
+        """Return the unfinished jobs that a launch has to start after."""
         return self._jobs_of(launch.runs, read_launch(launch).header.after)
 
     def _jobs_of(self, runs: RunsRoot, experiments: Sequence[str]) -> list[str]:
@@ -131,11 +131,11 @@ class SlurmCluster:
 
     @property
     def allowed(self) -> limits.Limits:
-        """What the whole cluster allows; Slurm is asked once."""
+        """The limits of the whole cluster; Slurm is asked once."""
         return self._site.whole
 
     def allowed_to(self, launch: LaunchPaths) -> limits.Limits:
-        """Return what the cluster that a launch went to allows."""
+        """Return the limits of the cluster that a launch was submitted to."""
         cluster = queue.cluster_of(launch)
         return self.allowed if cluster == self._site.cluster else preflight.Site(SlurmOptions(clusters=cluster)).whole
 
@@ -148,7 +148,7 @@ class SlurmCluster:
         return found | packed.observe(launch, {index: found[index] for index in tasks if index in packs})
 
     def cancel(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
-        """Stop these tasks; a pack's own supervisor stops its runs one by one, so its job is ended for all of them."""
+        """Stop these tasks. A pack's job is cancelled only once all its runs are; its supervisor stops single runs."""
         control.cancel(queued_jobs(launch), packed.cancelled(launch, tasks), queue.cluster_of(launch))
 
     def hold(self, launch: LaunchPaths, tasks: Collection[int]) -> None:
@@ -179,7 +179,7 @@ class SlurmCluster:
 
 
 def jobs_of(launch: LaunchPaths) -> list[Job]:
-    """Return the arrays that were submitted for a launch, and written down."""
+    """Return the recorded arrays of a launch."""
     lease = leases.last(launch)
     return list(lease.jobs) if lease else []
 
@@ -187,7 +187,7 @@ def jobs_of(launch: LaunchPaths) -> list[Job]:
 def queued_jobs(
     launch: LaunchPaths, *, listed: Callable[[QueueScope], Mapping[str, SlurmTask]] = queue.queue
 ) -> list[Job]:
-    """Return the arrays of a launch as Slurm has them now: written down or not, and never another's of that number."""
+    """Return the arrays of a launch in Slurm, recorded or not; not those of others that reuse a recorded job id."""
     seen, jobs, belongs = (
         listed(QueueScope.of(launch)).values(),
         jobs_of(launch),
@@ -200,13 +200,13 @@ def queued_jobs(
 
 
 def _observed_tasks(launch: LaunchPaths, asked: set[int]) -> dict[int, Observation]:
-    """Return what is known of tasks, those of packs by the first of each."""
+    """Return the observations of tasks; a pack is keyed by its first task."""
     lease = leases.last(launch)
     jobs = list(lease.jobs) if lease else []
     view = _SlurmView(launch)
     names = _names(jobs)
     view.ask([name for index in asked for name in names.get(index, ())])
-    silent = "" if names.keys() >= asked else view.ask_for_others()  # Slurm may have taken what we do not know of
+    silent = "" if names.keys() >= asked else view.ask_for_others()  # there may be untracked arrays
     late = submit_pending.untracked_arrays(launch, view.seen.values(), known=[job.id for job in jobs])
     names = _names([*jobs, *late])
     told = _told(launch, {index: names[index] for index in asked if index in names}, view)
@@ -219,15 +219,15 @@ def _observed_tasks(launch: LaunchPaths, asked: set[int]) -> dict[int, Observati
 
 
 def _to_hold(launch: LaunchPaths, late: Collection[Job], seen: Mapping[str, SlurmTask]) -> set[int]:
-    """Return the tasks of arrays that came late which are held, and Slurm was not told so."""
+    """Return the tasks of late arrays that should be held, but that Slurm may start."""
     held = set(read_packs(launch).whole(safeguards(launch).held)) if late else set()
     return {i for job in late for i in held.intersection(job.indices) if claims.may_start(job.name(i), seen)}
 
 
 def _told(launch: LaunchPaths, names: Mapping[int, Collection[str]], view: _SlurmView) -> dict[int, Observation]:
-    """Return what is known of tasks by the names of their jobs: of two, the one in the run's own claim counts.
+    """Return the observations of tasks, given the names of their jobs: of two, the one in the run's claim counts.
 
-    Only where there are two, or none that is alive, may the claim name another.
+    The claim is read only if a task has two jobs or none that is alive: only then may it name another one.
     """
     told = {index: _best([view.at(name) for name in names[index]]) for index in names}
     doubtful = [index for index in told if len(names[index]) > 1 or told[index].state is JobState.ENDED]
@@ -239,7 +239,7 @@ def _told(launch: LaunchPaths, names: Mapping[int, Collection[str]], view: _Slur
 
 
 class _SlurmView:
-    """What Slurm says now of tasks of a launch; what is not the launch's own is left out."""
+    """What Slurm knows about the tasks of a launch. Tasks of other launches are left out."""
 
     def __init__(self, launch: LaunchPaths) -> None:
         self._launch, self._scope, self._belongs = (
@@ -254,7 +254,7 @@ class _SlurmView:
             self._take(queue.tasks(self._scope, names))
 
     def ask_for_others(self) -> str:
-        """Ask for tasks of whatever name; return why squeue does not answer, or nothing."""
+        """Ask for all tasks of the user; return why squeue does not answer, or an empty text."""
         try:
             self._take(queue.queue(self._scope))
         except ClusterError as error:
@@ -274,7 +274,7 @@ class _SlurmView:
 
 
 def _clean_up_late_arrays(launch: LaunchPaths) -> None:
-    """Put right what arrays do that Slurm took late. Raises ClusterError."""
+    """Cancel or hold tasks of arrays that Slurm accepted late. Raises ClusterError."""
     if why_read_only(launch.experiment):
         return
     known = {job.id for job in jobs_of(launch)}
@@ -286,7 +286,7 @@ def _clean_up_late_arrays(launch: LaunchPaths) -> None:
 
 
 def _names(jobs: Iterable[Job]) -> dict[int, list[str]]:
-    """Return what Slurm calls each task; it has two names where its submitter was thought dead, and was not."""
+    """Return Slurm's names of each task; there are two if the array was submitted twice, after a lost answer."""
     names: dict[int, list[str]] = {}
     for job in jobs:
         for index in job.indices:
@@ -295,12 +295,12 @@ def _names(jobs: Iterable[Job]) -> dict[int, list[str]]:
 
 
 def _best(told: Iterable[Observation]) -> Observation:
-    """Return what is known of a task; of two jobs, one found the run taken: the other counts."""
+    """Return the observation of a task from those of its jobs; one that ended because the run was taken loses."""
     return max(told, key=lambda each: (each.state is not JobState.ENDED, each.status is not None))
 
 
 def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, SlurmTask]) -> Observation:
-    """Return what is known of a task: Slurm's word, and the exit status that a job left that ended by itself."""
+    """Return the observation of a task: Slurm's state, and the exit status that a job left if it ended by itself."""
     gone = SlurmTask(
         job=name,
         of_itself=True,

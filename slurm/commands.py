@@ -1,8 +1,8 @@
-"""How Slurm's commands are run: all in one environment, and what they print when they fail.
+"""Run Slurm's commands, all in the same environment, and interpret what they print when they fail.
 
-The user's variables choose the installation (SLURM_CONF) and the login (SLURM_JWT). All others of Slurm's are left out:
-they filter and format answers (SQUEUE_PARTITION, SLURM_TIME_FORMAT), they are a surrounding job's (FACTS 6), or they
-are defaults of sbatch, which `site_defaults` reads. The cluster that a launch went to is in its header.
+The user's variables choose the installation (SLURM_CONF) and the login (SLURM_JWT). All other variables of Slurm are
+removed: they filter and format answers (SQUEUE_PARTITION, SLURM_TIME_FORMAT), belong to a surrounding job (FACTS 6), or
+are defaults of sbatch, which `site_defaults` reads. The cluster that a launch was submitted to is in its header.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNANSWERED = re.compile(
     r"|temporar|credential|authentication|munge|configuration source|interrupted system call",
     re.IGNORECASE,
 )
-"""What is said where slurmctld did not answer, or could not be asked."""
+"""Messages that mean that slurmctld did not answer, or could not be reached."""
 _FINAL = re.compile(
     r"\binvalid\b(?!.*(\bid\b|credential))|unrecognized option|unknown option|requires an argument|ambiguous"
     r"|\bnot (permitted|allowed|supported|configured)|unsupported|(permission|access) denied"
@@ -33,7 +33,7 @@ _FINAL = re.compile(
     r"|not provided|needs to be provided|does not permit|duplicate generic resource|only batch jobs",
     re.IGNORECASE,
 )
-"""Of Slurm's errors those that name what is invalid or forbidden. All others pass, as far as anybody knows."""
+"""Errors of Slurm that name something invalid or forbidden. All others are assumed to be temporary."""
 _SLURMS_WORD = re.compile(r"submission failed: |allocation failure: ")
 _PAUSES_SECONDS = (0.5, 1.0, 2.0)
 FIX = "is this a Slurm login node, and does `sinfo` answer?"
@@ -47,12 +47,12 @@ Answer = TypeVar("Answer")
 
 
 def environment(cluster: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of every command of Slurm, made of this process's.
+    """Return the environment for Slurm's commands, made from this process's.
 
-    `cluster` is the one of several that is asked, as SLURM_CLUSTERS names it; empty: this machine's own.
+    `cluster` is the cluster to ask, as in SLURM_CLUSTERS; empty: this machine's own.
     """
     kept = {key: value for key, value in environ.items() if key in _KEPT or not _OF_SLURM.match(key)}
-    # On its own nodes a cluster is asked directly: they need not reach the database that knows the others.
+    # On its own nodes a cluster is asked directly: they may not reach the database that lists the others.
     return kept | ({"SLURM_CLUSTERS": cluster} if cluster and cluster != environ.get("SLURM_CLUSTER_NAME") else {})
 
 
@@ -74,7 +74,7 @@ def run(
 
 
 def ask(argv: Sequence[str], *, cluster: str = "") -> str:
-    """Return what one of Slurm's commands prints, asked patiently. Raises ClusterError with its last line."""
+    """Return what a command of Slurm prints, with retries. Raises ClusterError with its last line."""
     try:
         return patiently(lambda: run(argv, cluster=cluster))
     except ProgramError as error:
@@ -82,23 +82,23 @@ def ask(argv: Sequence[str], *, cluster: str = "") -> str:
 
 
 def is_final(text: str) -> bool:
-    """Return whether what a command printed is an error that never passes by itself."""
+    """Return whether a command's output is an error that will not go away by itself."""
     told = slurm_message(text)
     return bool(_FINAL.search(told)) and not UNANSWERED.search(told)
 
 
 def slurm_message(text: str) -> str:
-    """Return what Slurm itself gives as the reason; a site's own rules print what they like before it."""
+    """Return the reason that Slurm itself gives, without what a site's own rules print before it."""
     return _SLURMS_WORD.split(text)[-1].strip()
 
 
 def is_settled(error: ProgramError) -> bool:
-    """Return whether asking the same again is of no use: it is final, or there was no answer in all that time."""
+    """Return whether a retry is useless: the error is final, or the command did not end in time."""
     return error.status is None or is_final(error.stderr)
 
 
 def patiently(ask: Callable[[], Answer], *, settled: Callable[[ProgramError], bool] = is_settled) -> Answer:
-    """Return an answer of Slurm's, asked for again after errors that may pass. Raises the last ProgramError."""
+    """Return an answer of Slurm, with retries after temporary errors. Raises the last ProgramError."""
     for pause in _PAUSES_SECONDS:
         try:
             return ask()
@@ -111,7 +111,7 @@ def patiently(ask: Callable[[], Answer], *, settled: Callable[[ProgramError], bo
 
 @contextmanager
 def in_environment(cluster: str) -> Iterator[None]:
-    """Give this process the environment of Slurm's commands, for a library that starts one itself."""
+    """Set this process's environment to that of Slurm's commands, for a library that starts one itself."""
     before = dict(os.environ)
     wanted = environment(cluster, before)
     changed = {key for key in before.keys() | wanted.keys() if before.get(key) != wanted.get(key)}
@@ -131,12 +131,12 @@ def _set(keys: set[str], values: Mapping[str, str]) -> None:
 
 
 def said(text: str) -> str:
-    """Return all that a command printed, as one line: a site's own plugins explain a refusal before Slurm does."""
+    """Return a command's whole output as one line: a site's own plugins explain a refusal before Slurm's message."""
     lines = (re.sub(r"^s[a-z]+: (error:)?", "", line.strip()).strip() for line in text.splitlines())
     return "; ".join(dict.fromkeys(line for line in lines if re.search(r"\w", line))) or "no message"
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something, without the program's name before it."""
+    """Return the last non-empty line, without the program's name before it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"^\w+: (error: )?", "", lines[-1]) if lines else "no message"

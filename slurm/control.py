@@ -1,7 +1,7 @@
-"""What may still be said to Slurm of tasks that are queued: cancel, hold or release them, give them other limits.
+"""Control of queued tasks: cancel, hold or release them, and change their limits.
 
-What has not been submitted yet is not Slurm's to change: a change to it is a file of the launch, which counts when it
-is submitted.
+Slurm cannot change tasks that have not been submitted yet: such a change is written to a file of the launch, and
+applied when they are submitted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OPTIONS: Mapping[str, str] = {"partition": "Partition", "account": "Account", "
 
 
 def cancel(jobs: Iterable[Job], tasks: Collection[int], cluster: str) -> None:
-    """End tasks; one that has ended meanwhile is no error."""
+    """Cancel tasks; one that has ended already is not an error. Raises ClusterError."""
     for names in _names(jobs, set(tasks)):
         try:
             commands.run(["scancel", names], cluster=cluster)
@@ -37,19 +37,19 @@ def cancel(jobs: Iterable[Job], tasks: Collection[int], cluster: str) -> None:
 
 
 def hold(jobs: Iterable[Job], tasks: Collection[int], cluster: str) -> None:
-    """Keep Slurm from starting tasks that wait in its queue."""
+    """Keep Slurm from starting tasks in its queue. Raises ClusterError."""
     for names in _names(jobs, tasks):
         _scontrol(cluster, "hold", names)
 
 
 def release(jobs: Iterable[Job], tasks: Collection[int], cluster: str) -> None:
-    """Let Slurm start tasks that were held."""
+    """Let Slurm start held tasks. Raises ClusterError."""
     for names in _names(jobs, tasks):
         _scontrol(cluster, "release", names)
 
 
 def change(jobs: Sequence[Job], tasks: Collection[int], change: Change, cluster: str) -> None:
-    """Give queued tasks another time limit, partition, account or QOS, and their arrays another throttle."""
+    """Change the time limit, partition, account or QOS of queued tasks, and the throttle of their arrays."""
     settings = [f"{_OPTIONS[key]}={value}" for key, value in change.options.items() if key in _OPTIONS]
     if change.hours is not None:
         settings.append(f"TimeLimit={script.minutes(change.hours)}")
@@ -62,7 +62,7 @@ def change(jobs: Sequence[Job], tasks: Collection[int], change: Change, cluster:
 
 
 def keep(launch: LaunchPaths, change: Change) -> None:
-    """Write a change down for what of a launch is still to be submitted."""
+    """Record a change for the tasks of a launch that have still to be submitted."""
     make_private(launch.change(1).parent)
     text = json.dumps(change.to_json())
     for _ in range(_TRIES):
@@ -72,11 +72,11 @@ def keep(launch: LaunchPaths, change: Change) -> None:
         except FileExistsError:
             continue
         return
-    raise StateError(f"{path.parent} cannot be written", why="others change it all the time", fix="try again")
+    raise StateError(f"{path.parent} cannot be written", why="other processes keep changing it", fix="try again")
 
 
 def kept(launch: LaunchPaths) -> Change:
-    """Return what is to be changed of tasks that are submitted now: all changes, the last overruling."""
+    """Return the combined recorded changes, to apply to tasks that are submitted now; later ones take precedence."""
     found = Change()
     for path in launch.changes():
         found = found.then(Change.from_json(read_json(path)))
@@ -84,7 +84,7 @@ def kept(launch: LaunchPaths) -> Change:
 
 
 def options(launch: LaunchPaths) -> SlurmOptions:
-    """Return how a launch's tasks are submitted now."""
+    """Return the options with which a launch's tasks are submitted now."""
     section = read_launch(launch).header.cluster
     changed = kept(launch)
     throttle = {} if changed.throttle is None else {"throttle": changed.throttle}
@@ -92,7 +92,7 @@ def options(launch: LaunchPaths) -> SlurmOptions:
 
 
 def _names(jobs: Iterable[Job], tasks: Collection[int]) -> Iterator[str]:
-    """Yield what Slurm calls tasks, an array at a time: `12_[0-4,7]`."""
+    """Yield Slurm's names of tasks, one text per array: `12_[0-4,7]`."""
     for job in jobs:
         indices = sorted(index - job.offset for index in job.indices if index in tasks)
         if indices:

@@ -1,4 +1,4 @@
-"""The words in what Slurm reads as an expression: features in a constraint, names in a list of nodes. Pure."""
+"""Parsers of Slurm's expressions: the features in a constraint, the names in a node list. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def features(text: str) -> list[str]:
 
 
 def nodes(text: str) -> Iterator[str]:
-    """Yield the nodes that a list names, one by one, as in `n1,ba[0-1,04]`; a file of names (with a slash) has none."""
+    """Yield the nodes that a list such as `n1,ba[0-1,04]` names; none if it is the path of a file of names."""
     if "/" not in text:
         for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", text):
             yield from _expanded(part)

@@ -1,10 +1,10 @@
-"""Who may submit a launch, and what has been submitted: launches/NNNN/turns/0001/.
+"""The lease to submit a launch, and the record of what has been submitted: launches/NNNN/turns/0001/.
 
-A lease is taken by renaming a folder, with the claim and all arrays known by then in it, to the next number: the
-rename is the only lock, and the last lease says everything. It is over when its last file says so, or when its
-submitter is dead; who takes the next one first finds what the dead one handed over and could not write down.
-A submitter that was only thought dead sees the next lease before its next sbatch, and stops. What it may have handed
-over in that very moment does no harm: a run's attempt is claimed once, and its other job ends at once.
+A process takes a lease by renaming a folder, which holds its claim and all arrays known so far, to the next number. The
+rename is the only lock, and the last lease has the complete record. A lease ends when its end file is written, or when
+its submitter is dead; the process that takes the next one first looks for arrays that the dead submitter submitted but
+could not record. A submitter that was wrongly considered dead sees the next lease before its next sbatch, and stops. An
+array that it submits in that very moment does no harm: a run's attempt is claimed once, and the other job ends at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TRIES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One submitted array: Slurm's id of it, and the tasks of the plan that it holds; of a pack only the first."""
+    """One submitted array: its job id in Slurm, and the plan's tasks in it; a pack is listed by its first task."""
 
     id: str
     offset: int
@@ -53,15 +53,15 @@ class Job:
         return {"job": self.id, "offset": self.offset, "indices": self.indices}
 
     def name(self, index: int) -> str:
-        """Return what Slurm calls a task."""
+        """Return Slurm's name of a task: `<array job>_<index>`."""
         return f"{self.id}_{index - self.offset}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a lease ended: with nothing left, or why something is. What was `refused` is never submitted.
+    """The end of a lease. `reason`: why tasks are left; empty if none are. Tasks that were `refused` stay unsubmitted.
 
-    `lost_seconds`: for so long after `time` Slurm may yet take what it has not answered for; 0: it has answered.
+    `lost_seconds`: for how long after `time` Slurm may still accept a request that it did not answer; 0: none is open.
     """
 
     reason: str = ""
@@ -81,10 +81,10 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitLease:
-    """A lease as it was when it was read: who took it, all arrays known, and its end if it is over.
+    """A lease as it was when it was read: its submitter, all arrays known, and its end if it has ended.
 
-    `job`: Slurm's name of the job at whose end it was taken; empty where a person's command took it. `cluster`: the
-    name of the Slurm that the launch is submitted to; empty where that is not known.
+    `job`: Slurm's name of the job at whose end it was taken; empty if a user's command took it. `cluster`: the name of
+    the Slurm cluster that the launch is submitted to; empty if that is not known.
     """
 
     number: int
@@ -100,27 +100,27 @@ class SubmitLease:
 
 
 class LeaseLostError(ClusterError):
-    """Another submitter took us for dead, and goes on in our place."""
+    """Another submitter considered this one dead, and has taken over."""
 
 
 def lease_lost() -> LeaseLostError:
     """Return the error of a submitter that has lost its lease."""
-    return LeaseLostError("another process submits this launch", why="it took this one for dead", fix="orch status")
+    return LeaseLostError("another process submits this launch", why="it considered this one dead", fix="orch status")
 
 
 def last(launch: LaunchPaths) -> SubmitLease | None:
-    """Return the last lease, which knows what all before it did; None where none was taken."""
+    """Return the last lease, whose record includes all earlier ones; None if none was taken."""
     for _ in range(_TRIES):
         paths = launch.leases()
         if not paths:
             return None
-        with suppress(FileNotFoundError):  # deleted since the listing: there are later ones
+        with suppress(FileNotFoundError):  # deleted since the listing, so there is a later one
             return _read(paths[-1])
     raise StateError(f"{launch.lease(1).path.parent} cannot be read", why="it changes all the time", fix="try again")
 
 
 def _read(paths: LeasePaths) -> SubmitLease:
-    # Its end first: what is read afterwards is then all that it came to.
+    # The end is read first: if it is there, what is read afterwards is final.
     end = None
     with suppress(FileNotFoundError), parsing(paths.end):
         end = End.from_json(json.loads(read_bytes(paths.end)))
@@ -134,7 +134,7 @@ def _read(paths: LeasePaths) -> SubmitLease:
 
 
 def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str, cluster: str = "") -> OwnLease | None:
-    """Take the lease after number `after`; None if somebody else has it. `jobs` are all arrays known by now."""
+    """Take the lease after number `after`; None if another process has it. `jobs` are all arrays known so far."""
     paths = launch.lease(after + 1)
     mine = {"process": ProcessId.current().to_json(), "job": job, "cluster": cluster, "token": uuid.uuid4().hex}
     claim = json.dumps(mine)
@@ -153,7 +153,7 @@ def take(launch: LaunchPaths, *, after: int, jobs: Sequence[Job], job: str, clus
 
 
 class OwnLease:
-    """The lease that this process has taken."""
+    """A lease that this process has taken."""
 
     def __init__(self, launch: LaunchPaths, paths: LeasePaths, jobs: Sequence[Job]) -> None:
         self._launch, self._paths, self._jobs, self._before = launch, paths, list(jobs), len(jobs)
@@ -164,28 +164,28 @@ class OwnLease:
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """All arrays known by now."""
+        """All arrays known so far."""
         return tuple(self._jobs)
 
     @property
     def tasks(self) -> tuple[int, ...]:
-        """The tasks that were submitted in this lease."""
+        """The tasks that were submitted under this lease."""
         return tuple(index for job in self._jobs[self._before :] for index in job.indices)
 
     def renew(self) -> None:
-        """Give a sign of life. Raises LeaseLostError if somebody else goes on in our place."""
+        """Show that this process is alive. Raises LeaseLostError if another process has taken over."""
         if self._lost():
             raise lease_lost()
         os.utime(self._launch.path)
 
     def add(self, job: Job) -> None:
-        """Write down an array that Slurm has taken."""
+        """Record an array that Slurm has accepted."""
         self._jobs.append(job)
-        with suppress(FileNotFoundError):  # we were taken for dead: who goes on finds the array in Slurm
+        with suppress(FileNotFoundError):  # another process has taken over, and finds the array in Slurm
             _write_jobs(self._paths, self._jobs)
 
     def finish(self, *, reason: str = "", refused: bool = False, lost_seconds: float = 0.0) -> None:
-        """Say that it is over, with nothing left or for which reason."""
+        """Record the end of the lease, with the reason if tasks are left."""
         if self._lost():
             return
         if refused or not reason:

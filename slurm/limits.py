@@ -1,4 +1,4 @@
-"""What a cluster's configuration allows, read from what `scontrol show` prints. Pure."""
+"""The limits of a cluster's configuration, parsed from the output of `scontrol show`. Pure."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ _GRES_COUNT = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:([0-9]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of the whole cluster: the largest index of an array, how many jobs it holds, the folder whose size nodes tell.
+    """Limits of the whole cluster: of the indices of an array, and of the number of jobs that Slurm holds.
 
-    `message_timeout`: after how many seconds its parts give up waiting for each other's answers.
+    `message_timeout`: the seconds after which Slurm's daemons stop waiting for each other. `tmp_folder`: the folder
+    whose size is a node's TmpDisk.
     """
 
     max_array_size: int = 1001
     max_job_count: int = 10_000
     message_timeout: int = 10
-    tmp_folder: str = "/tmp"  # noqa: S108 - Slurm's default, and no file of ours
+    tmp_folder: str = "/tmp"  # noqa: S108 - Slurm's default; `orch` has no file there
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `scontrol show config`; what it does not say is Slurm's default."""
+        """Parse `scontrol show config`; missing values are Slurm's defaults."""
         found = dict(re.findall(r"^(MaxArraySize|MaxJobCount|MessageTimeout)\s*=\s*([0-9]+)", text, re.MULTILINE))
         names = {
             "MaxArraySize": "max_array_size",
@@ -43,9 +44,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """One partition: None where it sets no limit. `default_minutes` is what a job gets that asks for no time.
+    """One partition; a limit is None if it sets none. `default_minutes` is the time limit of a job that requests none.
 
-    `accounts` may use it, all where that is None, but for those `denied`.
+    `accounts` may use it (None: all), except those `denied`.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Partition:
     max_memory_mb: int | None = None
 
     def refuses(self, need: Resources) -> str:
-        """Return why a run of this shape would wait here for ever, or nothing."""
+        """Return why a run of this shape would wait here forever, or an empty text."""
         if self.max_minutes is not None and need.hours and need.hours * 60 > self.max_minutes:
             return f"partition {self.name} allows {self.max_minutes / 60:g} h"
         if self.max_nodes is not None and need.nodes > self.max_nodes:
@@ -76,8 +77,8 @@ class Partition:
         return ""
 
     def shuts_out(self, account: str) -> str:
-        """Return why jobs of an account may not run here, or nothing."""
-        if self.accounts is not None:  # then Slurm does not look at the other list
+        """Return why jobs of an account may not run here, or an empty text."""
+        if self.accounts is not None:  # Slurm then ignores the list of denied accounts
             only = f"partition {self.name} is only for account {' or '.join(self.accounts)} (AllowAccounts)"
             return "" if account in self.accounts else only
         return f"partition {self.name} is not for account {account} (DenyAccounts)" if account in self.denied else ""
@@ -85,7 +86,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One node as it is configured, and whether it is up. `tmp_mb`: 0 where Slurm was never told."""
+    """One node: its configuration and its state. `tmp_mb`: 0 if it is not configured in Slurm."""
 
     name: str
     partitions: tuple[str, ...]
@@ -102,24 +103,24 @@ class Node:
         return not _NOT_UP & {re.sub(r"[^A-Z_]", "", word) for word in self.state.split("+")}
 
     def holds(self, need: Resources) -> bool:
-        """Return whether one node's part of a run fits on this node when it is empty."""
+        """Return whether one node's share of a run fits on this node when it is idle."""
         memory_mb = (need.mem_gb_per_node or 0) * 1024
         return cpus_asked(need) <= self.cpus and need.gpus_per_node <= self.gpus and memory_mb <= self.memory_mb
 
 
 def partitions(text: str) -> list[Partition]:
-    """Read `scontrol --oneliner show partition`."""
+    """Parse `scontrol --oneliner show partition`."""
     return [_partition(each) for each in _records(text) if "PartitionName" in each]
 
 
 def nodes(text: str) -> list[Node]:
-    """Read `scontrol --oneliner show node`."""
+    """Parse `scontrol --oneliner show node`."""
     return [_node(each) for each in _records(text) if "NodeName" in each]
 
 
 def _records(text: str) -> Iterator[dict[str, str]]:
     for line in text.splitlines():
-        words, _, reason = line.partition(" Reason=")  # it comes last, and has spaces
+        words, _, reason = line.partition(" Reason=")  # the last field, which may have spaces
         yield dict(re.findall(r"(\w+)=(\S+)", words)) | {"Reason": reason.partition(" [")[0].strip()}
 
 
@@ -141,7 +142,7 @@ def _partition(told: Mapping[str, str]) -> Partition:
 
 
 def _some(text: str) -> tuple[str, ...] | None:
-    """Return the names of a list; None where it stands for all, or there is none."""
+    """Return the names in a list; None if it stands for all, or is empty."""
     return tuple(text.split(",")) if text not in {"", "ALL", "(null)"} else None
 
 
@@ -161,20 +162,20 @@ def _node(told: Mapping[str, str]) -> Node:
 
 
 def chosen_partitions(chosen: str | None, known: Mapping[str, Partition]) -> list[Partition]:
-    """Return the partitions that jobs may run in: those given, else the default."""
+    """Return the partitions that jobs may run in: those chosen, or else the default."""
     names = [name for name in (chosen or "").split(",") if name]
     return [known[name] for name in names if name in known] if names else [p for p in known.values() if p.default]
 
 
 def refusal(need: Resources, chosen: Collection[str], known: Mapping[str, Partition]) -> str:
-    """Return why none of the chosen partitions (or the default one) would ever run it, or nothing."""
+    """Return why none of the chosen partitions (or the default one) would ever run it, or an empty text."""
     asked = [known.get(name) for name in chosen if name] or [p for p in known.values() if p.default]
-    refusals = [partition.refuses(need) if partition else "" for partition in asked]  # Slurm says what is unknown
+    refusals = [partition.refuses(need) if partition else "" for partition in asked]  # Slurm reports unknown names
     return "; ".join(refusals) if refusals and all(refusals) else ""
 
 
 def shortage(need: Resources, found: Sequence[Node]) -> str:
-    """Return what too few of these nodes have, or nothing: it is how they are built, not what is busy or down."""
+    """Return which resource too few of these nodes have, or an empty text. Busy and down nodes count as well."""
     memory_gb = need.mem_gb_per_node or 0
     for asked, most, unit in (
         (need.gpus_per_node, max(node.gpus for node in found), "GPUs"),
@@ -192,7 +193,7 @@ def shortage(need: Resources, found: Sequence[Node]) -> str:
 
 
 def asleep(need: Resources, found: Sequence[Node]) -> str:
-    """Return why a run must wait for nodes to come back, or nothing."""
+    """Return why a run must wait for nodes to come back, or an empty text."""
     fitting = [node for node in found if node.holds(need)]
     away = [node for node in fitting if not node.up]
     if len(fitting) - len(away) >= need.nodes:
@@ -204,12 +205,12 @@ def asleep(need: Resources, found: Sequence[Node]) -> str:
 
 
 def cpus_asked(need: Resources) -> int:
-    """Return the CPUs of one node's part of a run: each process gets its share, and at least one."""
+    """Return the CPUs of one node's share of a run: an equal number for each process, at least one."""
     return need.processes_per_node * max(1, need.cpus_per_node // need.processes_per_node)
 
 
 def default_hours(found: Sequence[Partition]) -> float | None:
-    """Return the time limit of a job that asks for none; None where a partition sets none."""
+    """Return the time limit, in hours, of a job that requests none; None if a partition sets none."""
     limits = [partition.default_minutes or partition.max_minutes for partition in found]
     known = [each for each in limits if each is not None]
     return max(known) / 60 if known and len(known) == len(limits) else None

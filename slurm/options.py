@@ -1,4 +1,4 @@
-"""What a `cluster:` section of kind slurm may say: a site's defaults, as plain data."""
+"""The options of a `cluster:` section of kind slurm: a site's defaults, as plain data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from orchestrator.data import Staging
 from orchestrator.errors import ConfigError
 
 TEXTS = ("partition", "account", "qos", "constraint", "exclude", "nodelist", "reservation", "gres", "comment")
-"""Given to sbatch as they are, under the same name."""
+"""Passed to sbatch unchanged, under the same name."""
 
 RESOURCES = ("time", "mem", "mem-per-cpu", "mem-per-gpu", "wckey")
-"""Options of sbatch that the engine sets from resources, or not at all: a site's default may stand for them."""
+"""Options of sbatch that the engine sets from resources, if at all: otherwise a site's default applies."""
 
 _INSTEAD = {
     **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "resources.mem_gb_per_node"),
@@ -27,29 +27,29 @@ _INSTEAD = {
     "time": "resources.hours",
     "signal": "cluster.signal_seconds",
 }
-"""The key that says what an option would; for the other options of ours there is none."""
+"""The key to set instead of an option of sbatch. The other options that the engine sets have none."""
 
 _OURS = frozenset({
     "array", "output", "error", "open-mode", "job-name", "nodes", "ntasks-per-node", "cpus-per-task", "mem", "time",
     "ntasks", "tasks-per-node", "gpus", "gpus-per-task", "mem-per-cpu", "mem-per-gpu", "wait", "clusters",
     "gpus-per-node", "signal", "wckey", "requeue", "no-requeue", "comment", "chdir", "wrap", "parsable", "test-only",
 })  # fmt: skip
-"""Set by the engine, from resources or for its own ends; refused in `extra`."""
+"""Options that the engine sets, from resources or for its own purposes; refused in `extra`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmOptions:
-    """How jobs are submitted. `extra` goes to sbatch as it is; `setup` are shell lines before the job's program.
+    """How jobs are submitted. `extra` is passed to sbatch unchanged; `setup` are shell lines before the job's program.
 
-    `sbatch_defaults` are options of sbatch, too, which count where nothing else sets them; those of TEXTS are in their
-    own fields. `clusters`: the one of several that the jobs go to.
+    `sbatch_defaults` are options of sbatch, too, which apply where nothing else sets them; those of TEXTS are in their
+    own fields. `clusters`: the cluster that the jobs are submitted to, if there are several.
 
     `gpu_type`, `gpu_option` and `mem_option`: how a site wants GPUs and memory to be requested, see `script`.
 
-    `throttle`: at most so many runs of an array at once. `signal_seconds`: how long before the time limit a run is
-    told to save itself. `max_requeues` is the older name of `resources.attempts.without_progress`, which it overrules.
-    `nodes_may_submit`: whether a job, at its end, may call sbatch for what waits for room. `staging`: how data versions
-    come to a node.
+    `throttle`: the most tasks of an array that run at once. `signal_seconds`: how long before the time limit a run is
+    signalled to save. `max_requeues`: the older name of `resources.attempts.without_progress`, which it overrides.
+    `nodes_may_submit`: whether a job, at its end, may call sbatch for pending tasks. `staging`: how data versions are
+    copied to a node.
     """
 
     partition: str | None = None
@@ -79,7 +79,7 @@ class SlurmOptions:
     @classmethod
     def parse(cls, section: Mapping[str, object]) -> Self:
         """Return checked options. Raises ConfigError for an unknown key or a value of the wrong type."""
-        other = "give what sbatch alone knows under cluster.extra: {{{key}: ...}}"
+        other = "give other options of sbatch under cluster.extra: {{{key}: ...}}"
         given = check("cluster", section, _FIELDS, fix=other)
         given.pop("kind", None)
         extra, defaults = given.get("extra", {}), given.get("sbatch_defaults", {})
@@ -116,7 +116,7 @@ def _check_options(section: str, options: Mapping[str, object], refused: Collect
 
 
 def _unprintable(text: str) -> bool:
-    """Return whether a text cannot be said to sbatch: it reads a backslash as an escape even in single quotes."""
+    """Return whether a text cannot be passed to sbatch, which reads a backslash as an escape even in single quotes."""
     return any(ord(character) < 32 or character in "\x7f\\" for character in text)
 
 

@@ -1,4 +1,4 @@
-"""What Slurm's word on a job means for the runs that share it: which one runs, waits for its turn, or is over."""
+"""The observations of runs that share a job: Slurm knows the job, the records which run is active, waiting or over."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from orchestrator.records.record import Attempt, RunState
 from orchestrator.system.files import names_in
 
 SOME_FAILED = 3
-"""The exit status of a pack that has worked off its runs, and of which some have failed: each one's record says so."""
+"""The exit status of a pack whose runs have all ended, some of them as failed, as their records say."""
 
 _OVER = frozenset({RunState.DONE.value, RunState.FAILED.value})
 
 
 def observe(launch: LaunchPaths, told: Mapping[int, Observation]) -> dict[int, Observation]:
-    """Return what is known of tasks in packs, given what is known of their jobs."""
+    """Return the observations of tasks in packs, given those of their jobs."""
     if not told:
         return {}
     cancelled = set(names_in(launch.cancelled))
@@ -32,7 +32,7 @@ def observe(launch: LaunchPaths, told: Mapping[int, Observation]) -> dict[int, O
 
 
 def cancelled(launch: LaunchPaths, tasks: Collection[int]) -> list[int]:
-    """Return the jobs, each by its first task, that have nothing left to do once these tasks are cancelled."""
+    """Return the jobs, each by its first task, that have no task left once these tasks are cancelled."""
     packs = read_packs(launch)
     alone = [index for index in tasks if index not in packs]
     touched = {packs.first(index) for index in tasks if index in packs}
@@ -49,7 +49,7 @@ def cancelled(launch: LaunchPaths, tasks: Collection[int]) -> list[int]:
 
 
 def _last(launch: LaunchPaths, planned: PlannedRun) -> Attempt | None:
-    """Return the last attempt at what the line asks for; None before the first."""
+    """Return the latest attempt at a planned run; None before the first."""
     run = launch.experiment.run(planned.run)
     begun = [attempt for attempt in run.attempts() if attempt.number >= planned.attempt]
     return read_attempt(run, begun[-1]) if begun else None
@@ -62,11 +62,11 @@ def _observed(job: Observation, last: Attempt | None, *, cancelled: bool) -> Obs
             return over
         case JobState.RUNNING if last is None:
             return over if cancelled else replace(job, state=JobState.PENDING, reason="waits for its turn in its job")
-        case JobState.RUNNING if last is not None and last.final:  # its supervisor is at work on others
+        case JobState.RUNNING if last is not None and last.final:  # its supervisor runs others meanwhile
             waits = replace(job, state=JobState.PENDING, reason="goes on when its job is started again")
             return over if cancelled else waits
         case JobState.ENDED if job.status == SOME_FAILED:
             return replace(job, status=None, output="", reason="its job ended before its turn", forgotten=bool(last))
         case JobState.ENDED if last is not None:
-            return replace(job, status=None, output="")  # it is no run's own
+            return replace(job, status=None, output="")  # the status and the output are the pack's, not the run's
     return job

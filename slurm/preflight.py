@@ -1,7 +1,7 @@
-"""Before anything is submitted: could such runs ever start here? If not, which word is wrong, and what is right.
+"""The check before anything is submitted: whether such runs could ever start here, and if not, which option is wrong.
 
-Slurm is asked by `sbatch --test-only`; what it says in one word is looked up in what it shows of its partitions,
-nodes, accounts and reservations.
+It runs `sbatch --test-only`. Slurm's short error messages are explained with its lists of partitions, nodes, accounts
+and reservations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NO_NODE = re.compile(r"node configuration is not available|node.* not available
 
 @dataclass(frozen=True)
 class Site:
-    """What Slurm shows of itself for these options; each thing is asked for when it is first needed, and once."""
+    """Slurm's configuration, as far as it matters for these options. Each part is read once, when first needed."""
 
     options: SlurmOptions
 
@@ -50,7 +50,7 @@ class Site:
 
     @property
     def cluster(self) -> str:
-        """The cluster of several that is asked."""
+        """The cluster to ask; empty: this machine's own."""
         return self.options.clusters or ""
 
     @property
@@ -60,18 +60,18 @@ class Site:
 
     @property
     def eligible(self) -> list[limits.Node]:
-        """Their nodes."""
+        """The nodes of the partitions that jobs may run in."""
         names = {partition.name for partition in self.chosen}
         return [node for node in self.nodes if names & set(node.partitions)]
 
     def accounts(self, column: str) -> list[str]:
-        """Return the accounts, or the QOSes, that this user may use; none where there is no accounting."""
+        """Return the accounts, or the QOSes (by `column`), that this user may use; none without accounting."""
         argv = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}"]
         found = _words([*argv, f"format={column}"], "")
         return sorted({name for line in found for name in line.split(",") if name})
 
     def default_account(self) -> str:
-        """Return the account that this user's jobs are charged to unless another one is named; empty without any."""
+        """Return this user's default account; an empty text without one."""
         argv = ["sacctmgr", "--noheader", "--parsable2", "show", "user", getpass.getuser(), "format=defaultaccount"]
         return next(iter(_words(argv, "")), "")
 
@@ -84,27 +84,27 @@ def _words(argv: Sequence[str], cluster: str) -> list[str]:
     try:
         return commands.run(argv, cluster=cluster).splitlines()
     except ProgramError:
-        return []  # it only makes a message better
+        return []  # these lists only improve messages
 
 
 # --- shapes -----------------------------------------------------------------------------------------------
 
 
 def check(site: Site, need: Resources, script: str) -> str:
-    """Ask whether a run of this shape could ever start. Returns what it would wait for at first, or nothing.
+    """Check whether a run of this shape could ever start. Return what it would wait for first, or an empty text.
 
-    Raises RequestError where it never could, ClusterError where Slurm does not answer.
+    Raises RequestError if it never could, ClusterError if Slurm does not answer.
     """
     if why := limits.refusal(need, (site.options.partition or "").split(","), site.partitions):
         raise _impossible(need, why, _other_partitions(site, need))
-    if shut_out := _shut_out(site):  # Slurm takes such a job, and never starts it
+    if shut_out := _shut_out(site):  # Slurm accepts such a job, and never starts it
         raise shut_out
     argv = ["sbatch", "--test-only"]
     try:
         commands.patiently(lambda: commands.run(argv, cluster=site.cluster, stdin=script.encode()), settled=_is_settled)
     except ProgramError as error:
         limit = submission.limit(error.stderr)
-        if limit and (limit.named or _has_jobs(site)):  # which is no fault of theirs, and passes
+        if limit and (limit.named or _has_jobs(site)):  # temporary, and not the request's fault
             return ""
         return _explained(site, need, error)
     down = [partition.name for partition in site.chosen if partition.state == "DOWN"]
@@ -117,13 +117,13 @@ def _is_settled(error: ProgramError) -> bool:
 
 
 def _has_jobs(site: Site) -> bool:
-    """Return whether the user has jobs that a limit on their number may count; a site's rule refuses the first, too."""
+    """Return whether the user has jobs in the queue. Without any, a refusal is a site's rule and not a job limit."""
     argv = ["squeue", "--all", "--noheader", f"--user={os.getuid()}", "--format=%A"]
     return bool(re.search(r"^[0-9]", commands.ask(argv, cluster=site.cluster), re.MULTILINE))
 
 
 def _explained(site: Site, need: Resources, error: ProgramError) -> str:
-    """Raise what sbatch meant; return it where it passes, and Slurm would take the job all the same."""
+    """Raise an error that explains sbatch's message; return a note if the cause is temporary and the job would wait."""
     said = commands.said(error.stderr)
     if error.status is None or commands.UNANSWERED.search(commands.slurm_message(error.stderr)):
         fix = "is this a login node, and does `sinfo` answer?"
@@ -141,7 +141,7 @@ def _explained(site: Site, need: Resources, error: ProgramError) -> str:
 
 
 def _picky(options: SlurmOptions) -> bool:
-    """Whether jobs may not run on every node of their partition, so that we cannot tell why they find none."""
+    """Whether the options restrict jobs to some nodes of their partition, so that a shortage cannot be explained."""
     return bool(options.constraint or options.nodelist or options.exclude or options.gres or options.extra)
 
 
@@ -161,7 +161,7 @@ def _could(site: Site, partition: limits.Partition, need: Resources) -> bool:
     return bool(nodes) and not partition.hidden and not partition.refuses(need) and not limits.shortage(need, nodes)
 
 
-# --- words that Slurm does not know -----------------------------------------------------------------------
+# --- names that Slurm does not know -----------------------------------------------------------------------
 
 
 def _by_commas(text: str) -> list[str]:
@@ -176,7 +176,7 @@ def _unknown(
     *,
     words: Callable[[str], Iterable[str]] = _by_commas,
 ) -> RequestError | None:
-    """Return the error of an option that names what is not there; None where all of it is."""
+    """Return the error for an option with a name that does not exist; None if all of its names exist."""
     wrong = next((word for word in words(value or "") if word and word not in known), None)
     if wrong is None or value is None:
         return None
@@ -187,10 +187,10 @@ def _unknown(
 
 
 def _corrected(key: str, value: str, wrong: str, right: str) -> str:
-    """Return the override with the right word in the place of the wrong one, as a shell and Hydra read it."""
+    """Return the override with the wrong name replaced by the right one, quoted for a shell and Hydra."""
     said = re.sub(rf"(?<![\w.-]){re.escape(wrong)}(?![\w.-])", lambda _: right, value)
     if said == value:
-        return f"correct cluster.{key}"  # the word is one of those that a range stands for
+        return f"correct cluster.{key}"  # the name is part of a range
     return f"cluster.{key}={said}" if re.fullmatch(r"[\w./-]+", said) else shlex.quote(f'cluster.{key}="{said}"')
 
 
@@ -204,7 +204,7 @@ def _account(site: Site) -> OrchError | None:
 
 
 def _shut_out(site: Site) -> OrchError | None:
-    """Return the error of an account that may use none of the partitions; one that is not named is Slurm's default."""
+    """Return the error for an account, given or default, that may use none of the chosen partitions; None if it may."""
     if not all(partition.accounts or partition.denied for partition in site.chosen):
         return None
     account = site.options.account or site.default_account()
@@ -254,12 +254,12 @@ _WORDS: tuple[tuple[re.Pattern[str], Callable[[Site], OrchError | None]], ...] =
 
 
 def scratch(site: Site) -> Scratch:
-    """Return what the nodes' scratch holds, where Slurm tells: TmpDisk, which is the size of TmpFS."""
+    """Return the capacity of the nodes' scratch, as far as Slurm knows it: TmpDisk, the size of TmpFS."""
     folder, names = site.options.scratch, ", ".join(partition.name for partition in site.chosen)
     where = f"scratch of the nodes of partition {names}" if names else "scratch of the nodes"
     told = site.whole.tmp_folder.rstrip("/")
     if folder is not None and f"{folder.rstrip('/')}/".partition(f"{told}/")[0]:
-        return Scratch(where=f"{where} is {folder}, of which Slurm does not tell (its TmpFS is {told or '/'})")
+        return Scratch(where=f"{where} is {folder}, whose size Slurm does not show (its TmpFS is {told or '/'})")
     sizes = [node.tmp_mb * _MB for node in site.eligible]
     if not sizes or not all(sizes):
         return Scratch(where=f"{where} is of unknown size (Slurm says TmpDisk=0)")
@@ -270,11 +270,11 @@ SCRATCH_FIX = "choose a smaller version or another partition, or name the right 
 
 
 def small_nodes(data: Mapping[str, int], found: Scratch) -> list[str]:
-    """Return a note for each data version that fits on some nodes only."""
+    """Return a note for each data version that fits only on some nodes."""
     least = found.least_bytes
     return [
         f"data version {name} has {size(needed)}, and some nodes' scratch only {size(least)}:"
-        " cluster.staging.request_tmp=true keeps off those"
+        " cluster.staging.request_tmp=true avoids those"
         for name, needed in data.items()
         if least is not None and found.bytes is not None and least < needed <= found.bytes
     ]

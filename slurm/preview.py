@@ -1,4 +1,4 @@
-"""What a launch would hand to sbatch: its arrays and their scripts, before anything is written."""
+"""A preview of a launch: the arrays that it would submit, and their scripts, before anything is written."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from orchestrator.spec.experiment import Experiment
 from orchestrator.system.files import listed
 
 TOKEN = "TOKEN"  # noqa: S105 - stands for what is not a secret
-"""Stands in a planned script for the launch's own token, which is made up when the launch is published."""
+"""The placeholder in a planned script for the launch's token, which is generated when the launch is published."""
 
 
 def arrays(
     cluster: Cluster, acting: Sequence[Step], facts: Facts, paths: ExperimentPaths, *, canary: int
 ) -> tuple[script.Array, ...] | None:
-    """Return the arrays that a launch of these steps would submit."""
+    """Return the arrays that a launch of these steps would submit; None if the cluster is not Slurm."""
     if not isinstance(cluster, SlurmCluster):
         return None
     unwritten = {
@@ -35,7 +35,7 @@ def arrays(
     }
     codes = {step.code: tuple(paths.python_path(step.code, unwritten=unwritten)) for step in acting}
     sizes = {digest: manifest.bytes for digest, manifest in facts.manifests.items()}
-    later = {index for pack in packs(acting, canary=canary) for index in pack[1:]}  # a pack goes by its first
+    later = {index for pack in packs(acting, canary=canary) for index in pack[1:]}  # a pack is keyed by its first run
     shapes = {
         index: cluster.shape(step.run.resources, codes[step.code], data_bytes=sizes.get(step.run.data_digest or "", 0))
         for index, step in enumerate(acting)
@@ -45,17 +45,17 @@ def arrays(
 
 
 def jobs(arrays: Iterable[script.Array]) -> Counter[Resources]:
-    """Return how many jobs there are of each shape."""
+    """Return the number of jobs of each shape."""
     return sum((Counter({array.shape.resources: len(array.indices)}) for array in arrays), Counter())
 
 
 def scripts(
     experiment: Experiment, acting: Sequence[Step], launch: LaunchPaths, planned: Sequence[script.Array] | None
 ) -> list[tuple[tuple[Step, ...], str]]:
-    """Return what a launch would hand to sbatch: for each array its steps and its script.
+    """Return, for each array that a launch would submit, its steps and its sbatch script.
 
-    A script says the number that the launch gets unless somebody launches before, and TOKEN for its own token. Raises
-    RequestError for a cluster that is not Slurm.
+    A script contains the number that the launch will get unless another launch comes first, and TOKEN for its token.
+    Raises RequestError for a cluster that is not Slurm.
     """
     cluster = SlurmCluster(SlurmOptions.parse(experiment.cluster)) if experiment.cluster["kind"] == "slurm" else None
     if cluster is None:

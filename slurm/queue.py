@@ -1,9 +1,9 @@
-"""What Slurm says of a user's jobs: squeue's answer, shared for a second by all who look, and sacct's.
+"""The state of a user's jobs in Slurm, from squeue, whose answer all processes share for a second, and from sacct.
 
-Each of the two answers for itself only. squeue knows what is in the queue: a job that it does not list is in none,
-whatever sacct, which may be hours behind, still says. sacct knows how jobs ended. One that does not answer leaves the
-other's word, and what only it could say is unknown.
-That a job is not there is only ever concluded from an answer that was asked for after it was looked for.
+squeue knows the queue: a job that it does not list is not queued, whatever sacct says, which may be hours behind. sacct
+knows how jobs ended. If one of the two does not answer, the answer of the other is used, and what only the silent one
+could know is unknown.
+That a job is missing is only ever concluded from an answer to a query made for that purpose, never from a shared one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from orchestrator.system.units import about
 _FRESH_SECONDS = 1.0
 _NAME_SECONDS = 600.0
 _ANSWER_SECONDS = 10.0
-_PATIENCE_SECONDS = 2.0  # then sacct is asked before it is known that it is needed
-_SHORT_SECONDS = 1.0  # a silence that took no longer costs nothing to find again
+_PATIENCE_SECONDS = 2.0  # if squeue takes longer, sacct is asked at the same time
+_SHORT_SECONDS = 1.0  # a failure that took no longer is not remembered
 _WITH_PROCESSES = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 _NO_ACCOUNTING = re.compile(
     r"accounting[ _]storage (is disabled|plugin)|supported accounting_storage|command not found", re.IGNORECASE
@@ -39,22 +39,22 @@ _NO_ACCOUNTING = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class QueueScope:
-    """Whose jobs are asked for: a user (a uid), and the cluster, empty where it is this machine's own."""
+    """The scope of a query: a user (a uid), and a cluster; empty: this machine's own."""
 
     user: int
     cluster: str = ""
 
     @classmethod
     def of(cls, launch: LaunchPaths) -> Self:
-        """Return whose the jobs of a launch are, and the cluster that they went to."""
+        """Return the owner of a launch's jobs, and the cluster that they were submitted to."""
         return cls(launch.path.stat().st_uid, cluster_of(launch))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What squeue or sacct answered, by task; `silent` is why it has not answered.
+    """The answer of squeue or sacct: tasks by name; or `silent`, the reason why it did not answer.
 
-    `last` is its answer before a silence, and `age` how many seconds old that is.
+    `last` is its latest answer before it fell silent, and `age` the age of that in seconds.
     """
 
     seen: Mapping[str, SlurmTask] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Answer:
 
 
 def cluster_of(launch: LaunchPaths) -> str:
-    """Return the cluster to ask about a launch: the one it was sent to, or that took it; empty: this machine's own."""
+    """Return the cluster to ask about a launch: the one that it was submitted to; empty: this machine's own."""
     if chosen := read_launch(launch).header.cluster.get("clusters"):
         return str(chosen)
     last = leases.last(launch)
@@ -72,9 +72,9 @@ def cluster_of(launch: LaunchPaths) -> str:
 
 
 def own_cluster() -> str:
-    """Return the name of the Slurm that this machine's commands talk to; empty where it does not answer.
+    """Return the name of the cluster that this machine's commands talk to; empty if Slurm does not answer.
 
-    A home may be shared by clusters: each counts its jobs from 1, and knows nothing of the others'.
+    Clusters may share a home folder: each counts its jobs from 1, and does not know those of the others.
     """
     if name := os.environ.get("SLURM_CLUSTER_NAME"):
         return name
@@ -92,9 +92,9 @@ def own_cluster() -> str:
 
 
 def tasks(scope: QueueScope, wanted: Collection[str]) -> Mapping[str, SlurmTask]:
-    """Return what squeue, and sacct where there is accounting, say of these tasks of a user.
+    """Return the state of these tasks of a user from squeue and, if there is accounting, sacct.
 
-    Of a task that is UNKNOWN the one who could tell did not answer; one that is missing Slurm has forgotten.
+    A task is UNKNOWN if the command that could know it did not answer; it is missing if Slurm has forgotten it.
     """
     seen = _recent(scope)
     if set(wanted) <= seen.keys():
@@ -104,7 +104,7 @@ def tasks(scope: QueueScope, wanted: Collection[str]) -> Mapping[str, SlurmTask]
 
 
 def combine(wanted: Collection[str], squeue: Answer, sacct: Answer) -> dict[str, SlurmTask]:
-    """Return what both witnesses make of these tasks, and what squeue says of others. Pure."""
+    """Combine both answers for these tasks, and add the other tasks in squeue's. Pure."""
     found = dict(squeue.seen)
     for name in set(wanted) - found.keys():
         told = sacct.seen.get(name)
@@ -133,7 +133,7 @@ def _unknown(name: str, reason: str) -> SlurmTask:
 
 
 def _both(scope: QueueScope, wanted: Collection[str]) -> tuple[Answer, Answer]:
-    """Ask squeue, and sacct of what squeue does not list; of all, meanwhile, where squeue takes long."""
+    """Ask squeue, then sacct about tasks that squeue does not list; about all of them at once if squeue is slow."""
     answers: list[Answer] = []
     thread = threading.Thread(target=lambda: answers.append(_squeue(scope)), daemon=True)
     thread.start()
@@ -146,7 +146,7 @@ def _both(scope: QueueScope, wanted: Collection[str]) -> tuple[Answer, Answer]:
 
 
 def queue(scope: QueueScope) -> dict[str, SlurmTask]:
-    """Return what squeue says now of all tasks of a user. Raises ClusterError where it does not answer."""
+    """Ask squeue for all tasks of a user, and share the answer. Raises ClusterError if it does not answer."""
     try:
         text = _ask((*SQUEUE, f"--user={scope.user}"), _question(scope), cluster=scope.cluster)
     except ProgramError as error:
@@ -156,7 +156,7 @@ def queue(scope: QueueScope) -> dict[str, SlurmTask]:
 
 
 def listed(scope: QueueScope) -> Mapping[str, SlurmTask]:
-    """Return what squeue has said within the last second, or says now. Raises ClusterError."""
+    """Return an answer of squeue that is at most a second old. Raises ClusterError if squeue does not answer."""
     return _recent(scope) or queue(scope)
 
 
@@ -174,7 +174,7 @@ def _recent(scope: QueueScope) -> dict[str, SlurmTask]:
 
 
 def _kept(scope: QueueScope, seconds: float | None = None) -> tuple[float, str]:
-    """Return when squeue last answered, and what."""
+    """Return the time and the text of squeue's latest shared answer."""
     match _answers().read(*_question(scope), seconds=seconds):
         case [float(when), str(text)]:
             return when, text
@@ -190,7 +190,7 @@ def _squeue(scope: QueueScope) -> Answer:
 
 
 def _sacct(names: Collection[str], cluster: str) -> Answer:
-    """Ask sacct about jobs; where there is no accounting nothing is known, and nobody is silent."""
+    """Ask sacct about jobs. Without accounting the answer is empty, but not silent."""
     jobs = ",".join(sorted({name.partition("_")[0] for name in names}))
     chosen = [f"--clusters={cluster}"] if cluster else []  # it does not read SLURM_CLUSTERS
     question = ("sacct", cluster, os.environ.get("SLURM_CONF", ""))
@@ -203,7 +203,7 @@ def _sacct(names: Collection[str], cluster: str) -> Answer:
 
 
 def _ask(argv: Sequence[str], question: Sequence[object], *, cluster: str = "") -> str:
-    """Ask within a short time. A silence counts for as long as it took to find: looks at many launches wait once."""
+    """Run a query with a short timeout. A failure is remembered as long as it took: many launches wait only once."""
     silence = _answers().read("silence", *question)
     if silence and 0 < silence["until"] - time.time() < _ANSWER_SECONDS * 2:
         raise ProgramError(argv, None, silence["why"])

@@ -1,7 +1,7 @@
-"""A launch -> the arrays to submit and the script of each. Pure: what is printed is what is submitted.
+"""The arrays of a launch, and the script of each. Pure: what is printed is what is submitted.
 
-Jobs start in the launch's folder, and their files are named relative to it: no path of the user's stands in a
-line for sbatch, which has quotes of its own. What remains of paths stands in shell lines, quoted.
+Jobs start in the launch's folder, and their files are named relative to it, so that no path of the user's is in an
+`#SBATCH` line, which has quoting rules of its own. All other paths are in shell lines, quoted.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ _TEARDOWN_SECONDS = 120
 _INTERRUPTED = 125
 """From this exit status on a job was not ended by its run itself: 125 is Slurm's of a step that ran out of memory."""
 _UNREACHED = "srun: error: Unable to (confirm allocation|create step).*(contact|timed out|refused|Zero Bytes)"
-"""What srun says, as grep -E reads it, when slurmctld did not answer and so nothing was started."""
+"""A pattern for grep -E: srun's message when slurmctld did not answer, so that nothing was started."""
 _MEMORY = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
 REQUEUED = 75
 """The exit status of `orchestrator.slurm.restart` once it has requeued the job."""
 BLOCKED = "orch_blocked"
-"""The shell variable with the program that starts a task's with TERM and USR2 blocked: nothing in it needs a quote."""
+"""The shell variable with the prefix that starts a program with TERM and USR2 blocked. It needs no quotes."""
 _BLOCKED_BY = (
     "env --block-signal=TERM,USR2",  # coreutils 8.31
     "perl -MPOSIX -esigprocmask(SIG_BLOCK,POSIX::SigSet->new(SIGTERM,SIGUSR2));exec(@ARGV)",
     "",
 )
 MARK = "orch:"
-"""How the comment of a job of ours begins."""
+"""The beginning of the comment of each job submitted by `orch`."""
 FOLDER = "submitit"
-"""In a launch's folder, see LaunchPaths."""
+"""The folder in a launch's folder, see `LaunchPaths.submitit`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What tasks of one array have in common: resources, the folders that they import from, and the scratch they need.
+    """What the tasks of an array have in common: resources, the folders that they import from, and scratch.
 
-    `resources` are those of a run; with `resources.pack` each task is a pack of such runs. `tmp_mb` is asked for with
-    `--tmp`; 0: nothing is.
+    `resources` are those of a run; with `resources.pack`, each task is a pack of such runs. `tmp_mb` is requested with
+    `--tmp`; 0: not requested.
     """
 
     resources: Resources
@@ -57,7 +57,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Array:
-    """Tasks of one shape. Slurm's index of a task is its index in the plan less `offset` (MaxArraySize).
+    """Tasks of one shape. Slurm's index of a task is its index in the plan minus `offset` (because of MaxArraySize).
 
     The index of a pack is that of its first run.
     """
@@ -72,7 +72,7 @@ class Array:
 
     @property
     def halves(self) -> tuple[Array, Array]:
-        """The same tasks in two arrays: what is too many for a submit limit may fit in part."""
+        """The same tasks in two arrays: if they exceed a submit limit together, one half may still fit."""
         middle = len(self.indices) // 2
         return replace(self, indices=self.indices[:middle]), replace(self, indices=self.indices[middle:])
 
@@ -80,7 +80,7 @@ class Array:
 def arrays(shapes: Mapping[int, Shape], *, max_array_size: int) -> list[Array]:
     """Return the arrays for tasks by index: one per shape and per stretch of `max_array_size` indices.
 
-    Raises RequestError where Slurm allows no arrays at all.
+    Raises RequestError if Slurm allows no arrays at all.
     """
     if max_array_size < 1:
         raise RequestError(
@@ -107,27 +107,27 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def comment(token: str, offset: int) -> str:
-    """Return what names an array's launch in Slurm itself: who lost sbatch's answer finds it by that."""
+    """Return a job comment that identifies the array's launch, to find the array if sbatch's answer is lost."""
     return f"{MARK}{token}:{offset}"
 
 
 def offset_in(text: str, token: str) -> int | None:
-    """Return the offset in a job's comment; None if it is no job of that launch."""
+    """Return the offset in a job's comment; None if the job is not of that launch."""
     found = re.match(rf"{MARK}{re.escape(token)}:([0-9]+)(?: |$)", text)
     return int(found[1]) if found else None
 
 
 def pickle_name(array: Array) -> str:
-    """Return the file that an array's tasks are started from; there before sbatch is called."""
+    """Return the name of the file that starts an array's tasks; it is written before sbatch is called."""
     return f"start.{array.offset}{'.packs' if array.shape.resources.pack else ''}.pkl"
 
 
 def parameters(
     array: Array, options: SlurmOptions, *, name: str, token: str, folder: Path, after: Sequence[str] = ()
 ) -> dict[str, object]:
-    """Return submitit's parameters for an array of a launch, by its token, to start after these jobs, however they end.
+    """Return submitit's parameters for an array of a launch, to start once these jobs have ended in any way.
 
-    Its defaults that we do not want are overridden (FACTS 15).
+    They override unwanted defaults of submitit (FACTS 15).
     """
     need = array.shape.resources.job
     throttle = f"%{options.throttle}" if options.throttle else ""
@@ -164,13 +164,13 @@ def parameters(
 
 
 def _defaults(options: SlurmOptions, taken: Collection[str]) -> dict[str, object]:
-    """Return the site's defaults for what nothing else sets; memory is asked for in one way of three."""
+    """Return the site's defaults for options that nothing else sets. The options for memory exclude each other."""
     known = _MEMORY.union(taken) if not _MEMORY.isdisjoint(taken) else taken
     return {key: value for key, value in options.sbatch_defaults.items() if key not in known and not _absent(value)}
 
 
 def _gpus(need: Resources, options: SlurmOptions) -> dict[str, str]:
-    """Return the request for a run's GPUs, by the option that the site wants; shards in `gres` stand for them.
+    """Return the request for a run's GPUs, with the option that the site wants; none if `gres` asks for shards instead.
 
     Each process sees all GPUs of its job on its node, however they are requested.
     """
@@ -188,7 +188,7 @@ def _gpus(need: Resources, options: SlurmOptions) -> dict[str, str]:
 
 
 def _memory(need: Resources, options: SlurmOptions) -> dict[str, str]:
-    """Return the request for a run's memory, by the option that the site wants; `--mem=0` is all that a node has."""
+    """Return the request for a run's memory, with the option that the site wants; `--mem=0` requests a whole node's."""
     if options.mem_option == "whole-node":
         return {"mem": "0"}
     if not need.mem_gb_per_node:
@@ -209,14 +209,14 @@ def _absent(value: object) -> bool:
 
 
 def setup(array: Array, options: SlurmOptions, folder: Path, *, token: str) -> list[str]:
-    """Return the shell lines before the job's program. Our own quote every path; the site's are its own.
+    """Return the shell lines before the job's program. The engine's lines quote every path; the site's are unchanged.
 
-    The trap leaves a file with the exit status of a job that failed by itself, however early. Then, where something
-    waits for room, it hands that over: the run has said its last word by then, and nothing here changes the status.
-    A job that begins while slurmctld is being restarted waits for it: srun alone gives up after nine seconds.
-    A signal that comes while Python starts stays pending until the worker has its handlers, as the variable BLOCKED
-    provides for: one that finds no handler ends the job, and Slurm does not requeue it. By the launch's token the job
-    shows whose it is, also where no home is to be seen.
+    The trap writes a file with the exit status of a job that failed by itself, however early. Then it submits pending
+    tasks, if there are any: by then the run has written its final event, and nothing here changes the exit status.
+    A job that begins while slurmctld is restarting waits for it: srun alone gives up after nine seconds.
+    A signal that comes while Python starts stays blocked (BLOCKED) until the worker has installed its handlers: without
+    a handler it would end the job, which Slurm would not requeue. The launch's token shows who owns the job, even on a
+    node without the user's home folder.
     """
     task = '"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"'
     here = shlex.quote(str(folder))
@@ -235,21 +235,21 @@ def setup(array: Array, options: SlurmOptions, folder: Path, *, token: str) -> l
         "  orch_status=$?; set +e",
         '  [ $orch_status = 0 ] || echo $orch_status > "$orch_exit"',
         *([_restart(array, folder)] if options.nodes_may_submit and _starts_again(array.shape) else []),
-        *([_hand_over(array.shape, folder)] if options.nodes_may_submit else []),
+        *([_submit_pending(array.shape, folder)] if options.nodes_may_submit else []),
         "}",
         "trap orch_end EXIT",
         *options.setup,
         *_patient_srun(f"{here}/{task}.out"),
         f"for {BLOCKED} in {' '.join(map(shlex.quote, _BLOCKED_BY))}; do ${BLOCKED} true 2>/dev/null && break; done",
         *(f"export {key}={shlex.quote(value)}" for key, value in own.items()),
-        "export SLURM_EXPORT_ENV=ALL",  # with --export=NONE srun would pass on none of the above
+        "export SLURM_EXPORT_ENV=ALL",  # with --export=NONE, srun would pass on none of the above
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',  # srun no longer inherits it (FACTS 6)
         f"ln -sf {pickle_name(array)} {here}/{task}_submitted.pkl",
     ]
 
 
 def _patient_srun(log: str) -> list[str]:
-    """Return an srun that tries again where slurmctld did not answer; `log` is the job's own output, quoted."""
+    """Return a shell function `srun` that retries if slurmctld does not answer; `log` is the job's output, quoted."""
     return [
         "srun() {",
         "  local pause=5 from status",
@@ -266,17 +266,17 @@ def _patient_srun(log: str) -> list[str]:
 
 
 def minutes(hours: float) -> int:
-    """Return a time limit as Slurm counts: in whole minutes."""
+    """Return a time limit in whole minutes, rounded up, as Slurm counts."""
     return math.ceil(hours * 60)
 
 
 def tmp_mb(version_bytes: int) -> int:
-    """Return the scratch to ask for, in MiB as Slurm counts: the version, and a tenth for what surrounds it."""
+    """Return the scratch to request, in MiB as Slurm counts: the size of the version, and a tenth more for overhead."""
     return math.ceil(version_bytes * 11 / 10 / 2**20)
 
 
-def _hand_over(shape: Shape, folder: Path) -> str:
-    """Return the line that submits what waits for room, with the job's frozen code; an `ls` where nothing does."""
+def _submit_pending(shape: Shape, folder: Path) -> str:
+    """Return the line that submits pending tasks, with the job's frozen code; if there are none, it only runs `ls`."""
     runs = LaunchPaths(folder.parent).runs
     code, here = shlex.quote(":".join(shape.python_path)), shlex.quote(str(folder))
     run = f"timeout {_TEARDOWN_SECONDS} {shlex.quote(sys.executable)} -m orchestrator.slurm.teardown"
@@ -305,12 +305,12 @@ def _restart(array: Array, folder: Path) -> str:
 
 
 def unfit(path: str) -> str:
-    """Return what a folder's name may not hold: Slurm reads `%` and backslashes, Python `:`."""
+    """Return the first character that a path may not have (Slurm reads `%` and backslashes, Python `:`), or nothing."""
     return next((each for each in path if each in "%\\:" or ord(each) < 32 or ord(each) == 127), "")
 
 
 def without_none(text: str, options: Mapping[str, object]) -> str:
-    """Return a script without the options that were set to None to get rid of submitit's default."""
+    """Return a script without the options that were set to None to remove a default of submitit."""
     head, mark, body = text.partition("\n# setup\n")
     for key in (key for key, value in options.items() if value is None):
         head = head.replace(f"\n#SBATCH --{key}=None\n", "\n")

@@ -1,7 +1,8 @@
-"""The defaults that a site, or a user, gives sbatch by environment variables: read once, when a launch is prepared.
+"""Defaults for sbatch that a site or a user sets in environment variables; read once, when a launch is prepared.
 
-sbatch lets its variables overrule the script; here they count only where the cluster's options and the resources say
-nothing. They become part of the launch, so that what it submits later, from a node or another shell, gets the same.
+For sbatch, its variables take precedence over the script. Here they apply only where the cluster's options and the
+resources set nothing. They become part of the launch, so that tasks submitted later, from a node or another shell, get
+the same values.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from orchestrator.errors import RequestError
 from orchestrator.slurm.options import TEXTS
 
-_CLUSTERS = ("SLURM_CLUSTERS", "SBATCH_CLUSTERS")  # the first overrules, as in sbatch
+_CLUSTERS = ("SLURM_CLUSTERS", "SBATCH_CLUSTERS")  # the first takes precedence, as in sbatch
 _OTHERWISE_NAMED = {
     "time": "SBATCH_TIMELIMIT",
     "mem": "SBATCH_MEM_PER_NODE",
@@ -25,14 +26,14 @@ _OPTIONS = (
     "export", "get-user-env", "gpu-bind", "gpu-freq", "gres-flags", "hint", "mem-bind", "network", "power", "profile",
     "spread-job", "switches", "thread-spec", "threads-per-core", "use-min-nodes", "wckey",
 )  # fmt: skip
-"""sbatch's options of which a variable is a default that sites set. The others it has a variable for are ours."""
+"""Options of sbatch whose variables sites set as defaults. The engine itself sets the other options with a variable."""
 _MEMORY = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
 
 
 def add(section: Mapping[str, object], environ: Mapping[str, str]) -> tuple[dict[str, object], tuple[str, ...]]:
-    """Return a `cluster:` section with these defaults in it, and a note for each.
+    """Return a `cluster:` section with these defaults added, and a note for each.
 
-    Raises RequestError where the variables name several clusters: a launch's jobs must be found again.
+    Raises RequestError if the variables name several clusters: a launch's jobs must be found again.
     """
     given, extra = (_mapping(section.get(key)) for key in ("sbatch_defaults", "extra"))
     known = {**extra, **given, **{key: section.get(key) for key in TEXTS}}
@@ -50,11 +51,11 @@ def add(section: Mapping[str, object], environ: Mapping[str, str]) -> tuple[dict
 
 
 def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, Mapping) else {}  # what is wrong with it, its check says
+    return value if isinstance(value, Mapping) else {}  # another type is reported by its own check
 
 
 def _set(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yield the options that have a default in the environment, with its variable and its value."""
+    """Yield each option that has a default in the environment, with the variable and its value."""
     for option in _OPTIONS:
         name = _OTHERWISE_NAMED.get(option, f"SBATCH_{option.replace('-', '_').upper()}")
         if name in environ:

@@ -1,4 +1,4 @@
-"""Slurm's words -> observations. Total: every state has a meaning, an unknown one stays UNKNOWN.
+"""Slurm's job states as observations. Total: every state is mapped, and an unknown one becomes UNKNOWN.
 
 States as in squeue(1) and sacct(1), section JOB STATE CODES.
 """
@@ -25,9 +25,9 @@ STATES: Mapping[str, JobState] = {
     **dict.fromkeys(("BOOT_FAIL", "DEADLINE", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"), JobState.ENDED),
 }
 LASTING = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"})
-"""States after which Slurm does not start a job again by itself."""
+"""States after which Slurm does not restart a job by itself."""
 OF_ITSELF = frozenset({"COMPLETED", "FAILED"})
-"""States of jobs that Slurm did not end: what their script left behind says why."""
+"""States of jobs that Slurm did not end: the exit status that their script wrote says why they ended."""
 
 _REASONS: Mapping[str, str] = {
     "OUT_OF_MEMORY": "out of memory: killed by Slurm",
@@ -37,7 +37,7 @@ _REASONS: Mapping[str, str] = {
     "BOOT_FAIL": "its node did not boot",
     "DEADLINE": "deadline",
     "CANCELLED": "cancelled in Slurm",
-    "COMPLETED": "ended without a word",
+    "COMPLETED": "ended without a final event",
     "FAILED": "failed in Slurm",
 }
 _PRINTED: Mapping[str, re.Pattern[str]] = {
@@ -52,18 +52,18 @@ _PRINTED: Mapping[str, re.Pattern[str]] = {
 }
 _TOLD = frozenset({"SUSPENDED", "STOPPED", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 SQUEUE = ("squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%e|%j|%k")
-"""`--all`: also of hidden partitions, whose jobs an ordinary user is not shown else, not even the own ones."""
+"""`--all` includes hidden partitions, where ordinary users would not see even their own jobs."""
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Reason,NodeList,End,JobName")
 TIMES = {"SLURM_TIME_FORMAT": "%s"}
-"""In the environment of both: times are in seconds since the epoch."""
+"""The environment of both commands, for times in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmTask:
-    """One task as Slurm tells of it: `<array job>_<index>`, or `<job>` where there is no array.
+    """One task as Slurm reports it. `job` is `<array job>_<index>`, or `<job>` without an array.
 
-    `of_itself`: it has ended, and not by Slurm's hand; `lasting`: and is not started again. `name` and `comment`: as it
-    was submitted; the comment is squeue's only.
+    `of_itself`: it has ended, and was not ended by Slurm. `lasting`: it has ended, and Slurm will not restart it.
+    `name` and `comment` are as submitted; only squeue reports the comment.
     """
 
     job: str
@@ -75,8 +75,8 @@ class SlurmTask:
 
 
 def parse(text: str) -> Iterator[SlurmTask]:
-    """Yield the tasks in the output of SQUEUE or SACCT; lines that tell of none are skipped."""
-    for line in text.split("\n"):  # a comment may hold what `splitlines` takes for a line's end
+    """Yield the tasks in the output of SQUEUE or SACCT; other lines are skipped."""
+    for line in text.split("\n"):  # a comment may hold characters that end a line for `splitlines`
         job, *rest = line.split("|", 6)
         if len(rest) >= 3 and re.fullmatch(r"[0-9]+(_[0-9]+)?", job, re.ASCII):
             word, reason, node, end, name, comment = [*rest, "", "", ""][:6]
@@ -91,7 +91,7 @@ def parse(text: str) -> Iterator[SlurmTask]:
 
 
 def observation(job: str, word: str, reason: str, node: str, end: str = "") -> Observation:
-    """Return what a state means. `CANCELLED by 1000` and `PENDING+` are read by their first word."""
+    """Return the observation for a state. `CANCELLED by 1000` and `PENDING+` are read by their first word."""
     name = _name(word)
     state = STATES.get(name, JobState.UNKNOWN)
     told = "" if reason in {"None", "(null)", ""} else reason
@@ -113,7 +113,7 @@ def observation(job: str, word: str, reason: str, node: str, end: str = "") -> O
 
 
 def printed(output: str) -> str:
-    """Return why Slurm ended a job, by what it printed: where only its step was killed, the job is but FAILED."""
+    """Return why Slurm ended a job, from the job's output; empty if unknown. A job whose step was killed is FAILED."""
     return next((_REASONS[word] for word, pattern in _PRINTED.items() if pattern.search(output)), "")
 
 

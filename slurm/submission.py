@@ -1,4 +1,4 @@
-"""One array -> sbatch, through submitit, its only importer: told once, patiently, and never twice."""
+"""Submission of one array with sbatch, through submitit: with retries, but never twice. Only this imports submitit."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from orchestrator.slurm.task import StartWorker
 from orchestrator.system.files import close_to_others, listed, replacing
 from orchestrator.system.processes import ProgramError
 
-_POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z]\w+")  # the limit's own name, where Slurm tells it
-_SUBMIT_LIMIT = re.compile(r"job submit limit", re.IGNORECASE)  # Slurm says so of limits on a job's size, too
+_POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z]\w+")  # the name of the limit, if Slurm prints it
+_SUBMIT_LIMIT = re.compile(r"job submit limit", re.IGNORECASE)  # also printed for limits on a job's size
 _SITES_OWN = re.compile(r"^sbatch: error: (?!Batch job submission failed)[^\n]*\w", re.MULTILINE)
 _FULL = re.compile(r"temporarily unable to accept job|queue full|temporarily unavailable", re.IGNORECASE)
 _LATER = "what is missing is submitted later"
-_SBATCH_SECONDS = 20  # where the queue is full it tries for two minutes; this is within one of its pauses
+_SBATCH_SECONDS = 20  # with a full queue, sbatch tries for two minutes; 20 s is within one of its pauses
 _PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-_LOOKS_SECONDS = (0.5, 1.0, 2.0)  # for what may have been taken; longer looks are for whoever goes on later
+_LOOKS_SECONDS = (0.5, 1.0, 2.0)  # to look for an array after a lost answer; a later submitter looks again
 _UNSENT = re.compile(
     r"connect failure|refused|standby|temporar|authentication|credential|munge|configuration source", re.IGNORECASE
 )
 
 
 class SubmitLimitError(ClusterError):
-    """A limit on the number of jobs forbids so many of them for now; fewer may fit. `named`: Slurm said which."""
+    """A limit on the number of jobs forbids this many for now; fewer may fit. `named`: Slurm named the limit."""
 
     named = True
 
 
 class QueueFullError(SubmitLimitError):
-    """Slurm holds as many jobs as it can: not one more fits for now."""
+    """Slurm's queue is full: for now it accepts no more jobs at all."""
 
 
 class RefusedError(ClusterError):
-    """Slurm, or the site, refuses the jobs for good. Any other error passes, as far as anybody knows."""
+    """Slurm, or the site, refuses the jobs for good. All other errors are assumed to be temporary."""
 
 
 class LostAnswerError(ClusterError):
-    """Slurm may have taken the jobs, or may yet take them: they are looked for before they are submitted again."""
+    """Slurm may have accepted the jobs, or may still do so: look for them before submitting them again."""
 
 
 def limit(told: str) -> SubmitLimitError | None:
-    """Return the error of a limit that passes by itself, if that is what sbatch complains of.
+    """Return the error for a temporary limit, if that is sbatch's complaint; otherwise None.
 
-    A site's own rule may use Slurm's word for it, "violates accounting/QOS policy": it says in lines of its own why.
+    A site's own rule may use Slurm's message, "violates accounting/QOS policy", but prints lines of its own with it.
     """
     names = _POLICY.findall(told)
     unnamed = not names and _SUBMIT_LIMIT.search(told) and not _SITES_OWN.search(told)
@@ -85,7 +85,7 @@ def executor(parameters: Mapping[str, Any], folder: Path) -> Any:
 
 
 def text(parameters: Mapping[str, Any], folder: Path) -> str:
-    """Return the script that `submit` would hand to sbatch."""
+    """Return the script that `submit` would pass to sbatch."""
     made = executor(parameters, folder)
     written: str = made._make_submission_file_text(made._submitit_command_str, "")  # noqa: SLF001 - the renderer has no public name
     return written
@@ -100,11 +100,11 @@ def submit(
     find: Callable[[], str | None],
     renew: Callable[[], None],
 ) -> str:
-    """Submit an array and return its job's id. `path` is where its tasks look for what starts them.
+    """Submit an array and return its job id. `path` is the file from which its tasks start.
 
-    `find` looks for it in Slurm after an answer that was lost; `renew` raises if we may submit no longer.
-    Raises SubmitLimitError where a limit forbids so many jobs, RefusedError where they are refused for good,
-    LostAnswerError where nobody knows whether they were taken, ClusterError where Slurm does not take them now.
+    `find` looks for the array in Slurm after a lost answer; `renew` raises if this process may no longer submit.
+    Raises SubmitLimitError if a limit forbids this many jobs, RefusedError if they are refused for good,
+    LostAnswerError if it is not known whether they were accepted, ClusterError if Slurm does not accept them now.
     """
     for pause in (*_PAUSES_SECONDS, None):
         renew()
@@ -128,8 +128,8 @@ def submit(
     raise ClusterError("Slurm does not take the jobs", fix=_LATER)
 
 
-class _Failure(Exception):  # noqa: N818 - it is sorted out where it is caught
-    """sbatch has not said that it submitted; `told` is all that it did say."""
+class _Failure(Exception):  # noqa: N818 - it is classified where it is caught
+    """sbatch has not confirmed a submission; `told` is its output."""
 
     def __init__(self, told: str) -> None:
         super().__init__(told)
@@ -139,16 +139,16 @@ class _Failure(Exception):  # noqa: N818 - it is sorted out where it is caught
 def _handed_over(parameters: Mapping[str, object], start: StartWorker, path: Path, cluster: str) -> str:
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
-    # submitit names the pickle after the job only once it is submitted: if we die before, its tasks still find this.
+    # submitit names its pickle after the job only once that is submitted. If this process dies first, tasks use this.
     folder = path.parent
     _write_start(DelayedSubmission(start), path)
     try:
-        # What sbatch says on standard error is in the error, too.
+        # sbatch's standard error is also in the exception.
         with commands.in_environment(cluster), chdir(folder.parent), redirect_stderr(io.StringIO()):
             job = str(executor(parameters, folder).submit(start).job_id)
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
         raise _Failure(str(error).strip()) from error
-    close_to_others(folder)  # submitit leaves it to the umask who may write them
+    close_to_others(folder)  # submitit leaves permissions to the umask
     return job
 
 
@@ -156,11 +156,11 @@ def _found(find: Callable[[], str | None]) -> str | None:
     try:
         return find()
     except ClusterError:
-        return None  # a squeue that does not answer says nothing
+        return None  # without an answer of squeue nothing is known
 
 
 def _is_lost(told: str) -> bool:
-    """Return whether the request may have reached slurmctld without an answer of it reaching us."""
+    """Return whether the request may have reached slurmctld although its answer was lost."""
     answered = "submission failed: " in told and not commands.UNANSWERED.search(told)
     return not answered and not _UNSENT.search(told)
 
@@ -174,7 +174,7 @@ def _looked_for(find: Callable[[], str | None]) -> str | None:
 
 
 def _is_repeated(told: str, script: str, cluster: str) -> bool:
-    """Return whether `sbatch --test-only` says the same of a script: then trying again is of no use."""
+    """Return whether `sbatch --test-only` gives the same error for a script: then a retry is useless."""
     if commands.UNANSWERED.search(told):
         return False
     try:
@@ -194,7 +194,7 @@ def _passing(told: str) -> ClusterError:
 
 
 def _write_start(delayed: Any, path: Path) -> None:
-    """Write what tasks are started from, once: those of an earlier array may be reading it."""
+    """Write the file from which tasks start, only once: tasks of an earlier array may be reading it."""
     if not listed(path):
         with replacing(path) as draft:
             delayed.dump(draft)

@@ -1,7 +1,8 @@
-"""A launch -> sbatch, as far as there is room; what is left goes on later, by whoever ends a job or looks.
+"""Submission of a launch, as far as limits allow; the rest is submitted later, by a job that ends or a command.
 
-One submitter at a time (`leases`). The launcher takes the first lease; what it has no room for waits, and so does what
-it died over. A refusal that is no limit ends the launch only in the launcher's own lease: its user sees the error.
+One submitter at a time (`leases`). The launcher takes the first lease. Tasks that exceed a limit, or that were left
+when the launcher died, stay pending. A refusal other than a limit ends the launch only under the launcher's own lease,
+whose user sees the error.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ from orchestrator.slurm.task import StartWorker
 from orchestrator.spec import Resources
 from orchestrator.system.files import listed, make_private
 
-_QUIET_SECONDS = 10.0  # after a try in vain only an ending job tries again at once: ten watchers are one try
+_QUIET_SECONDS = 10.0  # after a failed try, only a job that ends tries again sooner, however many users watch
 _NEVER = "it was never submitted"
 PACK = ("-m", "orchestrator.worker.pack")
-"""What Python is given where a task is a pack: it starts the launch's own worker for each of its runs."""
+"""Python's arguments for a task that is a pack; it starts the launch's own worker for each of its runs."""
 
 
 class Outcome(Enum):
-    """What came of handing over what waits."""
+    """The outcome of a try to submit pending tasks."""
 
     NOTHING_LEFT = auto()
     SUBMITTED = auto()
     DEFERRED = auto()
-    BUSY = auto()  # somebody else is at it
-    HELD = auto()  # what is left may not start yet
+    BUSY = auto()  # another process is submitting
+    HELD = auto()  # a safeguard keeps the remaining tasks from starting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitResult:
-    """What came of it, how many tasks were submitted in which lease, and the lease before that."""
+    """The outcome of a try, the number of tasks submitted, the lease's number, and the lease before it."""
 
     outcome: Outcome
     tasks: int = 0
@@ -63,9 +64,9 @@ class SubmitResult:
 
 
 def submit_launch(launch: LaunchPaths, limits: Callable[[], Limits], *, after: Sequence[str] = ()) -> Waiting | None:
-    """Submit a launch just published, to start after these jobs; return what must wait for room.
+    """Submit a launch just published, to start after these jobs; return the tasks that stay pending.
 
-    Raises ClusterError where Slurm refuses an array for good; those before it are submitted, the others given up.
+    Raises ClusterError if Slurm refuses an array for good; those before it are submitted, the others given up.
     """
     lease = leases.take(launch, after=0, jobs=(), job=own_job(), cluster=queue.own_cluster())
     if lease is None:
@@ -92,11 +93,9 @@ def submit_rest(
     at_once: bool = False,
     after: Callable[[], Sequence[str]] = tuple,
 ) -> SubmitResult:
-    """Submit what waits. `ending`: the job at whose end we do so; `at_once`: however lately somebody has tried.
+    """Submit pending tasks. `ending`: the job at whose end this is done; `at_once`: even just after a failed try.
 
-    `after` gives the jobs that it is to start after.
-
-    Raises ClusterError where Slurm does not answer.
+    `after` returns the jobs that the tasks have to start after. Raises ClusterError if Slurm does not answer.
     """
     last = leases.last(launch)
     if _is_submitted(launch, last) or why_read_only(launch.experiment):
@@ -122,7 +121,7 @@ def submit_rest(
         return SubmitResult(outcome=Outcome.BUSY)
     try:
         end = _submit_or_wait(launch, lease, wanted, limits, after() if wanted else ())
-    except (OrchError, OSError) as error:  # a lease that is left open would keep everybody else waiting
+    except (OrchError, OSError) as error:  # a lease left open would block all other submitters
         end = leases.End(reason=(error.why or error.what) if isinstance(error, OrchError) else str(error))
     reason = end.reason or kept
     lease.finish(reason=reason, lost_seconds=end.lost_seconds)
@@ -140,7 +139,7 @@ def own_job() -> str:
 def shape(
     options: SlurmOptions, resources: Resources, python_path: tuple[str, ...], *, data_bytes: int
 ) -> script.Shape:
-    """Return what a run asks for: with `staging.request_tmp` also room for its data version."""
+    """Return the shape of a run's request; with `staging.request_tmp` it includes scratch for the data version."""
     asked_mb = script.tmp_mb(data_bytes) if options.staging.request_tmp else 0
     return script.Shape(resources=resources, python_path=python_path, tmp_mb=asked_mb)
 
@@ -170,7 +169,7 @@ def _submit_or_wait(
     limits: Callable[[], Limits],
     after: Sequence[str],
 ) -> leases.End:
-    """Submit these tasks; return how the lease is to end. Raises RefusedError where Slurm refuses them for good."""
+    """Submit these tasks; return the end of the lease. Raises RefusedError if Slurm refuses them for good."""
     try:
         return leases.End(reason=_submit(launch, lease, wanted, limits, after))
     except (submission.RefusedError, leases.LeaseLostError):
@@ -188,7 +187,7 @@ def _submit(
     limits: Callable[[], Limits],
     after: Sequence[str],
 ) -> str:
-    """Submit these tasks, in halves where a limit forbids the whole; return why some are left, or nothing."""
+    """Submit these tasks, halving an array that exceeds a limit; return why some are left, or an empty text."""
     if not wanted:
         return ""
     header = read_launch(launch).header
@@ -196,7 +195,7 @@ def _submit(
     while waiting:
         array = waiting.popleft()
         try:
-            _check_room(array, limits().max_job_count, queue.cluster_of(launch))
+            _check_space(array, limits().max_job_count, queue.cluster_of(launch))
             lease.add(_submit_array(array, launch, header, lease, after))
         except submission.SubmitLimitError as error:
             if len(array.indices) == 1 or isinstance(error, submission.QueueFullError):
@@ -224,19 +223,22 @@ def _submit_array(
     return Job(id=job, offset=array.offset, indices=array.indices)
 
 
-def _check_room(array: script.Array, max_job_count: int, cluster: str) -> None:
-    """Raise where Slurm holds too many jobs; waiting arrays count as one, those that ended count for some minutes."""
+def _check_space(array: script.Array, max_job_count: int, cluster: str) -> None:
+    """Raise SubmitLimitError if Slurm's queue has no space for an array.
+
+    A pending array counts as one job, and jobs still count for some minutes after they end.
+    """
     held = len(
         commands.ask(["squeue", "--all", "--noheader", "--states=all", "--format=%A"], cluster=cluster).splitlines()
     )
-    room = max_job_count - 1 - held
-    if room < len(array.indices):
-        kind = submission.SubmitLimitError if room > 0 else submission.QueueFullError
+    space = max_job_count - 1 - held
+    if space < len(array.indices):
+        kind = submission.SubmitLimitError if space > 0 else submission.QueueFullError
         raise kind("Slurm's queue is full", why="submit limit (MaxJobCount)")
 
 
 def unsubmitted(launch: LaunchPaths) -> set[int]:
-    """Return the tasks that are still to be submitted, as far as that has been written down."""
+    """Return the tasks that have still to be submitted, according to the records."""
     last = leases.last(launch)
     return set(_unsubmitted(launch, known=last.jobs if last else ()))
 
@@ -244,16 +246,16 @@ def unsubmitted(launch: LaunchPaths) -> set[int]:
 def _admitted(
     launch: LaunchPaths, shapes: Mapping[int, script.Shape], admission: Safeguards
 ) -> tuple[dict[int, script.Shape], str]:
-    """Return those of some tasks that may start now, and why the others may not; of a pack one run is enough."""
+    """Return the tasks that may start now, and why the others may not. One admitted run is enough for a pack."""
     packs = read_packs(launch)
     admitted = {first: shape for first, shape in shapes.items() if any(map(admission.admits, packs.tasks(first)))}
     return admitted, next((admission.why(first) for first in shapes if first not in admitted), "")
 
 
 def _unsubmitted(launch: LaunchPaths, known: Iterable[Job]) -> dict[int, script.Shape]:
-    """Return the shapes of the tasks that are in no known array, and have not been cancelled.
+    """Return the shapes of the tasks that are in no known array and have not been cancelled.
 
-    A pack is one task, and cancelled where all its runs are.
+    A pack is one task; it is cancelled if all its runs are.
     """
     there, packs = {index for job in known for index in job.indices}, read_packs(launch)
     shapes = _Shapes(launch)
@@ -270,7 +272,7 @@ def _runs_in(launch: LaunchPaths, tasks: Iterable[int]) -> int:
 
 
 class _Shapes:
-    """What the tasks of a launch are submitted as. Folders are looked at once, not once per task."""
+    """The shapes in which the tasks of a launch are submitted. Folders are read once, not once per task."""
 
     def __init__(self, launch: LaunchPaths) -> None:
         self._options, self._versions = control.options(launch), read_launch(launch).header.data
@@ -287,11 +289,11 @@ class _Shapes:
         return shape(self._options, resources, self._python_path(planned.code), data_bytes=data_bytes)
 
 
-# --- what is known of it ----------------------------------------------------------------------------------
+# --- observe ----------------------------------------------------------------------------------------------
 
 
 def observe_unsubmitted(launch: LaunchPaths, lease: SubmitLease | None) -> Callable[[int], Observation]:
-    """Return what is to be said of the tasks that are in no array."""
+    """Return a function that gives the observation of a task that is in no array."""
     told, now = _observe_unsubmitted(launch, lease), safeguards(launch)
 
     def of(index: int) -> Observation:
@@ -317,21 +319,21 @@ def _observe_unsubmitted(launch: LaunchPaths, lease: SubmitLease | None) -> Obse
 
 
 def may_have_untracked(launch: LaunchPaths, lease: SubmitLease | None) -> bool:
-    """Return whether Slurm may have more of the launch than the last lease tells."""
+    """Return whether Slurm may have arrays of the launch that its last lease does not list."""
     if lease is None:
         return not listed(launch.complete)
     return lease.end is None or lease.end.lost_seconds > 0
 
 
 def _answer_is_outstanding(lease: SubmitLease) -> bool:
-    """Return whether Slurm may yet take what it did not answer for: it is not submitted again before."""
+    """Return whether Slurm may still accept a request that it has not answered. Until then nothing is resubmitted."""
     return lease.end is not None and 0 <= time.time() - lease.end.time < lease.end.lost_seconds
 
 
 def belongs_to(launch: LaunchPaths) -> Callable[[SlurmTask], bool]:
-    """Return what tells whether a task that Slurm names is one of a launch: numbers come again when a state is lost.
+    """Return a function that says whether a task in Slurm belongs to a launch: job ids repeat after a loss of state.
 
-    A site may replace comments, and not names; sacct gives the name only.
+    A site may replace a job's comment, but not its name; sacct shows only the name.
     """
     header = read_launch(launch).header
     name = _name(launch, header.experiment)
@@ -345,7 +347,7 @@ def belongs_to(launch: LaunchPaths) -> Callable[[SlurmTask], bool]:
 
 
 def untracked_arrays(launch: LaunchPaths, seen: Iterable[SlurmTask], *, known: Collection[str]) -> list[Job]:
-    """Return the arrays of a launch that Slurm has, but whose submitter died before it could write them down."""
+    """Return the arrays of a launch that Slurm has, but that its submitter could not record before it died."""
     token = read_launch(launch).token
     found: dict[tuple[str, int], list[int]] = {}
     for each in seen:
@@ -357,7 +359,7 @@ def untracked_arrays(launch: LaunchPaths, seen: Iterable[SlurmTask], *, known: C
 
 
 def _untracked_jobs(launch: LaunchPaths, last: SubmitLease | None) -> list[Job]:
-    """Return what a dead submitter handed over and could not write down: Slurm has it, or its runs have begun."""
+    """Return the arrays that a dead submitter could not record: Slurm still has them, or their runs have begun."""
     known = list(last.jobs) if last else []
     found = untracked_arrays(launch, queue.queue(queue.QueueScope.of(launch)).values(), known=[job.id for job in known])
     there = {index for job in [*known, *found] for index in job.indices}
@@ -380,7 +382,7 @@ def _claiming_jobs(launch: LaunchPaths) -> list[Job]:
 
 
 def _is_submitted(launch: LaunchPaths, lease: SubmitLease | None) -> bool:
-    """Return whether nothing more of a launch is to be submitted."""
+    """Return whether no more of a launch has to be submitted."""
     if lease is None:
         return listed(launch.complete)
     return lease.end is not None and (lease.end.refused or not lease.end.reason)
@@ -394,7 +396,7 @@ def _lease_is_free(launch: LaunchPaths, last: SubmitLease | None) -> bool:
 
 
 def _submitter_may_live(launch: LaunchPaths, lease: SubmitLease) -> bool:
-    """Return whether the submitter of a lease may still be at work. One in a job on another node ends with its job."""
+    """Return whether the submitter of a lease may still be alive. One in a job on another node ends with its job."""
     alive = lease.submitter.alive()
     if alive is not None:
         return alive

@@ -1,7 +1,7 @@
-"""What the pickle in a submitit folder calls on a node: it becomes our worker, and submitit is gone.
+"""The callable in the pickle of a submitit folder: on the node, it replaces submitit's process by the worker.
 
-submitit's handlers would requeue behind our back (FACTS 11), and its exit codes hide failures (FACTS 12).
-Between its handlers and ours, signals stay pending; `execve`, which replaces the process, keeps them so.
+submitit's signal handlers would requeue on their own (FACTS 11), and its exit codes hide failures (FACTS 12).
+Signals are blocked until the worker has installed its handlers; `execve` preserves pending signals.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StartWorker:
-    """Becomes `python <worker> LAUNCH INDEX` with the array task's index, counted from `offset`.
+    """Replaces the process by `python <worker> LAUNCH INDEX`, where INDEX is `offset` plus the array task's index.
 
-    Where tasks are packs the worker is `orchestrator.worker.pack`, and the index the pack's first run's.
+    If tasks are packs, the worker is `orchestrator.worker.pack`, and the index is that of the pack's first run.
     """
 
     worker: tuple[str, ...]

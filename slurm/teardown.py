@@ -1,8 +1,8 @@
-"""`python -m orchestrator.slurm.teardown RUNS`: the end of a Slurm job, which hands over what waits for room.
+"""`python -m orchestrator.slurm.teardown RUNS`: at the end of a Slurm job, submit pending tasks.
 
-Called by the job's own script, with the job's frozen code, once its run has said its last word. The job itself still
-counts towards the limit then. Where several end together, each finds the others counted: so the one that came last
-waits for those before it to be gone, and tries again; all others leave at once.
+The job's script calls it, with the job's frozen code, after the run's final event. The job itself still counts towards
+a submit limit then. If several jobs end at the same time, each still counts for the others; so the last one to try
+waits until the others are gone and tries again, while the others leave at once.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _TOGETHER_SECONDS = 60.0
 
 
 def end(runs: RunsRoot, job: str) -> None:
-    """Hand over what waits for room in a folder of runs, at the end of a job."""
+    """Submit the pending tasks of all launches in a folder of runs, at the end of a job."""
     for launch in runs.launches_waiting():
         try:
-            _hand_over(launch, job)
+            _submit_pending(launch, job)
         except (OrchError, OSError) as error:
-            _log.warning("%s waits on: %s", launch.path, error)
+            _log.warning("%s: pending tasks are submitted later: %s", launch.path, error)
 
 
-def _hand_over(launch: LaunchPaths, job: str) -> None:
+def _submit_pending(launch: LaunchPaths, job: str) -> None:
     cluster = SlurmCluster(SlurmOptions())
     mine = 0
     for pause in (*_PAUSES_SECONDS, None):
@@ -50,14 +50,14 @@ def _hand_over(launch: LaunchPaths, job: str) -> None:
 
 
 def _just_ended(lease: leases.SubmitLease | None, job: str) -> bool:
-    """Return whether another job tried before us, and may still have counted when we tried."""
+    """Return whether another job tried just before this one, and may still have counted towards the limit."""
     if lease is None or lease.job in {"", job}:
         return False
     return lease.end is None or time.time() - lease.end.time < _TOGETHER_SECONDS
 
 
 def _other_later(launch: LaunchPaths, mine: int, job: str) -> bool:
-    """Return whether another job tried after us: it stays for both."""
+    """Return whether another job has tried after this one: then that one waits and tries again."""
     last = leases.last(launch)
     return last is not None and last.number > mine and last.job not in {"", job}
 

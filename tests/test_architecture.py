@@ -381,6 +381,9 @@ PLAIN = (
     "CHANGELOG.md",
     "docs/**/*.md",
     "conf/**/*.yaml",
+    "bench/**/*.py",
+    "models/**/*.py",
+    "datasets/**/*.py",
     "orchestrator/*.py",
     "orchestrator/cli/**/*.py",
     "orchestrator/config/**/*.py",
@@ -395,8 +398,10 @@ PLAIN = (
     "orchestrator/system/**/*.py",
     "orchestrator/testing/**/*.py",
     "orchestrator/tracking/**/*.py",
+    "orchestrator/worker/**/*.py",
+    "slurm/**/*.py",
 )
-"""Where the list holds. A pattern for other Python files, such as `slurm/**/*.py`, may join once they are edited."""
+"""Where the list holds. Patterns of other Python files may be added once they are edited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

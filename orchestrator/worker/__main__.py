@@ -1,6 +1,6 @@
 """`python -m orchestrator.worker LAUNCH INDEX`: one task of a launch, on the node where it runs.
 
-Exit status: 0 done, or taken by somebody else; 1 failed; 143 interrupted; 2 wrong arguments or folders.
+Exit status: 0 done, or claimed by another process; 1 failed; 143 interrupted; 2 wrong arguments or folders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ stop.install()
 
 
 def main(folder: str, index: str, work: Work | None = None) -> int:
-    """Claim the task's attempt, send all output to its log, and run it."""
+    """Claim the task's attempt, redirect all output to its log, run it, and return the exit status."""
     from orchestrator.errors import OrchError
     from orchestrator.system.files import check_private
     from orchestrator.worker.assignment import Assignment
@@ -50,7 +50,7 @@ def main(folder: str, index: str, work: Work | None = None) -> int:
 
 if __name__ == "__main__":
     status = main(sys.argv[1], sys.argv[2])
-    with suppress(OSError):  # of a full disk: the status says how the run has ended
+    with suppress(OSError):  # the disk may be full; the status still tells how the run ended
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)  # no library's exit handler may change the status, or hang

@@ -1,4 +1,4 @@
-"""What a launch's plan tells this process to do, and the claim of the attempt in which it does it."""
+"""The task that a launch's plan assigns to this process, and the claim of an attempt for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEADER_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """One task of a launch, seen by one of its processes. `planned.attempt` is the attempt to work in."""
+    """One task of a launch, as seen by one of its processes. `planned.attempt` is the attempt to work in."""
 
     launch: LaunchPaths
     header: LaunchHeader
@@ -59,28 +59,29 @@ class Assignment:
 
     @property
     def leads(self) -> bool:
-        """Whether this process claims, records and logs for the run."""
+        """Whether this process is rank 0, which claims, records and logs for the run."""
         return self.context.rank == 0
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody has cancelled this run in its launch."""
+        """Whether this run has been cancelled in its launch."""
         return listed(self.launch.cancelled / self.planned.run)
 
     @property
     def rank_failed(self) -> bool:
-        """Whether a rank other than 0 has failed, and with it the run."""
+        """Whether a rank other than 0 has failed, which fails the run."""
         return any(self.attempt.failed_ranks())
 
     @property
     def superseded(self) -> bool:
-        """Whether a later attempt of the run has been claimed: Slurm had lost this one's node."""
+        """Whether a later attempt of the run has been claimed, because Slurm lost contact with this one's node."""
         return is_superseded(self.attempt)
 
     def take(self) -> Self | None:
-        """Return the assignment with the attempt that is ours; None if the run is somebody else's, or has ended.
+        """Claim an attempt and return the assignment with it; None if another job has the run, or it has ended.
 
-        Rank 0 claims; the others wait for its claim. A requeued job goes on in the next attempt.
+        Rank 0 claims; the others wait for its claim. A requeued job continues in the next attempt. Raises ClusterError
+        if rank 0 does not claim in time.
         """
         return self._claim() if self.leads else self._await_claim()
 
@@ -107,7 +108,7 @@ class Assignment:
         if not claim_attempt(chosen.attempt, claim):
             return None
         if claim.address:
-            _meet(claim.address)
+            _set_rendezvous(claim.address)
         return chosen
 
     def _await_claim(self) -> Self | None:
@@ -116,7 +117,7 @@ class Assignment:
             ours = self.attempts_of_this_job() if self.context.job else [self]
             claim = read_claim(ours[-1].attempt) if ours and listed(ours[-1].attempt.path) else None
             if claim is not None and self._leads_us(claim):
-                _meet(claim.address)
+                _set_rendezvous(claim.address)
                 return ours[-1]
             chosen = self.next_start()
             if chosen is None or self.cancelled or chosen.taken_by_others:
@@ -125,17 +126,18 @@ class Assignment:
         raise ClusterError(
             f"rank {self.context.rank} has waited {_LEADER_SECONDS:.0f} s for rank 0",
             why="rank 0 has claimed no attempt",
-            fix="see the job's own output for what became of rank 0",
+            fix="look in the job's own output for the error of rank 0",
         )
 
     def _leads_us(self, claim: Claim) -> bool:
-        """Return whether a claim of our task is that of our own rank 0."""
+        """Return whether a claim of this task was made by this process's own rank 0."""
         return claim.restart == self.context.restart if self.context.job else claim.process.pid == self.context.leader
 
     def next_start(self) -> Self | None:
-        """Return the attempt that a start of this job begins; None if the run has ended in an earlier one.
+        """Return the assignment with the attempt that this start of the job may begin.
 
-        Nor does a start begin any that the job has left behind: Slurm had lost its node, and started the job again.
+        None if the run has ended in an earlier attempt, or if a later start of the job has begun: then Slurm lost
+        contact with this node, and restarted the job elsewhere.
         """
         ours = self.attempts_of_this_job()
         claim = read_claim(ours[-1].attempt) if ours else None
@@ -146,7 +148,7 @@ class Assignment:
         return ours[-1].following() if ours else self
 
     def attempts_of_this_job(self) -> list[Self]:
-        """Return this task's attempts that the same scheduler's job has claimed, oldest first."""
+        """Return this task's attempts that the same job has claimed, oldest first; none outside of a job."""
         found = []
         candidate = self
         there = set(names_in(self.run.path)) if self.context.job else set()
@@ -159,18 +161,18 @@ class Assignment:
 
     @property
     def taken_by_others(self) -> bool:
-        """Whether another job, or another start, has claimed the attempt."""
+        """Whether another job, or another start of the run, has claimed the attempt."""
         claim = read_claim(self.attempt) if listed(self.attempt.path) else None
         if claim is None:
             return False
         return claim.job != self.context.job if self.context.job else not self._leads_us(claim)
 
     def following(self) -> Self:
-        """Return the same assignment, in the next attempt."""
+        """Return the same assignment with the next attempt."""
         return replace(self, planned=replace(self.planned, attempt=self.planned.attempt + 1))
 
 
-def _meet(address: str) -> None:
-    """Have torch.distributed meet where rank 0 listens."""
+def _set_rendezvous(address: str) -> None:
+    """Set the rendezvous of torch.distributed to the address of rank 0."""
     host, _, port = address.rpartition(":")
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": port}

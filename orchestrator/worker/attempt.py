@@ -1,4 +1,4 @@
-"""One attempt, from its claim to its last event. Torch and Lightning are imported only once data is staged."""
+"""One attempt, from its claim to its final event. Torch and Lightning are imported only after the data is staged."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ import yaml
 from orchestrator.config.credentials import masked
 from orchestrator.config.secrets import Secrets
 from orchestrator.errors import OrchError, StateError
-from orchestrator.launch import dependencies as after
-from orchestrator.launch import recovery
-from orchestrator.launch import starts as start
+from orchestrator.launch import dependencies, recovery, starts
 from orchestrator.records.attempts import EventWriter, mark_state, read_attempts, read_claim
 from orchestrator.records.checkpoints import latest
 from orchestrator.records.launches import read_run_config
@@ -32,9 +30,7 @@ from orchestrator.spec import PROJECT, STARTS, VIEW, Objective, Point
 from orchestrator.system.files import listed, replace_text
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.fluent import fluent
-from orchestrator.worker import cause, log, requeue, superseded, trial
-from orchestrator.worker import on_run_end as aftermath
-from orchestrator.worker import staging as data
+from orchestrator.worker import cause, log, on_run_end, requeue, staging, superseded, trial
 from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.fit import libraries
 from orchestrator.worker.monitor import heartbeat
@@ -47,11 +43,11 @@ _log = logging.getLogger(__name__)
 
 
 Work = Callable[[Assignment, dict[str, Any], EventWriter, StopSignal], dict[str, Any]]
-"""What a run does once its data is staged: takes the config with this node's folders, returns the `done` data."""
+"""The work of a run after staging: takes the config with this node's folders, returns the data of `done`."""
 
 
 def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> int:
-    """Run a claimed attempt to its last event and return the exit status: 0 done, 1 failed, 143 interrupted."""
+    """Run a claimed attempt to its final event and return the exit status: 0 done, 1 failed, 143 interrupted."""
     attempt = assignment.attempt
     events = EventWriter(attempt.events if assignment.leads else Path(os.devnull))
     usage = Usage.of(assignment.context)
@@ -64,9 +60,9 @@ def run(assignment: Assignment, stop: StopSignal, work: Work | None = None) -> i
         except InterruptedByInfrastructureError as error:
             status = 143
             if uploader:
-                uploader.release()  # it sends while we wait to be killed
+                uploader.release()  # it sends the rest while this process waits to be killed
             requeue.after_interruption(assignment, error)
-    if uploader:  # the run's own record has been written
+    if uploader:  # the final event has been written
         uploader.close(float(assignment.header.tracking["end_seconds"]))
     return status
 
@@ -77,9 +73,9 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
         events.write("started", launch=assignment.planned.launch, attempt=attempt, usage=usage.to_json())
         _mark(assignment, RunState.RUNNING)
         requeue.check(assignment)
-        after.require(assignment.launch)
+        dependencies.require(assignment.launch)
         _check_environment(assignment)
-        with measured(assignment), data.staged(assignment, events, stop) as view:
+        with measured(assignment), staging.staged(assignment, events, stop) as view:
             superseded.check(assignment)
             config = _place(assignment, view, trial.given(assignment, events))
             secrets = Secrets.of(config)
@@ -104,16 +100,16 @@ def _run(assignment: Assignment, events: EventWriter, usage: Usage, stop: StopSi
     _mark(assignment, RunState.DONE)
     _log.info("done")
     if assignment.leads:
-        aftermath.ended(assignment)
+        on_run_end.ended(assignment)
     return 0
 
 
 def _cause(assignment: Assignment, stop: StopSignal, error: BaseException) -> InterruptedByInfrastructureError | None:
-    """Return what has interrupted a run, where its error is only a symptom; None where the error is the cause."""
+    """Return the interruption that an error is a symptom of; None if the error itself is the cause."""
     if assignment.superseded:
         return superseded.error()
     if stop.received and not isinstance(error, OrchError) and _by_stopping(assignment, stop.received):
-        # Whatever goes wrong once we were told to stop, such as loaders that were told, too, is no failure.
+        # An error after a request to stop is not a failure: data loaders, for one, get the same signal.
         return InterruptedByInfrastructureError(stop.received)
     found = cause.infrastructure(error, assignment.attempt.path)
     if found:
@@ -142,7 +138,7 @@ def _described(assignment: Assignment, cause: str, reason: str) -> tuple[str, re
 
 
 def _leave(assignment: Assignment, events: EventWriter, usage: Usage) -> None:
-    """End this process from another thread: the training may hang, and nothing of it is needed any more."""
+    """End this process from another thread: the training may hang, and its results are no longer needed."""
     try:
         _say_interrupted(assignment, events, usage, superseded.error())
     finally:
@@ -160,23 +156,23 @@ def _say_interrupted(
             events = EventWriter(assignment.attempt.rank_events(assignment.context.rank), redact=events.redact)
     try:
         events.write("interrupted", reason=_why(assignment, error), usage=usage.to_json(), **more)
-    except OSError as refused:  # by the disk that it is about: the exit status says the same
+    except OSError as refused:  # the failing disk itself may refuse it; the exit status says the same
         _log.warning("not recorded: %s", refused)
     _mark(assignment, RunState.CANCELLED if assignment.cancelled else RunState.INTERRUPTED)
 
 
 def _show(text: str) -> None:
-    """Print to the log, as far as its disk takes it."""
+    """Print to the log; ignore a disk that fails."""
     with suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
 def _by_stopping(assignment: Assignment, signal: str) -> bool:
-    """Whether an error comes of being told to stop: of several ranks, one that dies stops the others by SIGTERM, too.
+    """Whether an error is a consequence of the request to stop.
 
-    Then the job runs on as far as Slurm knows. Where Slurm is ending it, some nodes' processes are killed before
-    others', which lose their connection.
+    With several ranks, SIGTERM may also come from srun, because one rank has died: then Slurm is not ending the job,
+    and the error counts. If Slurm is ending it, some nodes' processes are killed first, and the others lose connection.
     """
     return assignment.planned.resources.world_size == 1 or requeue.job_is_ending(assignment, signal)
 
@@ -211,25 +207,25 @@ def _train(assignment: Assignment, config: dict[str, Any], events: EventWriter, 
 
 
 def _objective(assignment: Assignment) -> Objective | None:
-    """Return what a run is judged by: a trial by what its search looks for, whoever has launched it again."""
+    """Return the objective of a run: for a trial that of its search, even if another launch runs it again."""
     searched = read_trial(assignment.launch, assignment.planned)
     if searched and len(searched.search.objectives) == 1:
         return searched.search.objectives[0]
     return assignment.header.objective
 
 
-def _start(assignment: Assignment, frozen: start.Start | None) -> Path | None:
-    """Return the checkpoint that the run starts from, if it does; raise StateError where it is not what it was."""
+def _start(assignment: Assignment, frozen: starts.Start | None) -> Path | None:
+    """Return the checkpoint that the run starts from, or None. Raises StateError if it has changed since the launch."""
     if frozen is None:
         return None
-    path = start.locate(frozen, assignment.launch.runs)
+    path = starts.locate(frozen, assignment.launch.runs)
     if assignment.leads:
-        start.check_content(frozen, path)
+        starts.check_content(frozen, path)
     return path
 
 
 def _why(assignment: Assignment, error: InterruptedByInfrastructureError) -> str:
-    """Return why a run has stopped, as far as that can be known from here."""
+    """Return why a run has stopped, as far as this process can know."""
     if not error.asked:
         return str(error)
     claim, hours = read_claim(assignment.attempt), assignment.planned.resources.hours
@@ -255,7 +251,7 @@ def _check_environment(assignment: Assignment) -> None:
 
 
 def _place(assignment: Assignment, view: str | None, point: Point | None) -> dict[str, object]:
-    """Return the config with this node's folders in it, and of a trial with the values that it was given."""
+    """Return the config with this node's folders and, for a trial, the values that it was given."""
     config = read_run_config(assignment.launch, assignment.planned, point)
     if assignment.leads and not listed(assignment.run.config):
         replace_text(assignment.run.config, yaml.safe_dump(masked(config), sort_keys=False))
@@ -280,11 +276,11 @@ def _fail(assignment: Assignment, events: EventWriter, usage: Usage, error: Base
     text = "".join(traceback.format_exception(error))
     _show(events.redact(text))
     if cause.lost_rank(error) and not assignment.rank_failed:
-        # It may have been killed, or have failed so early that it could not say so: its exit status says which.
+        # That rank was killed, or failed too early to record it. Its exit status shows which.
         _log.warning("the connection to another rank is lost")
         return
     mark_state(assignment.experiment, assignment.planned.run, assignment.planned.attempt, RunState.FAILED.value)
-    if assignment.rank_failed:  # and so this rank lost its connection: that is no cause
+    if assignment.rank_failed:  # this rank's error is only a consequence, such as a lost connection
         events.write("interrupted", reason="another rank has failed", usage=usage.to_json())
         return
     if not assignment.leads:
@@ -292,11 +288,11 @@ def _fail(assignment: Assignment, events: EventWriter, usage: Usage, error: Base
     message = f"{error}{cause.advice(error)}"
     found = {"signature": signature(error, assignment.code), "message": message, "traceback": text}
     events.write("failed", **found, usage=usage.to_json())
-    aftermath.failed(assignment, found["signature"])
+    on_run_end.failed(assignment, found["signature"])
 
 
 def signature(error: BaseException, roots: list[str]) -> str:
-    """Return what equal failures have in common: the type, and the innermost line of the project's own code."""
+    """Return a text that equal failures share: the error's type, and the innermost line of the project's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if any(frame.filename.startswith(f"{root}{os.sep}") for root in roots)]
     if isinstance(error, OrchError):
@@ -309,7 +305,7 @@ def signature(error: BaseException, roots: list[str]) -> str:
 
 
 def _mark(assignment: Assignment, state: RunState) -> None:
-    """Leave a mark in the index, which is derived: where the disk refuses it, the run is still what its events say."""
+    """Write the state to the index. A write error is only logged: the index is derived from the events."""
     if not assignment.leads or assignment.superseded:
         return
     try:

@@ -1,4 +1,4 @@
-"""What an error is a symptom of: a process that is gone, or a disk that fails: no failures of the user's code."""
+"""Errors that are only symptoms: of a killed process, or of a disk that fails. The user's code is not to blame."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGE = Path(__file__).parents[1]
 _WRITERS = tuple(
     str(_PACKAGE / part) for part in ("records/", "system/files.py", "tracking/spool.py", "worker/fit/checkpoints.py")
 )
-"""Where we read and write for a run: its records, its spool and its checkpoints, those of a callback too."""
+"""The code that reads and writes files of a run: records, spool, and checkpoints, including those of callbacks."""
 _KILLED_LOADER = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: Killed")
 _LOST = re.compile(
     r"connection (was likely )?(closed|reset)|broken pipe|remote process exited|ncclRemoteError|got 0 bytes",
@@ -26,7 +26,7 @@ _LOST = re.compile(
 
 
 def lost_rank(error: BaseException) -> bool:
-    """Return whether an error of torch.distributed says that another process is gone, and not what has ended it."""
+    """Return whether an error says only that torch.distributed lost another process, and not why that one ended."""
     return any(
         isinstance(each, RuntimeError)
         and (type(each).__name__.startswith("Dist") or "gloo" in str(each).lower())
@@ -60,10 +60,10 @@ def advice(error: BaseException) -> str:
 
 
 def failing_disk(error: BaseException, folder: Path) -> str:
-    """Return what has failed in reading or writing for a run, and where; empty for any other error.
+    """Return how a disk failed for a run's files, and where; an empty text for any other error.
 
-    `folder` is the run's: an error of a file that is open already does not name it. A user's own file is not meant,
-    but for what is printed to a log that does not fit.
+    `folder` is the run's; it is named if the error names no file, as for a file that is already open. Errors from the
+    user's own files do not count, unless the disk of `folder` is full: then the log could not be written either.
     """
     chain = list(_chain(error))
     ours = any(map(_is_ours, chain))
@@ -86,7 +86,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and those that it came of: torch reports a file that it cannot close over what went wrong."""
+    """Yield an error, its causes and contexts. Torch hides a write error behind that of closing the file."""
     seen: set[int] = set()
     left = [error]
     while left:

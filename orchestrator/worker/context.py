@@ -1,4 +1,4 @@
-"""Where this process stands: its rank among the run's processes, and the scheduler's job it belongs to."""
+"""The context of this process: its rank among the run's processes, and the scheduler's job that it belongs to."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from orchestrator.slurm import commands
 from orchestrator.system.processes import ProgramError
 
 JOB, RESTART = "ORCH_JOB", "ORCH_RESTART"
-"""In the environment of a packed run, which is shown nothing else of the job that it shares."""
+"""Environment variables of a packed run, the only ones that describe the job that it shares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessContext:
-    """One process of a run. `job` and `restart` are the scheduler's; without one they are empty and 0.
+    """One process of a run. `job` and `restart` are the scheduler's; without a scheduler they are empty and 0.
 
-    `packed`: the job has several runs, and a supervisor of ours that answers to the scheduler for all of them.
-    `leader` is the process id of rank 0 where a supervisor of ours has started the ranks, `devices` the numbers of
-    the GPUs that it gave them, `attempt` the one that it wants begun; 0: the one that was planned.
+    `packed`: the job has several runs, and `orchestrator.worker.pack` deals with the scheduler for all of them. If a
+    supervisor has started the ranks, `leader` is the process id of rank 0, `devices` the numbers of their GPUs, and
+    `attempt` the one to begin; 0: the planned one.
     """
 
     rank: int = 0
@@ -43,7 +43,7 @@ class ProcessContext:
 
     @classmethod
     def of(cls, environ: Mapping[str, str], *, slurm: bool) -> Self:
-        """Read the context from Slurm's variables, or from those that our supervisor sets."""
+        """Read the context from Slurm's variables, or from those that a supervisor sets."""
         if not slurm:
             return cls._local(environ)
         if "SLURM_JOB_ID" not in environ and JOB in environ:
@@ -72,7 +72,7 @@ class ProcessContext:
         )
 
     def listen_address(self) -> str:
-        """Return `host:port` where rank 0 can be reached by the others, or nothing where there are none."""
+        """Return a free `host:port` of rank 0 for the other ranks; an empty text if there are none."""
         if self.processes == 1:
             return ""
         with socket.socket() as probe:
@@ -85,7 +85,7 @@ class ProcessContext:
         name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         found = [_address(candidate) for candidate in (_slurm_address(name), name, socket.gethostname())]
         known = [address for address in found if address]
-        # Debian names a host 127.0.1.1 in its own /etc/hosts: no other node would find it there.
+        # Debian maps a host's own name to 127.0.1.1 in /etc/hosts, where no other node can reach it.
         return next((address for address in known if not address.startswith("127.")), [*known, name][0])
 
 
@@ -97,7 +97,7 @@ def _address(name: str) -> str:
 
 
 def _slurm_address(node: str) -> str:
-    """Return the address that Slurm uses for a node: a name that does not resolve hangs training (FACTS 18)."""
+    """Return the address that Slurm uses for a node: training hangs on a name that does not resolve (FACTS 18)."""
     try:
         text = commands.run(["scontrol", "--all", "--oneliner", "show", "node", node], timeout_s=30)
     except ProgramError:

@@ -12,12 +12,12 @@ from orchestrator.system.files import again
 
 
 def to_stderr() -> None:
-    """Log to standard error. It comes before Lightning is imported, which else logs in a way of its own."""
+    """Log to standard error. Call it before Lightning is imported, which otherwise configures logging itself."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
 
 
 def redact(texts: Redact) -> None:
-    """Take out of what is logged from now on what may not be written; the tracebacks in it, too."""
+    """Redact secrets in all log lines from now on, including their tracebacks."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Redacting(handler.formatter or logging.Formatter(), texts))
 
@@ -32,7 +32,7 @@ class _Redacting(logging.Formatter):
 
 
 def to_file(path: Path) -> None:
-    """Send all that this process, and what it starts, prints and logs to a file, and work in its folder."""
+    """Redirect all output of this process and its children to a file, and change to the file's folder."""
     descriptor = again(lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What the end of a run means for its launch: the brake after a failure, and telling a person.
+"""Consequences of a run's end for its launch: the failure limit, and notifications.
 
 Nothing here may change how the run itself has ended.
 """
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 def failed(assignment: Assignment, signature: str) -> None:
-    """See to what a failure means for the runs that have not begun. The failure has been written down."""
+    """Apply the failure limit to runs that have not begun, and notify. The failure must be recorded already."""
     launch, run_id = assignment.launch, assignment.planned.run
     try:
         stopped = failure_limit.brake_after(launch, run_id, signature)
@@ -25,13 +25,13 @@ def failed(assignment: Assignment, signature: str) -> None:
 
             SlurmCluster(SlurmOptions()).cancel(launch, stopped)
     except (OrchError, OSError) as error:
-        _log.warning("the launch goes on: %s", error)  # where only Slurm was not told, its tasks see the marks
+        _log.warning("the launch goes on: %s", error)  # if only scancel failed, the tasks still see their marks
     notification.notify(launch, notification.Event.FAILED, run_id=run_id, reason=signature)
     ended(assignment)
 
 
 def ended(assignment: Assignment) -> None:
-    """Tell of the launch's end, if this was the last of its runs. Its own end has been written down."""
+    """Notify that the launch has ended, if this was its last run. The run's end must be recorded already."""
     try:
         notification.notify_if_ended(assignment.launch)
     except (OrchError, OSError) as error:

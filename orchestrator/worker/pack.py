@@ -1,10 +1,10 @@
 """`python -m orchestrator.worker.pack LAUNCH INDEX`: the runs of a pack, in one job of Slurm.
 
-A supervisor starts them from a warm parent, as many at once as `resources.pack` says, and sees to each one's end; it
-alone answers to Slurm. Told to stop, it has all of them save, and does what one run by itself would: see `requeue`.
-A job that is started again goes on with the runs that have not ended.
+A supervisor starts them from a prefork server, at most `resources.pack` at once, and watches each one to its end; only
+this process deals with Slurm. On a signal, all runs save, and this process requeues as a single run would: see
+`requeue`. A restarted job continues with the runs that have not ended.
 
-Exit status: 0 nothing is left, and nothing has failed; 3 some runs have failed; 143 interrupted; 2 wrong arguments.
+Exit status: 0 all have ended, none has failed; 3 some runs have failed; 143 interrupted; 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSi
 
 stop = StopSignal()
 if __name__ == "__main__":
-    stop.install()  # before all that takes time
+    stop.install()  # before the slow imports
 
 import logging
 import os
@@ -49,14 +49,14 @@ from orchestrator.worker.superseded import EVERY_SECONDS
 
 _LOOK_SECONDS = 1.0
 _KEPT = ("SLURM_CONF", "SLURM_TMPDIR", "SLURM_ARRAY_TASK_COUNT")
-"""What a run may know of the job that it shares: how to ask Slurm, the job's scratch, and how many start together."""
-_LAST_SECONDS = 20.0  # of those between Slurm's signal and the time limit, what it takes to requeue the job
-_UNLIMITED_SECONDS = 1e6  # Slurm itself kills what does not end
+"""Variables of the job that its runs may see: how to reach Slurm, the job's scratch, how many tasks start together."""
+_LAST_SECONDS = 20.0  # before the time limit: the time it takes to requeue the job
+_UNLIMITED_SECONDS = 1e6  # Slurm itself kills runs that do not end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """The runs of one job, each as if it had it for itself; and what the job owes Slurm for all of them."""
+    """The runs of one job, each as if it had the job to itself, and the job's duties towards Slurm (a `JobOwner`)."""
 
     launch: LaunchPaths
     header: LaunchHeader
@@ -84,7 +84,7 @@ class Pack:
 
     @property
     def superseded(self) -> bool:
-        """Whether a later start of the job has begun a run of it."""
+        """Whether a later start of the job has begun one of its runs."""
         lasts = [ours[-1] for run in self.runs if (ours := run.attempts_of_this_job())]
         claims = (read_claim(last.attempt) for last in lasts)
         return any(claim is not None and claim.restart > self.context.restart for claim in claims)
@@ -94,16 +94,16 @@ class Pack:
         return all(run.cancelled for run in self.runs)
 
     def left(self) -> Self:
-        """Return the pack of those runs that this job has yet to end."""
+        """Return a pack of the runs that have not ended yet."""
         return replace(self, runs=tuple(run for run in self.runs if _start(run)))
 
     def tasks(self) -> list[Task]:
-        """Return them as tasks of a supervisor, each in its next attempt."""
+        """Return the runs that have not ended as tasks for a supervisor, each in its next attempt."""
         starts = filter(None, map(_start, self.runs))
         return [Task.of(start.launch, start.planned) for start in starts]
 
     def stopped_by_limit(self) -> bool:
-        """Whether a run has had its own time, and is to go on."""
+        """Whether a run has reached its own time limit, and is to continue."""
         lasts = [_last(run) for run in self.runs if not run.cancelled]
         return any(
             last is not None and last.state is RunState.INTERRUPTED and last.reason.startswith(requeue.LIMIT)
@@ -111,7 +111,7 @@ class Pack:
         )
 
     def exhausted(self) -> bool:
-        """Whether no run is to be started again: those begun have got no further, however often they were."""
+        """Whether no run may be restarted: all have begun, and have been restarted too often without progress."""
         begun = [ours[-1] for run in self.runs if (ours := run.attempts_of_this_job())]
         return len(begun) == len(self.runs) and all(map(requeue.exhausted, begun))
 
@@ -120,7 +120,7 @@ class Pack:
         return any(last is not None and last.state is RunState.FAILED for last in lasts)
 
     def write_replaced(self) -> None:
-        """Write down the end of the attempts that an earlier start of this job left without a word."""
+        """Record the end of attempts that an earlier start of this job left without a final event."""
         for run in self.runs:
             for earlier in run.attempts_of_this_job():
                 attempt = read_attempt(run.run, earlier.attempt)
@@ -130,9 +130,9 @@ class Pack:
 
 
 def _start(run: Assignment) -> Assignment | None:
-    """Return a run in the attempt that is to be started; None where nothing is left to do.
+    """Return a run with the attempt to start; None if nothing is left to do.
 
-    It may also have failed before it could claim that attempt.
+    A run may also have failed before it could claim that attempt.
     """
     start = None if run.cancelled else run.next_start()
     if start is None or start.taken_by_others:
@@ -141,13 +141,13 @@ def _start(run: Assignment) -> Assignment | None:
 
 
 def _last(run: Assignment) -> Attempt | None:
-    """Return the last attempt at what the plan asks for, whoever has begun it."""
+    """Return the latest attempt at the planned run, including those of other jobs."""
     begun = [attempt for attempt in read_attempts(run.run) if attempt.number >= run.planned.attempt]
     return begun[-1] if begun else None
 
 
 def work(pack: Pack, stop: StopSignal) -> int:
-    """Work off a pack; return the exit status of its job."""
+    """Run a pack to its end, or until a signal; return the exit status of its job."""
     pack.write_replaced()
     prefork = PreforkLauncher()
     supervisor = Supervisor(sync=lambda *_: None, start=_starter(prefork, pack.context), restarts=True)
@@ -173,7 +173,7 @@ def work(pack: Pack, stop: StopSignal) -> int:
 
 
 def _starter(prefork: PreforkLauncher, context: ProcessContext) -> Callable[[Start], Handle]:
-    """Return what starts a run of a job as one that shares it."""
+    """Return a function that starts a run with the variables of the shared job."""
     shown = {key: os.environ[key] for key in _KEPT if key in os.environ}
     shown |= {JOB: context.job, RESTART: str(context.restart)}
 
@@ -184,7 +184,7 @@ def _starter(prefork: PreforkLauncher, context: ProcessContext) -> Callable[[Sta
 
 
 def _end(pack: Pack, received: str | None) -> int:
-    """Do what the job owes Slurm, once no run is at work; return its exit status."""
+    """Requeue the job if needed, once no run is active; return its exit status."""
     told = received or (requeue.TIME_LIMIT if pack.stopped_by_limit() else None)
     left = pack.left()
     if told and left.runs:

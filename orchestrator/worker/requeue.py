@@ -1,8 +1,8 @@
-"""What an interrupted process owes the scheduler (FACTS 3, 4, 11).
+"""The duties of an interrupted process towards the scheduler (FACTS 3, 4, 11).
 
-Under Slurm a job that ends by itself after SIGTERM counts as completed, and is not requeued: it must stay alive
-until it is killed. At the time limit it must requeue itself. A cancelled run must do neither, and one that starts
-again and again without getting further must end.
+Under Slurm, a job that ends by itself after SIGTERM counts as completed and is not requeued: it must stay alive until
+it is killed. At the time limit it must requeue itself. A cancelled run must do neither, and a run that restarts again
+and again without making progress must end.
 """
 
 from __future__ import annotations
@@ -26,75 +26,75 @@ _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 3600.0
 _LOOK_SECONDS = 1.0
 _LEADER_SECONDS = 40.0
-_ANSWER_SECONDS = 5.0  # between a signal and SIGKILL there may be little more
+_ANSWER_SECONDS = 5.0  # SIGKILL may follow a signal not much later
 _LIMIT = "no further step"
 LIMIT = "time limit"
-"""How the reason begins of a run that was stopped by one."""
+"""The beginning of the reason of a run that reached its time limit."""
 TIME_LIMIT = "SIGUSR2"  # what Slurm sends some time before the time limit (`--signal`)
 
 
 def check(assignment: Assignment) -> None:
-    """Raise InterruptedByInfrastructureError where the job has been started again too often, by whomever.
+    """Raise InterruptedByInfrastructureError if the job has been restarted too often, by Slurm or by a user.
 
-    All ranks find the same: what came before is written.
+    All ranks come to the same result, because they read only earlier attempts.
     """
     if assignment.context.restart and _exhausted(assignment, _starts(assignment)[:-1]):
         raise InterruptedByInfrastructureError(_LIMIT)
 
 
 def reason(assignment: Assignment, signal: str) -> str:
-    """Return why a run was asked to stop, as far as that can be known from here; Slurm is asked."""
+    """Return why a run was asked to stop, as far as this process and Slurm know."""
     hours = assignment.planned.resources.hours
     if assignment.cancelled:
         return f"cancelled, stopped by {signal}"
     key, most = _most(assignment)
-    no_more = f"no more requeues without getting further ({key}={most})"
+    no_more = f"no more requeues without progress ({key}={most})"
     if signal == _LIMIT:
         return no_more
     if signal == TIME_LIMIT and assignment.context.job:
         limit = f"{LIMIT} of {hours:g} h" if hours and not assignment.context.packed else LIMIT
         return f"{limit}, {no_more}" if _exhausted(assignment, _starts(assignment)) else limit
-    told = _told_by_slurm(assignment) if assignment.leads and assignment.context.job else ""
+    told = _why_slurm_ends(assignment) if assignment.leads and assignment.context.job else ""
     return f"{told}, stopped by {signal}" if told else f"stopped by {signal}"
 
 
 def job_is_ending(assignment: Assignment, signal: str) -> bool:
-    """Return whether Slurm itself is ending the job, and not only a process of it has died."""
+    """Return whether Slurm is ending the whole job, rather than one of its processes having died."""
     if not assignment.context.job:
         return False
-    return signal == TIME_LIMIT or _told_by_slurm(assignment) != ""
+    return signal == TIME_LIMIT or _why_slurm_ends(assignment) != ""
 
 
 class JobOwner(Protocol):
-    """What the scheduler's job is about: one run, or a pack of them."""
+    """The owner of the scheduler's job: one run, or a pack of runs."""
 
     @property
     def context(self) -> ProcessContext: ...
     @property
     def leads(self) -> bool:
-        """Whether this process answers for the job before all others of it."""
+        """Whether this process, of all the job's processes, is the one to requeue it."""
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody wants it any more."""
+        """Whether all of the job's runs have been cancelled."""
 
     @property
     def rank_failed(self) -> bool:
-        """Whether another process of it has failed, and with it the whole."""
+        """Whether another process of the job has failed, which fails the run."""
 
     @property
     def superseded(self) -> bool:
-        """Whether the scheduler has started it again elsewhere, and this is a process that it has lost."""
+        """Whether the scheduler has lost contact with this process, and restarted the job elsewhere."""
 
 
 def after_interruption(assignment: Assignment, error: InterruptedByInfrastructureError) -> None:
-    """Return at once where nothing is owed; else requeue if that is ours to do, and wait to be killed."""
-    if not assignment.context.packed:  # there the pack answers for all its runs
+    """Requeue the job if that is this process's duty, and wait to be killed; return at once if nothing is to do."""
+    if not assignment.context.packed:  # a pack does it for all its runs
         answer(assignment, error, exhausted=lambda: exhausted(assignment))
 
 
 def answer(job: JobOwner, error: InterruptedByInfrastructureError, *, exhausted: Callable[[], bool]) -> None:
-    """Do what `after_interruption` does, for a run or a pack."""
+    """Do as `after_interruption` does, for a run or a pack. `exhausted`: whether it was restarted often enough."""
     signal = str(error)
     if not error.asked or not job.context.job or job.cancelled or job.superseded or signal == _LIMIT:
         return
@@ -108,10 +108,10 @@ def answer(job: JobOwner, error: InterruptedByInfrastructureError, *, exhausted:
 
 
 def _requeue(job: JobOwner) -> None:
-    """Requeue the job; other ranks than 0 only where that has not: it may hang in an operation that waits for us."""
+    """Requeue the job. Other ranks do so only if rank 0 has not, which may hang in a collective operation."""
     if not job.leads:
-        time.sleep(_LEADER_SECONDS)  # where rank 0 has done it, this is not outlived
-    told = _told_by_slurm(job) or ""
+        time.sleep(_LEADER_SECONDS)  # if rank 0 has requeued the job, this process is killed meanwhile
+    told = _why_slurm_ends(job) or ""
     if told.endswith("in Slurm") or (told and not job.leads):  # cancelled meanwhile, or requeued already
         return
     try:
@@ -121,20 +121,20 @@ def _requeue(job: JobOwner) -> None:
 
 
 def _node_goes_down(job: JobOwner, error: InterruptedByInfrastructureError) -> bool:
-    """Return whether some of several nodes shut down, in order: told by their SIGTERM, of which Slurm knows nothing.
+    """Return whether one of several nodes is being shut down cleanly: a SIGTERM that Slurm knows nothing of.
 
-    It would requeue the job for a node that is lost, but the step has failed by then: a rank is dead.
+    Slurm would requeue the job once the node is lost, but by then a rank has died and the step has failed.
     """
-    return error.together and job.context.nodes > 1 and _told_by_slurm(job) == ""
+    return error.together and job.context.nodes > 1 and _why_slurm_ends(job) == ""
 
 
 def exhausted(assignment: Assignment) -> bool:
-    """Return whether a run has started again often enough, by its attempts up to the given one."""
+    """Return whether a run has been restarted too often without progress, up to the assignment's attempt."""
     return _exhausted(assignment, _starts(assignment))
 
 
 def _starts(assignment: Assignment) -> list[Attempt]:
-    """Return the attempts of this very job, the current one last."""
+    """Return the attempts of this job, the current one last."""
     found: list[Attempt] = []
     for number in range(assignment.planned.attempt, 0, -1):
         attempt = read_attempt(assignment.run, assignment.run.attempt(number))
@@ -145,7 +145,7 @@ def _starts(assignment: Assignment) -> list[Attempt]:
 
 
 def in_vain(starts: Iterable[Attempt]) -> int:
-    """Return how many of the last starts again, in a row, took no step that had not been taken before."""
+    """Return the number of consecutive restarts, up to the last, that did not reach a new step."""
     furthest, count = None, 0
     for attempt in starts:
         step = int(attempt.progress.get("step", -1))
@@ -166,15 +166,15 @@ def _most(assignment: Assignment) -> tuple[str, int]:
     return "resources.attempts.without_progress", (assignment.planned.resources.attempts or Attempts()).without_progress
 
 
-def _told_by_slurm(job: JobOwner) -> str | None:
-    """Return why Slurm ends the job; nothing where it does not, None where it does not answer."""
+def _why_slurm_ends(job: JobOwner) -> str | None:
+    """Return why Slurm is ending the job; an empty text if it is not, None if Slurm does not answer."""
     argv = ["scontrol", "--all", "--oneliner", "show", "job", job.context.job]
     try:
         text = commands.run(argv, timeout_s=_ANSWER_SECONDS)
     except ProgramError:
         return None
     found = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", text))
-    requeued = int(found.get("Restarts", "0")) > job.context.restart  # while it is ending both say COMPLETING
+    requeued = int(found.get("Restarts", "0")) > job.context.restart  # a cancelled job, too, is COMPLETING for a while
     if found.get("JobState") in {"CANCELLED", "PENDING", "COMPLETING"}:
         return "requeued in Slurm" if requeued else "cancelled in Slurm"
     return "preempted" if found.get("PreemptTime", "None") not in {"None", "Unknown"} else ""

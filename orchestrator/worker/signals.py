@@ -1,4 +1,4 @@
-"""The one owner of signals. A handler only sets a flag; the training loop looks at it between steps."""
+"""The only module that handles signals. A handler only sets a flag, which the training loop checks between steps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2: the time li
 
 
 class InterruptedByInfrastructureError(BaseException):
-    """The run was asked to stop, and has saved what it can. Not an Exception: user code must not swallow it.
+    """The run has to stop, and has saved what it can. Not an Exception: user code must not swallow it.
 
-    `together`: all ranks have agreed on it, and so none of them was dead. `asked`: by a signal, which the scheduler has
-    an answer to; else this process has found by itself that it cannot go on, and ends at once, for a `cause` of those
-    in launch/recovery.py.
+    `together`: all ranks have agreed to stop, so all of them were alive. `asked`: a signal requested it, and the
+    scheduler may have to be answered; otherwise this process found that it cannot continue, and ends at once, for a
+    `cause` as in launch/recovery.py.
     """
 
     def __init__(self, told: str | None, *, together: bool = False, asked: bool = True, cause: str = "") -> None:
@@ -28,11 +28,11 @@ class StopSignal:
         self.received: str | None = None
 
     def install(self) -> None:
-        """Take the handlers; called again once Lightning has replaced them (it does so when fitting begins)."""
+        """Install the handlers. Call it again after Lightning has replaced them, as it does when fitting begins."""
         for number in _STOPPING:
             signal.signal(number, self._remember)
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # comes with SIGTERM at a preemption, and says nothing more
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # what came while Python started is heard now
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it with SIGTERM at a preemption; it adds nothing
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # signals that came while Python started arrive now
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name

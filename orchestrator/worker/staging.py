@@ -1,4 +1,4 @@
-"""The run's data version: on this node before the training, held while it lasts, and watched beside it."""
+"""The run's data version: staged to this node before the training, held and checked while it lasts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSi
 
 _log = logging.getLogger(__name__)
 
-_TELL_SECONDS = 2.0
+_REPORT_SECONDS = 2.0
 _JITTER_SECONDS_PER_TASK = 0.02
 _SHOWN = 3
 
 
 @contextmanager
 def staged(assignment: Assignment, events: EventWriter, stop: StopSignal) -> Iterator[str | None]:
-    """Bring the run's data version to this node and yield its view; None where the run names none.
+    """Bring the run's data version to this node and yield its view; None if the run names no version.
 
     Every process of the run does this: the first on its node copies, the others wait. Raises DataError, with the
-    node's name, where that fails, or where somebody has changed the view while it was used.
+    node's name, if staging fails, or if files of the view were changed while it was in use.
     """
     digest = assignment.planned.data
     if not digest:
@@ -42,7 +42,7 @@ def staged(assignment: Assignment, events: EventWriter, stop: StopSignal) -> Ite
     with _on_this_node():
         root = scratch_dir(section["scratch"], os.environ)
         store = Store(root, options, job=job, ask=job_runs if job else None)
-        version = store.find(digest) or _stage(store, assignment, digest, _Teller(events, stop), _jitter(options))
+        version = store.find(digest) or _stage(store, assignment, digest, _Reporter(events, stop), _jitter(options))
         heartbeat.beat(heartbeat.Stage.STARTING)
     _record(assignment, events, digest, version)
     watch = _Watch(store, version, stop) if assignment.context.first_on_node else None
@@ -59,9 +59,9 @@ def staged(assignment: Assignment, events: EventWriter, stop: StopSignal) -> Ite
         version.release()
 
 
-def _stage(store: Store, assignment: Assignment, digest: str, teller: _Teller, jitter_seconds: float) -> Staged:
+def _stage(store: Store, assignment: Assignment, digest: str, reporter: _Reporter, jitter_seconds: float) -> Staged:
     manifest = Manifest.read(assignment.experiment.manifest(digest))
-    return store.stage(manifest, report=teller.tell, fetcher=fetcher_of(manifest), jitter_seconds=jitter_seconds)
+    return store.stage(manifest, report=reporter.report, fetcher=fetcher_of(manifest), jitter_seconds=jitter_seconds)
 
 
 @contextmanager
@@ -73,27 +73,27 @@ def _on_this_node() -> Iterator[None]:
 
 
 def _jitter(options: Staging) -> float:
-    """Return how long an array's tasks may take to begin: a whole array that starts at once is a metadata storm."""
+    """Return the seconds over which an array's tasks spread their starts, to avoid a metadata storm."""
     tasks = int(os.environ.get("SLURM_ARRAY_TASK_COUNT") or 1)
     return min(options.jitter_seconds, _JITTER_SECONDS_PER_TASK * (tasks - 1))
 
 
-class _Teller:
-    """Writes progress as events, every few seconds, and ends the staging when the run is asked to stop."""
+class _Reporter:
+    """Writes progress events every few seconds, and ends the staging when the run is asked to stop."""
 
     def __init__(self, events: EventWriter, stop: StopSignal) -> None:
         self._events, self._stop = events, stop
-        self._told = time.monotonic()  # what takes no time is not worth an event
+        self._written = time.monotonic()  # a short staging needs no event
         self._seen = -1
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         if self._stop.received:
             raise InterruptedByInfrastructureError(self._stop.received)
-        if progress.waiting_for or progress.beats != self._seen:  # the process that is waited for has a watcher, too
+        if progress.waiting_for or progress.beats != self._seen:  # the process that copies has a watcher of its own
             self._seen = progress.beats
             heartbeat.beat(heartbeat.Stage.STAGING)
-        if time.monotonic() - self._told >= _TELL_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._written >= _REPORT_SECONDS:
+            self._written = time.monotonic()
             self._events.write(
                 "staging",
                 told=str(progress),
@@ -105,7 +105,7 @@ class _Teller:
 
 
 def _record(assignment: Assignment, events: EventWriter, digest: str, version: Staged) -> None:
-    """Leave the summary in the log and the events; a rank other than 0 has its own, if it has copied."""
+    """Write a summary to the log and the events. A rank other than 0 has events of its own, if it has copied files."""
     how = f"hit, waited {version.waited_seconds:.1f} s" if version.hit else f"copied {size(version.copied_bytes)}"
     _log.info("data version %s: %d files in %s (%s)", digest[:12], version.files, version.view, how)
     if not assignment.leads and version.hit:
@@ -129,13 +129,13 @@ def _record(assignment: Assignment, events: EventWriter, digest: str, version: S
 
 
 class _Watch:
-    """Looks at a view's sizes and times beside the training, and once more after it."""
+    """Checks the sizes and times of a view's files during the training, and once more after it."""
 
     def __init__(self, store: Store, version: Staged, stop: StopSignal) -> None:
         self._store, self._version, self._stop = store, version, stop
         self._problems: list[str] = []
         self._thread = threading.Thread(target=self._look, daemon=True)
-        if version.hit:  # what was copied just now has been read just now
+        if version.hit:  # files copied just now were verified just now
             self._thread.start()
 
     def _look(self) -> None:
@@ -147,7 +147,7 @@ class _Watch:
             self._stop.received = self._stop.received or "SIGTERM"
 
     def check(self, *, again: bool) -> None:
-        """Raise DataError if the view was changed; with `again`, look now."""
+        """Raise DataError if the view was changed. `again`: check once more, now."""
         if self._thread.ident is not None:
             self._thread.join()
         if again and not self._problems:
@@ -157,5 +157,5 @@ class _Watch:
             raise DataError(
                 f"node {socket.gethostname()}: the data version was changed while the run read it",
                 why=f"{len(self._problems)} files: {shown}",
-                fix=f"find out what writes into {self._version.view.parent.parent}; orch retry copies the version anew",
+                fix=f"find out what writes to {self._version.view.parent.parent}; orch retry copies the version again",
             )

@@ -1,7 +1,8 @@
-"""The end of an attempt whose run goes on in a later one: Slurm had lost its node, on which its processes are alive.
+"""The end of an attempt that a later one has superseded: Slurm lost contact with its node, but its processes live on.
 
-Two that train one run would both write its artifacts, and both send them. Rank 0 looks by a listing, which no cache of
-names can answer. It does not save: the later attempt has long begun from what was there.
+Two attempts that train one run would both write and upload its artifacts. Rank 0 looks for later attempts by listing
+the folder, which a network filesystem does not answer from its cache of names. A superseded attempt saves nothing: the
+later one has already resumed from an earlier checkpoint.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from orchestrator.worker.assignment import Assignment
 from orchestrator.worker.signals import InterruptedByInfrastructureError
 
 EVERY_SECONDS = 30.0
-"""How often an attempt, or a pack of runs, looks whether it goes on elsewhere."""
+"""How often an attempt, or a pack of runs, checks whether it has been superseded."""
 
 
 def error() -> InterruptedByInfrastructureError:
-    """Return the end of a superseded attempt."""
+    """Return the interruption that ends a superseded attempt."""
     return InterruptedByInfrastructureError("a later attempt of the run has been claimed", asked=False)
 
 
 def check(assignment: Assignment) -> None:
-    """Raise InterruptedByInfrastructureError in a superseded attempt, before it writes outside its own folder."""
+    """Raise InterruptedByInfrastructureError if the attempt is superseded. Call before writing outside its folder."""
     if assignment.superseded:
         raise error()
 
 
 @contextmanager
 def watched(assignment: Assignment, end: Callable[[], object], *, every_s: float = EVERY_SECONDS) -> Iterator[None]:
-    """Call `end`, in a thread, once a later attempt has been claimed; on rank 0."""
+    """On rank 0, call `end` from a thread once a later attempt has been claimed."""
     over = threading.Event()
 
     def look() -> None:

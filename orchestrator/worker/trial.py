@@ -1,4 +1,4 @@
-"""A trial of an adaptive sweep: the values that it is given, once, and its reports to whoever may end it early."""
+"""A trial of an adaptive sweep: its values, suggested once, and its reports to the pruner, which may end it early."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _log = logging.getLogger(__name__)
 _LEADER_SECONDS = 300.0
 
 Report = Callable[[int, float], bool]
-"""Takes the number of a validation, from 1, and the objective's value there; returns whether to stop."""
+"""Takes the number of a validation, from 1, and the objective's value; returns whether to stop the trial."""
 
 
 def given(assignment: Assignment, events: EventWriter) -> Point | None:
-    """Return the values that a trial trains with; None of a run that is none.
+    """Return the values that a trial trains with; None if the run is not a trial.
 
-    Rank 0 asks for them when the trial begins for the first time, and writes them down before anything is built. Any
-    later attempt has the same. The other ranks wait for it.
+    Rank 0 asks the search for them when the trial first begins, and writes them down before anything is built. Later
+    attempts use the same values. The other ranks wait for rank 0; raises ClusterError if they wait too long.
     """
     trial = read_trial(assignment.launch, assignment.planned)
     if trial is None:
@@ -48,7 +48,7 @@ def given(assignment: Assignment, events: EventWriter) -> Point | None:
 
 
 def reporter(assignment: Assignment, events: EventWriter) -> Report | None:
-    """Return what decides, of a trial that may be pruned, whether it goes on; None where nothing decides that."""
+    """Return the function that decides whether to prune a trial; None if the run is not a trial or has no pruner."""
     trial = read_trial(assignment.launch, assignment.planned)
     if trial is None or trial.search.pruner is None:
         return None
@@ -62,16 +62,16 @@ def reporter(assignment: Assignment, events: EventWriter) -> Report | None:
     try:
         study.resume(Asked(**values))
     except (OrchError, OSError) as error:
-        _log.warning("what the trial has reported before is not known: %s", error)
+        _log.warning("the trial's earlier reports cannot be read: %s", error)
 
     def report(validation: int, value: float) -> bool:
         try:
             stop, attrs = study.report(validation, value)
-        except Exception as error:  # noqa: BLE001 - neither the others' records nor a pruner may end a training
-            _log.warning("whether to prune is not decided: %r", error)
+        except Exception as error:  # noqa: BLE001 - a pruner, or other trials' records, may not end a training
+            _log.warning("the pruner has failed, the trial continues: %r", error)
             stop, attrs = False, {}
-        told = value if math.isfinite(value) else None
-        events.write("report", validation=validation, value=told, **({"attrs": attrs} if attrs else {}))
+        finite = value if math.isfinite(value) else None
+        events.write("report", validation=validation, value=finite, **({"attrs": attrs} if attrs else {}))
         return stop
 
     return report

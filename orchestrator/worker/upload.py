@@ -1,4 +1,4 @@
-"""The uploader's process beside a run: started with it, started again if it dies, and given a last moment."""
+"""The uploader process of a run: started with it, restarted if it dies, and given some time at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Uploader:
 
     @classmethod
     def beside(cls, assignment: Assignment) -> Self | None:
-        """Start one for a run whose launch wants it; None elsewhere."""
+        """Start an uploader if the run's launch asks for one; None otherwise, or if it cannot be started."""
         tracking = assignment.header.tracking
         if not assignment.leads or tracking["kind"] != "server" or tracking["upload"] != "jobs":
             return None
@@ -41,13 +41,13 @@ class Uploader:
             return None
 
     def release(self) -> None:
-        """Have it send what is left, and end."""
+        """Make it send the rest, and end. Returns at once."""
         with self._lock:
             self._closing.set()
-            _close_input(self._process, last=b"\n")  # a forked child that lives on holds the pipe open, too
+            _close_input(self._process, last=b"\n")  # a forked child that outlives this process keeps the pipe open
 
     def close(self, seconds: float) -> None:
-        """Release it, and wait for it so many seconds at most; what is left then is sent later."""
+        """Release it and wait for at most this many seconds; what it has not sent by then is sent later."""
         self.release()
         try:
             self._process.wait(timeout=seconds)

@@ -1,16 +1,16 @@
-"""`python -m orchestrator.worker.warm MODULE`: imports once what training needs, and forks a process for each run.
+"""`python -m orchestrator.worker.warm MODULE`: the prefork server, which imports training once and forks each run.
 
-A forked process becomes `python -m MODULE ...` in all that matters: a session, signals, an environment, a folder and
-output of its own. It only need not import torch and Lightning again.
+A forked process is equivalent to `python -m MODULE ...`, with a session, signal handlers, an environment, a folder and
+output of its own. It only saves the time of importing torch and Lightning.
 
-What a fork cannot take along must not be there before it: other threads, CUDA, NVML, MLflow. Where it is, this process
-ends, and says why; whoever asked for runs starts them one by one instead. It has no other state: whoever asks learns
-the process of each run at once, and if this process is killed, the runs go on without it.
+Some things do not survive a fork: other threads, CUDA, NVML, MLflow. If one of them is in use, this process prints
+which, and ends; its client (`orchestrator.local.prefork`) then starts runs one by one. It has no other state: the
+client learns the process of each run at once, and if this server is killed, the runs continue without it.
 
-It speaks JSON over the Unix socket that is its standard input, one message a packet:
-    in   {"ticket": 1, "argv": [...], "env": {...}, "cwd": "..."}, with the descriptor that takes the run's output,
-         and those that it shall keep open
-    out  {"ready": true}, then {"ticket": 1, "process": {...}}, and once that has ended {"pid": 123, "status": -9}
+It speaks JSON over the Unix socket that is its standard input, one message per packet:
+    in   {"ticket": 1, "argv": [...], "env": {...}, "cwd": "..."}, with the file descriptor for the run's output, and
+         those that the run has to keep open
+    out  {"ready": true}, then {"ticket": 1, "process": {...}}, and after its end {"pid": 123, "status": -9}
 """
 
 from __future__ import annotations
@@ -40,39 +40,39 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 def unfit() -> str:
-    """Return what this process has that a fork cannot take along, or nothing."""
+    """Return what in this process would not survive a fork; an empty text if there is nothing."""
     threads = psutil.Process().num_threads()
     if threads > 1:
         return f"it has {threads} threads"
     if "mlflow" in sys.modules:
         return "MLflow is imported"
-    if getattr(sys.modules.get("pynvml"), "nvmlLib", None) is not None:  # torch imports it, and calls nothing
+    if getattr(sys.modules.get("pynvml"), "nvmlLib", None) is not None:  # torch only imports it
         return "NVML is in use"
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     return "CUDA is in use" if cuda is not None and cuda.is_initialized() else ""
 
 
 def prepare(module: str) -> str:
-    """Import what a worker's module needs; return why this process cannot be forked for it, or nothing."""
+    """Import what a worker's module needs; return why this process cannot be forked, or an empty text."""
     log.to_stderr()
     _import_what_runs(module)
     if (first := os.fork()) == 0:
         os._exit(0)
-    os.waitpid(first, 0)  # numerical libraries end their pools of threads at a fork, and make new ones when needed
-    gc.freeze()  # what is there now is shared with all runs, and never looked at again
+    os.waitpid(first, 0)  # at a fork, numerical libraries end their thread pools, and make new ones when needed
+    gc.freeze()  # the collector then leaves these objects, shared with all runs, alone
     return unfit()
 
 
 def _import_what_runs(module: str) -> None:
-    """Import what a worker's module imports once it runs; another than ours, such as the tests' own, trains nothing."""
-    import orchestrator.worker.attempt  # noqa: F401 - it is to be there
+    """Import what a worker's module imports when it runs. Only `orchestrator.worker` trains; those of tests do not."""
+    import orchestrator.worker.attempt  # noqa: F401 - imported for its effect on sys.modules
 
     if module == "orchestrator.worker":
         libraries.load()
 
 
 class Server:
-    """Forks what is asked for, and tells of each end, until whoever asks closes the channel."""
+    """Forks the requested runs, and reports the end of each, until the client closes the channel."""
 
     def __init__(self, module: str, channel: socket.socket) -> None:
         self._module, self._channel = module, channel
@@ -95,7 +95,7 @@ class Server:
                 self._fork(json.loads(message), descriptors)
 
     def _take_signals(self) -> None:
-        """Be woken by the end of a child; what asks a run to stop is for the run alone to hear."""
+        """Wake up when a child ends, and ignore stop signals, which are meant for the runs."""
         for number in _STOPPING:
             signal.signal(number, signal.SIG_IGN)
         self._waker.setblocking(False)
@@ -112,10 +112,10 @@ class Server:
         for descriptor in descriptors:
             os.close(descriptor)
         self._children.add(pid)
-        self._send(ticket=request["ticket"], process=ProcessId.of(pid).to_json())  # it is there until we reap it
+        self._send(ticket=request["ticket"], process=ProcessId.of(pid).to_json())  # it exists until it is reaped here
 
     def _leave(self) -> None:
-        """Let go, in a forked process, of all that is the server's."""
+        """Reset, in a forked process, the signal handlers and sockets of the server."""
         signal.set_wakeup_fd(-1)
         for number in (*_STOPPING, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -123,7 +123,7 @@ class Server:
             each.close()
 
     def _ended(self) -> Iterator[tuple[int, int]]:
-        """Reap and yield the processes that have ended, each with its exit status; negative: a signal."""
+        """Reap and yield the processes that have ended, each with its exit status, or the negative of a signal."""
         for pid in sorted(self._children):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
@@ -135,7 +135,7 @@ class Server:
 
 
 def _become(module: str, request: Mapping[str, Any], output: int) -> NoReturn:
-    """Be the worker of a run, from its first line to its end."""
+    """Run the worker's module in this forked process, and exit with its status."""
     status = 1
     try:
         os.setsid()
@@ -148,10 +148,10 @@ def _become(module: str, request: Mapping[str, Any], output: int) -> NoReturn:
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:  # noqa: BLE001 - whatever it is, it ends this run and not the next
+    except BaseException:  # noqa: BLE001 - no error of a run may reach the server's code
         traceback.print_exc()
     finally:
-        with suppress(OSError):  # of a full disk
+        with suppress(OSError):  # the disk may be full
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
@@ -166,14 +166,14 @@ def _redirect(output: int) -> None:
 
 
 def main(module: str) -> int:
-    """Serve on standard input. Exit status: 0 nobody asks any more, 1 this process cannot be forked."""
+    """Serve on standard input. Exit status: 0 the client has closed the channel, 1 this process cannot be forked."""
     if why := prepare(module):
         sys.stderr.write(f"runs are started one by one, and not forked: {why}\n")
         return 1
     channel = socket.socket(fileno=os.dup(0))
     try:
         Server(module, channel).serve()
-    except (BrokenPipeError, ConnectionResetError):  # whoever asked has died; its successor finds the runs
+    except (BrokenPipeError, ConnectionResetError):  # the client has died; its successor adopts the runs
         return 0
     return 0
 

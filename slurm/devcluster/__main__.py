@@ -15,10 +15,10 @@ from .options import Options
 
 _UP_HELP = {
     "nodes": "number of nodes, n0, n1, ...",
-    "cpus": "CPUs of a node; they need not be there",
+    "cpus": "CPUs of a node; they need not exist",
     "gpus": "fake GPUs of a node",
-    "memory_mb": "memory of a node; it need not be there",
-    "tmp_mb": "size of each node's private /tmp; without it, what the disk has",
+    "memory_mb": "memory of a node; it need not exist",
+    "tmp_mb": "size of each node's private /tmp; without it, that of the disk",
     "grace_seconds": "time from SIGTERM to SIGKILL when a job is preempted",
     "kill_wait_seconds": "the same for scancel and the time limit",
     "lost_after_seconds": "how long a node may be silent before it is DOWN",
@@ -28,7 +28,7 @@ _UP_HELP = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 1 for a cluster that failed, 2 for a wrong request."""
+    """Run one command. Return the exit status: 1 for a cluster that failed, 2 for a wrong request."""
     arguments = _parser().parse_args(argv)
     try:
         return _act(DevCluster(arguments.state), arguments)
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.slurm.devcluster", description=__doc__)
     parser.add_argument("--state", type=Path, default=default_state(), help="state folder (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_up(commands.add_parser("up", help="start it, or what of it does not run; options not given: as last time"))
+    _add_up(commands.add_parser("up", help="start it, or its parts that do not run; options not given: as last time"))
     down = commands.add_parser("down", help="stop it; jobs and accounting are kept for the next up")
     down.add_argument("--purge", action="store_true", help="delete the state folder, too")
     commands.add_parser("status", help="show its daemons and nodes; exit status 1 if not all run")

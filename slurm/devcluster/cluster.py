@@ -1,7 +1,7 @@
-"""A development cluster: brings it up, takes it down, crashes and restores its parts. State is one folder.
+"""A development cluster: bring it up, take it down, crash and restore its parts. Its state is one folder.
 
-Not for machines shared with people you do not trust: with `auth/none` every local user who finds the ports
-can run jobs as root. Nothing listens on another address than the loopback one.
+Not for machines shared with people you do not trust: with `auth/none`, every local user who finds the ports can run
+jobs as root. Daemons listen only on the loopback address.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from .options import ClusterPaths, Options, Ports
 
 _PACKAGES = {"slurm-wlm": ("slurmctld", "slurmd", "srun", "sinfo", "scontrol"), "util-linux": ("unshare", "mount")}
 _ACCOUNTING_PACKAGES = {"slurmdbd": ("slurmdbd", "sacctmgr"), "mariadb-server": ("mariadbd", "mariadb-install-db")}
-_PORTS = range(20_000, 32_000)  # below what Linux hands out to outgoing connections
+_PORTS = range(20_000, 32_000)  # below the ports that Linux uses for outgoing connections
 _READY = re.compile(r"(IDLE|MIXED|ALLOCATED)(\+(COMPLETING|PLANNED|RESERVED))*")
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 
 
 def available(*, accounting: bool = False) -> str | None:
-    """Return in one line why no cluster can run on this machine, or None if one can."""
+    """Return why no cluster can run on this machine, as one line; None if one can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a development cluster needs root on Linux: it makes namespaces and mounts"
     wanted = _PACKAGES | (_ACCOUNTING_PACKAGES if accounting else {})
@@ -57,13 +57,13 @@ def available(*, accounting: bool = False) -> str | None:
 
 
 def default_state() -> Path:
-    """Return where a cluster's files lie when nothing else is said."""
+    """Return the default state folder of a cluster."""
     return state_dir() / "devcluster"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
-    """A node as slurmctld sees it. `started` is when its slurmd did, in seconds since the epoch."""
+    """A node as slurmctld sees it. `started`: when its slurmd started, in seconds since the epoch."""
 
     name: str
     state: str
@@ -71,17 +71,17 @@ class NodeState:
 
     @property
     def ready(self) -> bool:
-        """Return whether the node answers and takes jobs, or would if it had none."""
+        """Whether the node answers and accepts jobs, or would if it were idle."""
         return _READY.fullmatch(self.state) is not None
 
     @property
     def has_jobs(self) -> bool:
-        """Return whether Slurm believes that jobs run on the node or are being cleared off it."""
+        """Whether Slurm believes that jobs are running or completing on the node."""
         return re.search(r"MIXED|ALLOCATED|COMPLETING", self.state) is not None
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """Read one line of `scontrol --oneliner show nodes`, with times in seconds (SLURM_TIME_FORMAT=%s)."""
+        """Parse one line of `scontrol --oneliner show nodes`, with times in seconds (SLURM_TIME_FORMAT=%s)."""
         found = dict(re.findall(r"\b(NodeName|State|SlurmdStartTime)=(\S+)", line))
         started = found.get("SlurmdStartTime", "")
         return cls(
@@ -93,7 +93,7 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """What was started, as written to the state folder. `shares` are the folders that nodes bind, all of them."""
+    """The started cluster, as recorded in the state folder. `shares` are all folders that nodes bind."""
 
     options: Options
     ports: Ports
@@ -126,7 +126,7 @@ class _Record:
 
 
 class DevCluster:
-    """One development cluster, known by its state folder. Its methods may be called from any process."""
+    """One development cluster, identified by its state folder. Its methods may be called from any process."""
 
     def __init__(self, state: Path | None = None) -> None:
         self._paths = ClusterPaths((state or default_state()).absolute())
@@ -136,7 +136,7 @@ class DevCluster:
         return self._paths.slurm_conf
 
     def environ(self) -> dict[str, str]:
-        """Return what a process needs in its environment to talk to this cluster."""
+        """Return the environment variables with which Slurm's commands talk to this cluster."""
         return {"SLURM_CONF": str(self._paths.slurm_conf)}
 
     def options(self) -> Options | None:
@@ -145,10 +145,10 @@ class DevCluster:
         return record.options if record else None
 
     def up(self, options: Options | None = None) -> None:
-        """Start what does not run, and return when every node takes jobs. None: the options of last time.
+        """Start all parts that do not run, and return when every node accepts jobs. None: the options of last time.
 
-        Raises RequestError if no cluster can run here, or it runs with other options; ClusterError with the end
-        of the daemon's log if it does not come up: then everything is stopped again.
+        Raises RequestError if no cluster can run here, or it runs with other options; ClusterError with the end of the
+        daemon's log if it does not come up: then everything is stopped again.
         """
         wanted = options or self.options() or Options()
         if (reason := available(accounting=wanted.accounting)) is not None:
@@ -162,9 +162,9 @@ class DevCluster:
                 raise
 
     def down(self, *, purge: bool = False) -> None:
-        """Stop what `up` started, nothing else. `purge`: delete the state folder, too, jobs and accounting with it.
+        """Stop the processes that `up` started. `purge`: also delete the state folder, with jobs and accounting.
 
-        Without it, queued jobs go on after the next `up`, as they do after the maintenance of a real cluster.
+        Without `purge`, queued jobs continue after the next `up`, as after the maintenance of a real cluster.
         """
         if not self._paths.root.exists():
             return
@@ -176,12 +176,12 @@ class DevCluster:
                 shutil.rmtree(self._paths.root)
 
     def crash(self, name: str) -> None:
-        """Kill a node with everything that runs on it, or a daemon, without a word to Slurm."""
+        """Kill a node with everything that runs on it, or a daemon, without notifying Slurm."""
         with self._locked():
             daemons.crash(self._process(name))
 
     def restore(self, name: str) -> None:
-        """Bring a crashed node or daemon back, and return when it takes jobs. A drained node is resumed."""
+        """Bring a crashed node or daemon back, and return when it accepts jobs. A drained node is resumed."""
         with self._locked():
             self._process(name)
             if name in self._existing().options.node_names:
@@ -191,7 +191,7 @@ class DevCluster:
             self._await(name)
 
     def status(self) -> dict[str, str]:
-        """Return every daemon's state: `running` or `stopped`, and of a running node what Slurm says of it."""
+        """Return every daemon's state: `running` or `stopped`, or for a running node its state in Slurm."""
         record = self._read()
         if record is None:
             return {}
@@ -216,7 +216,7 @@ class DevCluster:
             self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o755)
             with self._paths.lock.open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                with suppress(FileNotFoundError):  # deleted by a purge while we waited: lock the new one
+                with suppress(FileNotFoundError):  # deleted by a purge meanwhile: lock the new one
                     if _same(self._paths.lock, lock.fileno()):
                         yield
                         return
@@ -241,7 +241,7 @@ class DevCluster:
         draft.replace(self._paths.record)
 
     def _prepare(self, options: Options) -> _Record:
-        """Decide ports and shares, and write all configuration, unless the cluster already runs."""
+        """Choose ports and shares, and write all configuration files, unless the cluster already runs."""
         record = self._read()
         if record is not None and record.running:
             if record.options != options:
@@ -294,7 +294,7 @@ class DevCluster:
         while not self._ask("sacctmgr", "-nP", "show", "cluster", render.CLUSTER_NAME).strip():
             try:
                 self._ask("sacctmgr", "-i", "add", "cluster", render.CLUSTER_NAME)
-            except ClusterError:  # a slurmdbd that has just begun to listen may refuse for a moment
+            except ClusterError:  # a slurmdbd that has just started to listen may refuse for a moment
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
@@ -306,17 +306,17 @@ class DevCluster:
         return daemons.slurmd(name, record.options, self._paths, record.shares)
 
     def _launch(self, name: str) -> None:
-        """Start a daemon that does not run, and record it before anything else is done."""
+        """Start a daemon that does not run, and record its process before doing anything else."""
         record = self._existing()
         if not _alive(record, name):
             process = daemons.start(self._daemon(record, name), self._paths)
             self._write(replace(record, processes={**record.processes, name: process}))
 
     def _launch_node(self, name: str) -> None:
-        """Start a node, and before that let Slurm know that what ran on it is lost.
+        """Start a node, after telling Slurm that the jobs on it are lost.
 
-        A node that is back before Slurm missed it would keep its dead jobs as RUNNING: Slurm compares the
-        jobs with the node's boot only where they are older than BatchStartTimeout + MessageTimeout.
+        Jobs on a node that is back before Slurm has missed it would stay RUNNING: Slurm compares jobs with the node's
+        boot time only if they are older than BatchStartTimeout + MessageTimeout.
         """
         if not _alive(self._existing(), name):
             held = [each for each in self.nodes() if each.name == name and each.has_jobs]
@@ -325,7 +325,7 @@ class DevCluster:
             self._launch(name)
 
     def _await(self, name: str) -> None:
-        """Wait until a daemon serves."""
+        """Wait until a daemon is ready. Raises ClusterError if it ends or takes too long."""
         record = self._existing()
         process = record.processes[name]
         checks = {
@@ -342,7 +342,7 @@ class DevCluster:
         )
 
     def _node_ready(self, name: str, process: ProcessId) -> bool:
-        """Return whether the node's present slurmd is known to slurmctld and takes jobs; resume it if it is held."""
+        """Return whether slurmctld knows the node's current slurmd and gives it jobs; resume the node if needed."""
         try:
             node = next(each for each in self.nodes() if each.name == name)
         except (ClusterError, StopIteration):
@@ -359,7 +359,7 @@ class DevCluster:
         if record is None:
             return
         nodes = record.options.node_names
-        # slurmctld first: it waits for nodes that went before it. Then each still needs the next to end well.
+        # slurmctld first: it would wait for nodes that ended before it. Each of the rest needs the next to end cleanly.
         for name in ("slurmctld", *nodes, "slurmdbd", "mariadbd"):
             if name in record.processes and name in nodes:
                 daemons.crash(record.processes[name])
@@ -382,10 +382,10 @@ class DevCluster:
 
 
 def shares(given: tuple[str, ...], state: Path) -> tuple[str, ...]:
-    """Return the folders below /tmp that nodes must see: those given, and those without which nothing works.
+    """Return the folders below /tmp that nodes must see: those given, and those that the cluster needs.
 
-    These are the state folder, the working directory, the interpreter's and this package's. Folders inside
-    another of them are left out.
+    It needs the state folder, the working directory, and the folders of the interpreter and of this package. Folders
+    inside another of them are left out.
     """
     needed = [state, Path.cwd(), Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[2]]
     tmp = TMP.resolve()
@@ -423,7 +423,7 @@ def _make_gpus(devices: list[Path]) -> None:
 
 
 def _install_database(folder: Path, tmp: Path) -> None:
-    """Make an empty database, whole or not at all; `tmp` is for its temporary tables."""
+    """Create an empty database, atomically; `tmp` is for its temporary tables."""
     if folder.exists():
         return
     with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
@@ -437,7 +437,7 @@ def _install_database(folder: Path, tmp: Path) -> None:
 
 
 def _ports(count: int, remembered: list[int]) -> list[int]:
-    """Return free loopback ports: those of last time if they can be had, else others."""
+    """Return free loopback ports: those of last time if all are free, otherwise others."""
     if len(remembered) == count and all(map(_free, remembered)):
         return remembered
     found: list[int] = []

@@ -1,7 +1,7 @@
-"""The cluster's daemons: how each is started, and starting, finding and stopping them. Knows no order of things.
+"""The cluster's daemons: their commands, and how to start, find and stop them. Their order is decided elsewhere.
 
-A daemon runs in the foreground of its own session, its process recorded by number and start time, so that a
-later process with the same number is never taken for it.
+A daemon runs in the foreground of its own session. Its process is recorded by number and start time, so that a later
+process with the same number is never mistaken for it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _SBIN = "/usr/sbin:/sbin"
 MARIADB_IS_SMALL = (
     "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=OFF",
     "--aria-pagecache-buffer-size=8M", "--key-buffer-size=8M",
-    # Not for what one would miss after a power failure; a first start takes half the time.
+    # These give up durability after a power failure; a first start takes half the time.
     "--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
-    """One program to run. `output` is the file for what it prints."""
+    """One program to run. `output` is the file for its standard output and error."""
 
     name: str
     argv: tuple[str, ...]
@@ -62,7 +62,7 @@ def slurmdbd(paths: ClusterPaths) -> Daemon:
 
 
 def _under_its_name(name: str, command: tuple[str, ...], paths: ClusterPaths) -> tuple[str, ...]:
-    """Run a daemon on a host of its own name: it listens where that resolves to, which is the loopback."""
+    """Return the command to run a daemon on a host of its own name, which resolves to the loopback address."""
     return tuple(node.argv(node.Node(name=name, files=_files(paths), command=command)))
 
 
@@ -97,19 +97,19 @@ def slurmd(name: str, options: Options, paths: ClusterPaths, shares: tuple[str, 
 
 
 def find_program(name: str) -> str | None:
-    """Return a program's path; the daemons' folder is searched also where PATH leaves it out."""
+    """Return a program's path, or None; folders of daemons are searched even if they are not in PATH."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
 
 
 def clean_environment(paths: ClusterPaths) -> dict[str, str]:
-    """Return what a daemon sees: nothing of the user's, and above all no SLURM_* of a job around it."""
+    """Return a daemon's environment, without the user's variables, above all SLURM_* of a surrounding job."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "TZ") if name in os.environ}
     path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
     return {**kept, "PATH": path, "SLURM_CONF": str(paths.slurm_conf)}
 
 
 def start(daemon: Daemon, paths: ClusterPaths) -> ProcessId:
-    """Start a daemon detached, its output appended to a file."""
+    """Start a daemon in a session of its own, with its output appended to a file."""
     daemon.output.parent.mkdir(parents=True, exist_ok=True)
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawnp(
@@ -127,7 +127,7 @@ def start(daemon: Daemon, paths: ClusterPaths) -> ProcessId:
 
 
 def stop(process: ProcessId, *, patience_seconds: float) -> None:
-    """Ask a daemon to end, and kill it when it has not within the time given. Returns when it is gone."""
+    """Ask a daemon to end, and kill it if it does not end in time. Return when it has ended."""
     if process.alive():
         _signal(process, signal.SIGTERM)
     if not _gone(process, seconds=patience_seconds):
@@ -135,10 +135,10 @@ def stop(process: ProcessId, *, patience_seconds: float) -> None:
 
 
 def crash(process: ProcessId) -> None:
-    """Kill a daemon and, of a node, every process. Returns when they are gone.
+    """Kill a daemon or, for a node, all of its processes. Return when they have ended.
 
-    What is recorded of a node is `unshare`; its one child is the first process of the node's namespace, and
-    the kernel lets that end only after all others in the namespace have.
+    The recorded process of a node is `unshare`. Its only child is the first process of the node's namespace, which the
+    kernel lets end only after all others in the namespace.
     """
     for each in (*_namespace(process), process):
         if each.alive():
@@ -162,25 +162,25 @@ def _signal(process: ProcessId, number: int) -> None:
 
 
 def _gone(process: ProcessId, *, seconds: float) -> bool:
-    """Wait until a process has ended. Whether its parent has taken note, which can take seconds, is not awaited."""
+    """Return whether a process ends within a time. It need not have been reaped, which can take seconds."""
     deadline = time.monotonic() + seconds
     while process.alive():
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS / 5)
-    with suppress(ChildProcessError):  # a child of ours if this process called `up`
+    with suppress(ChildProcessError):  # a child of this process if it called `up`
         os.waitpid(process.pid, os.WNOHANG)
     return True
 
 
 def listening(port: int) -> bool:
-    """Return whether something listens on a TCP port; looking, not knocking, keeps the daemons' logs quiet."""
+    """Return whether a process listens on a TCP port. It does not connect, which daemons would log as an error."""
     found = psutil.net_connections(kind="tcp")
     return any(each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port for each in found)
 
 
 def wait_until(done: Callable[[], bool], *, seconds: float, daemon: Daemon, process: ProcessId, what: str) -> None:
-    """Wait until `done`. Raises ClusterError with what the daemon printed if it ends before, or it takes too long."""
+    """Wait until `done`. Raises ClusterError with the daemon's output if the daemon ends first or takes too long."""
     deadline = time.monotonic() + seconds
     while not done():
         if not process.alive():
@@ -191,7 +191,7 @@ def wait_until(done: Callable[[], bool], *, seconds: float, daemon: Daemon, proc
 
 
 def tail(output: Path, lines: int = 12) -> str:
-    """Return the end of what a daemon printed, or where that should have been."""
+    """Return the end of a daemon's output, or a text that the file does not exist."""
     try:
         text = output.read_text(errors="replace")
     except OSError:

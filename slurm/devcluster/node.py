@@ -1,7 +1,7 @@
-"""What runs before a daemon: gives it a machine's name and files of its own, and a node also its own /tmp.
+"""A wrapper that runs a daemon with a host name and files of its own, and for a node with its own /tmp.
 
-It runs in new namespaces (see `argv`), as a script: standard library only. A node has its own processes, too,
-and then this is the first of them, which reaps orphans; killing it is a node crash, because the kernel then
+It runs as a script in new namespaces (see `argv`), with the standard library only. A node also has its own process
+namespace: then this is the first process, which reaps orphans. Killing it crashes the node, because the kernel then
 kills every process of the namespace.
 """
 
@@ -15,15 +15,15 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-TMP = Path("/tmp")  # noqa: S108 - the folder itself, which each node gets its own of
+TMP = Path("/tmp")  # noqa: S108 - the folder itself, which each node replaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A host name, what lies where in its view of the files, and the command that runs there.
+    """A host name, its mounts, and the command that runs there.
 
-    `files` lie over others: (what, where). `tmp` becomes /tmp, of `tmp_mb` megabytes if that is given; `shares`
-    are the folders below /tmp that stay visible. Without `tmp` it is a daemon's environment only.
+    `files` are mounted over others: (what, where). `tmp` becomes /tmp, with `tmp_mb` megabytes if given; `shares` are
+    the folders below /tmp that stay visible. Without `tmp` it is only the environment of a daemon, and not a node.
     """
 
     name: str
@@ -41,13 +41,13 @@ def from_json(text: str) -> Node:
 
 
 def argv(node: Node) -> list[str]:
-    """Return the command that runs a node; when the command's process is killed, all of the node is."""
+    """Return the command that runs a node; killing the command's process kills the whole node."""
     processes = ["-p", "--fork", "--kill-child", "--mount-proc"] if node.tmp else []
     return ["unshare", "-m", "-u", *processes, sys.executable, "-I", "-S", __file__, json.dumps(asdict(node))]
 
 
 def mounts(node: Node) -> list[list[str]]:
-    """Return the mount commands, in order: /tmp is covered last, while what is bound into it is still seen."""
+    """Return the mount commands, in order: /tmp is covered last, because the shares are bound from it before."""
     files = [["mount", "--bind", what, where] for what, where in node.files]
     if node.tmp is None:
         return files
@@ -57,12 +57,12 @@ def mounts(node: Node) -> list[list[str]]:
 
 
 def _places(node: Node) -> list[str]:
-    """Return where the shared folders are bound before the node's /tmp is put in its place."""
+    """Return the mount points of the shared folders in the node's /tmp, before that is mounted itself."""
     return [str(Path(node.tmp or "/") / Path(share).relative_to(TMP)) for share in node.shares]
 
 
 def main(text: str) -> int:
-    """Become the node. Returns the command's exit status."""
+    """Become the node, and run its command. Return the command's exit status."""
     node = from_json(text)
     for command in mounts(node):
         if command[-1] in _places(node):
@@ -76,7 +76,7 @@ def main(text: str) -> int:
 
 
 def _reap_until(daemon: int) -> int:
-    """Wait for every orphan that ends, as the first process must, until the daemon itself does."""
+    """Reap orphans, as the first process must, until the daemon itself ends; return its exit status."""
     while True:
         pid, status = os.wait()
         if pid == daemon:

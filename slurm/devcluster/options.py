@@ -1,4 +1,4 @@
-"""What a development cluster looks like: its size, its folders, its ports. Plain data; no effects."""
+"""The options of a development cluster: its size, its folders, its ports. Plain data; no effects."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Self
 from orchestrator.errors import RequestError
 
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+@=-]+")
-_SOCKET_PATH_BYTES = 107  # what the kernel allows for the name of a unix socket, less its end
-_LONGEST_SOCKET = "/nodes/n99/spool/n99_4294967295.4294967295"  # slurmstepd makes one for every step
+_SOCKET_PATH_BYTES = 107  # the kernel's limit for the path of a Unix socket, without the final zero byte
+_LONGEST_SOCKET = "/nodes/n99/spool/n99_4294967295.4294967295"  # slurmstepd creates one for every step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How large a cluster is and how it behaves.
+    """The size and the behaviour of a cluster.
 
-    `tmp_mb`: the size of each node's private /tmp; None: a folder, as large as the disk it lies on.
-    `memory_mb`: what a node claims to have; it need not be there.
-    `grace_seconds`: from a preemption's SIGTERM to its SIGKILL. `kill_wait_seconds`: the same for `scancel`
-    and the time limit. `lost_after_seconds`: how long a node may be silent before it is DOWN.
-    `shares`: folders below /tmp that all nodes see in spite of their private /tmp.
+    `tmp_mb`: the size of each node's private /tmp; None: a folder, limited only by its disk.
+    `memory_mb`: the memory that a node claims to have; it need not exist.
+    `grace_seconds`: from a preemption's SIGTERM to its SIGKILL. `kill_wait_seconds`: the same for `scancel` and the
+    time limit. `lost_after_seconds`: how long a node may be silent before it is DOWN.
+    `shares`: folders below /tmp that all nodes see despite their private /tmp.
     """
 
     nodes: int = 4
@@ -73,7 +73,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """The loopback ports of the daemons; `nodes` in the order of the nodes' names."""
+    """The loopback ports of the daemons; `nodes` are in the order of the nodes' names."""
 
     slurmctld: int
     slurmdbd: int
@@ -89,12 +89,12 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class ClusterPaths:
-    """The state folder of a cluster: the one place that knows its files."""
+    """The state folder of a cluster, and the paths of all files in it."""
 
     root: Path
 
     def __post_init__(self) -> None:
-        """Refuse what slurm.conf cannot say, and what makes Slurm's sockets fail later and silently."""
+        """Refuse paths that slurm.conf cannot express, and those too long for Slurm's sockets, which fail silently."""
         text = str(self.root)
         if not _SAFE_PATH.fullmatch(text):
             raise RequestError(
@@ -115,7 +115,7 @@ class ClusterPaths:
 
     @property
     def record(self) -> Path:
-        """What runs: options, ports and processes."""
+        """The record of the running cluster: options, ports and processes."""
         return self.root / "cluster.json"
 
     @property
@@ -124,7 +124,7 @@ class ClusterPaths:
 
     @property
     def node_conf(self) -> Path:
-        """What the nodes see as slurm.conf."""
+        """The slurm.conf that nodes see."""
         return self.root / "etc" / "node.conf"
 
     @property
@@ -137,7 +137,7 @@ class ClusterPaths:
 
     @property
     def hosts(self) -> Path:
-        """The nodes' /etc/hosts: a rank that cannot resolve its master's name waits for half an hour."""
+        """The nodes' /etc/hosts: a rank that cannot resolve the name of rank 0's node waits for half an hour."""
         return self.root / "etc" / "hosts"
 
     @property
@@ -150,7 +150,7 @@ class ClusterPaths:
 
     @property
     def database_tmp(self) -> Path:
-        """The database's own: one that starts empties its folder, and would take another's tables from it."""
+        """The database's private temporary folder: a server that starts empties it, with any other server's tables."""
         return self.root / "mariadb-tmp"
 
     @property
@@ -158,11 +158,11 @@ class ClusterPaths:
         return self.root / "mariadb.sock"
 
     def log(self, daemon: str) -> Path:
-        """What a daemon, and on a node also the steps, write once they have read their configuration."""
+        """The log of a daemon, and on a node also of its steps, once it has read its configuration."""
         return self.root / "log" / f"{daemon}.log"
 
     def output(self, daemon: str) -> Path:
-        """What a daemon prints: also why it cannot read its configuration."""
+        """The output of a daemon, including errors in its configuration."""
         return self.root / "log" / f"{daemon}.out"
 
     def spool(self, node: str) -> Path:

@@ -1,6 +1,6 @@
 """The text of slurm.conf, gres.conf, slurmdbd.conf and the nodes' hosts file. Pure: options in, text out.
 
-Why each unusual setting is there stands beside it; all were tried with Slurm 22.05.
+A comment explains each unusual setting. All were tried with Slurm 22.05.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ LOOPBACK = "127.0.0.1"
 def slurm_conf(options: Options, ports: Ports, paths: ClusterPaths, *, loopback_only: bool) -> str:
     """Return slurm.conf.
 
-    Without `loopback_only` srun listens on every address while it runs. On a host whose own name resolves to
-    another address than the loopback's it has to: the only one it would take is not where nodes answer to.
+    Without `loopback_only`, srun listens on every address while it runs. It has to on a host whose own name does not
+    resolve to the loopback address: otherwise it would listen only on that other address, which nodes do not use.
     """
     settings = {
         **_identity(ports, paths),
@@ -32,7 +32,7 @@ def slurm_conf(options: Options, ports: Ports, paths: ClusterPaths, *, loopback_
 
 
 def gres_conf(options: Options, paths: ClusterPaths) -> str:
-    """Return gres.conf: each fake GPU is a character device, which is all that Slurm asks of one."""
+    """Return gres.conf: each fake GPU is a character device, which is all that Slurm requires."""
     if not options.gpus:
         return ""
     last = f"[0-{options.gpus - 1}]" if options.gpus > 1 else "0"
@@ -61,7 +61,7 @@ def slurmdbd_conf(ports: Ports, paths: ClusterPaths) -> str:
 
 
 def hosts(options: Options, present: str) -> str:
-    """Return the /etc/hosts of all daemons: the host's own, and every name of ours on the loopback address."""
+    """Return the /etc/hosts of all daemons: the host's own, and the cluster's names on the loopback address."""
     names = ("slurmctld", "slurmdbd", *options.node_names)
     return "".join(f"{LOOPBACK} {name}\n" for name in names) + present
 
@@ -92,12 +92,12 @@ def _identity(ports: Ports, paths: ClusterPaths) -> dict[str, object]:
 def _processes(options: Options) -> dict[str, object]:
     return {
         "MpiDefault": "none",
-        "ProctrackType": "proctrack/linuxproc",  # no cgroups: they are rarely ours to make
+        "ProctrackType": "proctrack/linuxproc",  # no cgroups: they often cannot be created here
         "TaskPlugin": "task/none",
         "JobAcctGatherType": "jobacct_gather/linux",
         "JobAcctGatherFrequency": "task=2",
-        "JobAcctGatherParams": "OverMemoryKill",  # what cgroups would do, found out by sampling
-        "SlurmdParameters": "config_overrides",  # the nodes are as large as this file says
+        "JobAcctGatherParams": "OverMemoryKill",  # as cgroups would, but by sampling
+        "SlurmdParameters": "config_overrides",  # nodes have the size that this file states
         "ReturnToService": 2,
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_CPU_Memory",
@@ -109,7 +109,7 @@ def _processes(options: Options) -> dict[str, object]:
 def _timing(options: Options) -> dict[str, object]:
     return {
         "AuthInfo": "cred_expire=5",  # a requeued job waits for its old credential to expire
-        "SchedulerParameters": "sched_interval=1,bf_interval=1",  # ... and then for the scheduler to look
+        "SchedulerParameters": "sched_interval=1,bf_interval=1",  # ... and then for the scheduler's next pass
         "KillWait": options.kill_wait_seconds,
         "SlurmdTimeout": options.lost_after_seconds,
         "SlurmctldTimeout": 10,

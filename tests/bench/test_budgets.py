@@ -39,5 +39,5 @@ def test_without_a_budget_nothing_is_missed():
 
 
 def test_a_ratio_needs_something_beside_it():
-    with pytest.raises(ValueError, match="nothing was measured beside it"):
+    with pytest.raises(ValueError, match="no peer was measured"):
         _ = Row(what="x", measured=[1.0], at_most=2.0).kept

@@ -249,7 +249,7 @@ def test_a_run_is_not_requeued_for_ever(slurm, tmp_path):
     wait_for_end(bench)
     record = bench.records()[run.id]
     assert record.state is RunState.INTERRUPTED
-    assert record.reason == "time limit, no more requeues without getting further (cluster.max_requeues=1)"
+    assert record.reason == "time limit, no more requeues without progress (cluster.max_requeues=1)"
     assert len(record.attempts) == 2
 
 
@@ -270,7 +270,7 @@ def test_slurm_requeues_a_run_for_ever_only_if_it_gets_further(slurm, tmp_path):
     wait_for(lambda: begun(bench, stuck, slow) == [2, 3], "the third attempt of the one that gets further")
     wait_for(lambda: bench.records()[stuck.id].state is RunState.INTERRUPTED, "the other to end")
     record = bench.records()[stuck.id]
-    assert record.reason == "no more requeues without getting further (cluster.max_requeues=1)"
+    assert record.reason == "no more requeues without progress (cluster.max_requeues=1)"
     assert [attempt.number for attempt in record.attempts] == [1, 2, 3]
     assert bench.records()[slow.id].state.active
     bench.cancel(slow)

@@ -179,7 +179,7 @@ RUNNING, ENDED, UNKNOWN = JobState.RUNNING, JobState.ENDED, JobState.UNKNOWN
     [
         (SQUEUE.format("RUNNING"), FAILS, (RUNNING, "")),
         (SQUEUE.format("RUNNING"), SACCT.format("FAILED"), (RUNNING, "")),
-        (SQUEUE.format("COMPLETED"), SACCT.format("RUNNING"), (ENDED, "ended without a word")),
+        (SQUEUE.format("COMPLETED"), SACCT.format("RUNNING"), (ENDED, "ended without a final event")),
         (NOTHING, SACCT.format("TIMEOUT"), (ENDED, "time limit")),
         (NOTHING, SACCT.format("RUNNING"), None),  # it is hours behind
         (NOTHING, SACCT.format("PENDING"), None),

@@ -614,7 +614,7 @@ def test_what_never_passes_is_no_limit(told):
     ("options", "said"),
     [
         ({"partion": "gpu"}, "cluster.partion is unknown (did you mean 'partition'?)"),
-        ({"licenses": "foo"}, "fix: give what sbatch alone knows under cluster.extra: {licenses: ...}"),
+        ({"licenses": "foo"}, "fix: give other options of sbatch under cluster.extra: {licenses: ...}"),
         ({"partition": 7.5}, "cluster.partition is 7.5: it is text, on one line"),
         ({"gpu_type": "a100:4"}, "cluster.gpu_type is 'a100:4': it is a type of GPU"),
         ({"mem_option": "mem_per_cpu"}, "cluster.mem_option is 'mem_per_cpu' (did you mean 'mem-per-cpu'?)"),

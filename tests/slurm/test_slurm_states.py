@@ -20,7 +20,8 @@ WORDS = {
     # does not come), LAUNCH_FAILED, RECONFIG_FAIL, REVOKED (federations), STAGE_OUT (burst buffers) and OUT_OF_MEMORY
     # (told by a cgroup's counter; without cgroups Slurm says FAILED, and prints why: see below).
     "BOOT_FAIL": (ENDED, "its node did not boot"), "CANCELLED": (ENDED, "cancelled in Slurm"),
-    "COMPLETED": (ENDED, "ended without a word"), "DEADLINE": (ENDED, "deadline"), "FAILED": (ENDED, "failed in Slurm"),
+    "COMPLETED": (ENDED, "ended without a final event"),
+    "DEADLINE": (ENDED, "deadline"), "FAILED": (ENDED, "failed in Slurm"),
     "NODE_FAIL": (ENDED, "its node failed"), "OUT_OF_MEMORY": (ENDED, "out of memory: killed by Slurm"),
     "PREEMPTED": (ENDED, "preempted"), "REVOKED": (ENDED, "revoked"), "TIMEOUT": (ENDED, "time limit"),
     "LAUNCH_FAILED": (ENDED, "launch failed"), "RECONFIG_FAIL": (ENDED, "reconfig fail"),
@@ -408,4 +409,4 @@ def test_data_that_fits_on_some_nodes_only_is_told_with_what_keeps_off_the_other
     scratch = Scratch(where="scratch", bytes=4_000_000, least_bytes=1_000_000)
     (note,) = preflight.small_nodes({"a": 1_000_000, "b": 3_000_000}, scratch)
     assert note.startswith("data version b has 3 MB, and some nodes' scratch only 1 MB: ")
-    assert note.endswith("cluster.staging.request_tmp=true keeps off those")
+    assert note.endswith("cluster.staging.request_tmp=true avoids those")

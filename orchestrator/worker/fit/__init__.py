@@ -1,13 +1,13 @@
 """Training itself. Everything here may import torch and Lightning.
 
-trainer.py      one fit: everything is built, trained, tested, and what came of it returned
-progress.py     reports of progress, the objective's best value, the end of a trial without hope
+trainer.py      one fit: builds everything, trains, tests, and returns the results
+progress.py     progress reports, the objective's best value, pruning of trials
 beats.py        a beat at each batch, for the watcher of the node
-stop.py         the end of a fit when a signal has come: agreed on by all ranks, saved, left
-finders.py      learning rates and batch sizes, found once
-exact/          the seam at which a fit is saved and resumed, and what makes it go on with the same bits
-checkpoints.py  the engine's own checkpoints: when, which is the best, whole or absent
+stop.py         the end of a fit after a signal: all ranks agree, save and leave
+finders.py      learning rates and batch sizes, searched for once per run
+exact/          the seam at which a fit is saved and resumed, bit for bit
+checkpoints.py  the engine's own checkpoints: when they are saved, which is the best, atomic writes
 weights.py      weights that a run starts from
 example.py      a few samples of the model's input, for the registry
-libraries.py    torch and Lightning, imported in less time
+libraries.py    faster imports of torch and Lightning
 """

@@ -1,11 +1,11 @@
-"""The engine's own checkpoints: when they are saved, which is the best, and how a file becomes whole.
+"""The engine's own checkpoints: when they are saved, which is the best, and how they are written atomically.
 
-Lightning's ModelCheckpoint is not used for them. It writes `last` only at a step where it saves a top-k file (since
-2.6), observes the objective at another hook than the file, is refused beside one of the user's on the same monitor,
-and is removed by a model's `configure_callbacks`. Users' own ModelCheckpoints live beside this, in `checkpoints/`.
+They do not use Lightning's ModelCheckpoint. It writes `last` only at a step where it saves a top-k file (since 2.6),
+reads the objective at a different hook than the one that saves the file, is rejected if the user has one with the same
+monitor, and is removed by a model's `configure_callbacks`. Users' own ModelCheckpoints write to `checkpoints/`.
 
-Lightning writes to $TMPDIR and moves the file, which is not atomic across filesystems and is never synced (FACTS 19):
-here a checkpoint is written beside its target, synced and renamed.
+Lightning writes to $TMPDIR and moves the file, which is not atomic across filesystems, and never synced (FACTS 19).
+This module writes a checkpoint next to its target, syncs it and renames it.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from orchestrator.worker.fit.exact.seam import Moment, Seam
 from orchestrator.worker.fit.progress import Progress, Prune, Saved
 
 INHERITED = "inherited-best.ckpt"
-"""The best of the run that this one goes on from: its own first best would overwrite it."""
+"""The best checkpoint of the run that this one continues, under a name that this run's own best does not overwrite."""
 
 _ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 
 class KeepCheckpoints(Checkpoint):
-    """Saves the latest state and the best by the objective, in the attempt's `state/`.
+    """Saves the latest state, and the best state by the objective, in the attempt's `state/`.
 
-    It is the one observer of the objective: at the end of each training epoch, and of each validation within one. What
-    it observes there is what the record says, what the pruner decides on, and what the file of that step holds: a
-    checkpoint is named by its step, and the record names the best by that name. Only a value that was logged since the
-    last observation counts. Rank 0 decides for all.
+    Only this callback observes the objective: at the end of each training epoch, and of each validation within one.
+    The record, the pruner and the checkpoint of that step therefore all refer to the same value: a checkpoint is named
+    by its step, and the record names the best one by that name. Only a value logged since the last observation counts.
+    Rank 0 decides for all ranks.
 
-    What is observed is saved at the next seam, where all that belongs to the step or the epoch is done.
+    An observed state is saved at the next seam, once everything that belongs to the step or epoch is done.
     """
 
     def __init__(self, attempt: AttemptPaths, progress: Progress, prune: Prune | None, seam: Seam) -> None:
         self._attempt, self._progress, self._prune, self._seam = attempt, progress, prune, seam
         self._validated: float | None = None
-        """The objective's value in a validation that the end of the epoch follows."""
+        """The objective's value in a validation that ends with its epoch."""
         self._saved: Path | None = None
         self._best: Path | None = None
         self._due = self._improved = False
-        """Whether an observation is still to be saved, and whether it is the best."""
+        """Whether an observed state has still to be saved, and whether it is the best one."""
         self._written = attempt.state
         self._times: Counter[int] = Counter()
 
@@ -65,10 +65,10 @@ class KeepCheckpoints(Checkpoint):
         return "orch.KeepCheckpoints"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero:  # from now on nothing in `checkpoints/` is taken for the engine's
+        if trainer.is_global_zero:  # once this folder exists, no file in `checkpoints/` is mistaken for the engine's
             make_private(self._attempt.state)
 
-    # What published code asks `trainer.checkpoint_callback` for.
+    # Attributes that published code reads from `trainer.checkpoint_callback`.
 
     @property
     def dirpath(self) -> str:
@@ -91,7 +91,7 @@ class KeepCheckpoints(Checkpoint):
             return
         value = _logged(trainer, self._progress.metric)
         if trainer.is_last_batch:
-            self._validated = value  # the end of the epoch follows, with the same weights
+            self._validated = value  # the epoch ends next, with the same weights
         else:
             self._observe(trainer, value)
 
@@ -100,16 +100,19 @@ class KeepCheckpoints(Checkpoint):
         self._observe(trainer, _logged(trainer, self._progress.metric) if validated is None else validated)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save once more where something may have changed the weights when the training ended, as SWA does."""
+        """Save once more if something may have changed the weights at the end of training, as SWA does."""
         if trainer.global_step and _changes_at_end(trainer, pl_module):
             self.save(trainer, Moment.EPOCH)
 
     def at_seam(self, trainer: pl.Trainer, moment: Moment) -> bool:
-        """Save what was observed since the last seam, and each epoch; returns whether it has. All ranks call it."""
+        """Save at the end of an epoch, or if something was observed since the last seam.
+
+        Return whether this moment needs no other save. All ranks must call it.
+        """
         if not (self._due or moment is Moment.EPOCH):
             return False
         last = moment is Moment.EPOCH and lightning.has_ended(trainer) and trainer.global_step
-        if last and _changes_at_end(trainer, trainer.lightning_module):  # a run resumes from what is saved after that
+        if last and _changes_at_end(trainer, trainer.lightning_module):  # `on_train_end` saves the state to resume from
             if self._improved:
                 self._save(trainer, moment)
                 self._keep_best(trainer)
@@ -118,7 +121,7 @@ class KeepCheckpoints(Checkpoint):
         return True
 
     def save(self, trainer: pl.Trainer, moment: Moment, state: Saved | None = None) -> None:
-        """Save the state as it is now, or a checkpoint made before, for the run to resume from. All ranks call it."""
+        """Save the current state, or a given earlier one, for the run to resume from. All ranks must call it."""
         path = self._save(trainer, moment, state)
         if trainer.is_global_zero:
             write_latest(self._attempt, path, step=trainer.global_step, epoch=_epoch(trainer, moment))
@@ -138,7 +141,7 @@ class KeepCheckpoints(Checkpoint):
         return path
 
     def _keep_best(self, trainer: pl.Trainer) -> None:
-        """Name the file that was written last the best one, if what was observed is that."""
+        """Make the last written file the best checkpoint if its observation is the best."""
         improved, self._improved, self._due = self._improved, False, False
         if improved:
             before, self._best = self._best, self._written
@@ -159,7 +162,7 @@ class KeepCheckpoints(Checkpoint):
             self.save(trainer, Moment.BATCH)
 
     def _next_path(self, trainer: pl.Trainer) -> Path:
-        """Return the file that the state is saved in next; no name is used twice: a record may hold it."""
+        """Return the file to save to next. No name is used twice, because a record may refer to it."""
         again = self._times[trainer.global_step]
         return self._attempt.state / f"step-{trainer.global_step}{f'-{again}' if again else ''}.ckpt"
 
@@ -169,8 +172,8 @@ class KeepCheckpoints(Checkpoint):
 
 
 def _logged(trainer: pl.Trainer, metric: str | None) -> float | None:
-    """Return a metric's value if the loop that ends now has logged it; one from an earlier epoch does not count."""
-    results = trainer._results  # noqa: SLF001 - callback_metrics keeps what earlier loops have logged
+    """Return a metric's value if the loop that is ending has logged it; values of earlier epochs do not count."""
+    results = trainer._results  # noqa: SLF001 - callback_metrics also keeps values of earlier loops
     if metric is None or results is None:
         return None
     fresh = any(metric in results.metrics(on_step=on_step)["callback"] for on_step in (False, True))
@@ -179,12 +182,12 @@ def _logged(trainer: pl.Trainer, metric: str | None) -> float | None:
 
 
 def _epoch(trainer: pl.Trainer, moment: Moment) -> int:
-    """Return the epoch that a checkpoint is of: after an epoch, that one."""
+    """Return the epoch of a checkpoint: after an epoch, the one that has just ended."""
     return trainer.current_epoch - (moment is Moment.EPOCH)
 
 
 def _changes_at_end(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-    """Whether the model, or a callback that is not ours and may touch it, does something when the training ends."""
+    """Whether the model, or a callback of the user's that may change it, has a hook for the end of training."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's connector sets it
     ours = [each for each in callbacks if type(each).__module__.startswith("orchestrator.worker.")]
     theirs = [each for each in callbacks if each not in ours and not isinstance(each, ProgressBar | Checkpoint)]
@@ -193,7 +196,7 @@ def _changes_at_end(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
 
 
 def _link(path: Path, name: Path) -> None:
-    """Give a checkpoint another name, for people; where the filesystem has no links it goes without."""
+    """Give a checkpoint a second name, for people. A filesystem without hard links goes without it."""
     with suppress(OSError), replacing(name) as temporary:
         temporary.unlink()
         temporary.hardlink_to(path)
@@ -202,8 +205,8 @@ def _link(path: Path, name: Path) -> None:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints by temporary file, fsync and rename, in the target's own folder.
 
-    Lightning keeps the arguments of a model in them: what may not be written is redacted there. Of the file `foreign`
-    only weights and plain values are loaded.
+    Lightning stores a model's arguments in them; secrets are redacted there. From the file `foreign` only weights and
+    plain values are loaded.
     """
 
     def __init__(self, redact: Redact = unchanged, *, foreign: Path | None = None) -> None:
@@ -224,6 +227,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def _kept(self, key: str, value: object) -> object:
         if key not in _ARGUMENTS or not isinstance(value, MutableMapping) or self._redact is unchanged:
             return value
-        kept = copy.copy(value)  # of its own type: Lightning's is not a plain dict; and the run goes on with the first
+        kept = copy.copy(value)  # Lightning's own type, not a plain dict; the run keeps using the original
         kept.update({name: redact_argument(self._redact, name, one) for name, one in value.items()})
         return kept

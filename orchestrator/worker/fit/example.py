@@ -1,4 +1,4 @@
-"""A few samples of what a model is given, kept beside the run: the input example of a registered model."""
+"""The input example of a registered model: a few samples of the model's input, stored with the run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from orchestrator.system.units import size
 _log = logging.getLogger(__name__)
 _SAMPLES = 4
 _BYTES = 1_000_000
-"""So much is kept at most; a sample that is larger is not."""
+"""The largest example to store. A single sample larger than this is not stored."""
 
 
 class KeepExample(Callback):
-    """Keeps the first samples of the first validation batch, or of the first training batch if that comes first."""
+    """Stores the first samples of the first batch, of validation or training, whichever comes first."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._kept = path, False
@@ -41,16 +41,17 @@ class KeepExample(Callback):
         self._kept = True
         try:
             kept = example(batch)
-            with replacing(self._path) as temporary, temporary.open("wb") as file:  # torch refuses such a name
+            with replacing(self._path) as temporary, temporary.open("wb") as file:  # torch refuses its name
                 torch.save(kept, file)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:  # it is no reason to end the training
+        except (OSError, RuntimeError, ValueError, TypeError) as error:  # not a reason to end the training
             _log.warning("no input example is kept: %s", error)
 
 
 def example(batch: Any) -> Any:
-    """Return the model's input of up to four samples: a tensor, or a mapping of tensors by name.
+    """Return the model's input for up to four samples: a tensor [N, ...], or a mapping of such tensors by name.
 
-    Of a batch that is a sequence the first part is taken: what comes after it is the target.
+    If a batch is a sequence, its first item is the input; the others are targets. Raises ValueError if the input is of
+    another kind, or one sample is too large.
     """
     inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
     if isinstance(inputs, dict):
@@ -59,7 +60,7 @@ def example(batch: Any) -> Any:
     else:
         kept, parts = inputs, [inputs]
     if not parts or not all(torch.is_tensor(part) and part.ndim for part in parts):
-        raise ValueError(f"a batch of {type(inputs).__name__} is no tensor, nor a mapping of tensors")
+        raise ValueError(f"a batch of {type(inputs).__name__} is neither a tensor nor a mapping of tensors")
     sample = sum(part[:1].numel() * part.element_size() for part in parts)
     count = max(1, min(_SAMPLES, _BYTES // max(1, sample)))
     if sample > _BYTES:
@@ -68,4 +69,4 @@ def example(batch: Any) -> Any:
 
 
 def _cut(value: torch.Tensor, count: int) -> torch.Tensor:
-    return value[:count].detach().cpu().clone()  # a slice would keep the whole batch's memory, and file
+    return value[:count].detach().cpu().clone()  # a slice would keep the whole batch, in memory and in the file

@@ -1,7 +1,7 @@
-"""Finders of a learning rate or a batch size: what they have found holds for all attempts of a run.
+"""Finders of a learning rate or a batch size: their results hold for all attempts of a run.
 
-Lightning searches at the start of every fit. Where that resumes from a checkpoint, the search also replaces what was
-loaded of it, so that the loops and the optimizer start again.
+Lightning searches at the start of every fit. If the fit resumes from a checkpoint, the search also discards the loaded
+state, so that the loops and the optimizer start from scratch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.worker.fit.progress import Saved
 
 _log = logging.getLogger(__name__)
 _FOUND = "orch_found"
-"""In a checkpoint: attributes of the model or the data that a finder has set, by name."""
+"""A checkpoint's key for the attributes of the model or the data that a finder has set, by name."""
 
 Finder = LearningRateFinder | BatchSizeFinder
 _SEARCHES: Mapping[type[Finder], str] = {LearningRateFinder: "lr_find", BatchSizeFinder: "scale_batch_size"}
@@ -28,9 +28,9 @@ Search = Callable[[pl.Trainer, pl.LightningModule], None]
 
 
 class KeepFound(Callback):
-    """Saves what finders have set, and sets it again, without a search, where the fit resumes.
+    """Saves the values that finders have set, and restores them without a search if the fit resumes.
 
-    A finder that searches at later epochs, too, as a subclass may, does so then.
+    A finder that also searches at later epochs, as a subclass may, still does so.
     """
 
     def __init__(self, *, resumes: bool) -> None:
@@ -38,7 +38,7 @@ class KeepFound(Callback):
         self._found: Saved = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the place of the finders' searches. A model may have added some to the trainer's callbacks."""
+        """Wrap the search of each finder, including those that a model has added to the trainer's callbacks."""
         if stage != "fit":
             return
         for finder in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's connector sets it
@@ -72,14 +72,14 @@ class KeepFound(Callback):
                 self._found[name] = lightning_getattr(pl_module, name)
         elif name and name not in self._found:
             _log.warning(
-                "%s does not search: the fit resumes from a state that was trained without it; %s stays as it is",
+                "%s does not search: the fit resumes from a state that was trained without it; %s keeps its value",
                 type(finder).__name__,
                 name,
             )
 
 
 def _attribute(finder: Finder, module: pl.LightningModule) -> str | None:
-    """Return the name of the attribute that a finder sets; None where it only looks."""
+    """Return the name of the attribute that a finder sets; None if it only reports."""
     if isinstance(finder, BatchSizeFinder):
         return finder._batch_arg_name  # noqa: SLF001 - it has no public name
     return _determine_lr_attr_name(module, finder._attr_name) if finder._update_attr else None  # noqa: SLF001 - as above

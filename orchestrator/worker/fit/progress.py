@@ -1,4 +1,4 @@
-"""What watches a fit: reports of its progress, the objective's best value, and the end of a trial without hope."""
+"""Callbacks that watch a fit: progress reports, the objective's best value, and the pruning of trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.records.attempts import EventWriter
 from orchestrator.spec import Objective
 
 Saved = dict[str, Any]
-"""A checkpoint, or a part of one, as Lightning gives it to hooks."""
+"""A checkpoint, or a part of one, as Lightning passes it to hooks."""
 
 _REPORT_SECONDS, _REPORT_SHARE = 1.0, 1e-3
 
@@ -22,13 +22,14 @@ _REPORT_SECONDS, _REPORT_SHARE = 1.0, 1e-3
 class Progress(Callback):
     """Reports epoch, step and metrics, and remembers the objective's best value.
 
-    At most once a second, and of a long fit once in a thousandth of its time: whoever looks reads all of it.
+    It reports at most once a second, and in a long fit once per thousandth of the time elapsed: every refresh has to
+    read all reports.
     """
 
     def __init__(
         self, events: EventWriter, objective: Objective | None, inherit: Callable[[str], str] | None = None
     ) -> None:
-        """`inherit` takes over the best checkpoint of the run that this one goes on from, and says where it is now."""
+        """`inherit` takes over the best checkpoint of the run that this one continues, and returns its new path."""
         self._events, self._objective, self._inherit = events, objective, inherit
         self._began, self._reported = time.monotonic(), 0.0
         self.best: Saved = {}
@@ -40,7 +41,7 @@ class Progress(Callback):
             self._report(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _ = trainer.callback_metrics  # on all ranks: those of an epoch are reduced when they are first read
+        _ = trainer.callback_metrics  # on all ranks: an epoch's metrics are reduced when they are first read
         if self._due():
             self._report(trainer)
 
@@ -73,7 +74,7 @@ class Progress(Callback):
         return not self.best or self._objective.better(value, self.best["value"])
 
     def keep_best(self, value: float, *, step: int, epoch: int, checkpoint: str) -> None:
-        """Remember the best value, and the file that holds its weights, relative to the run's folder."""
+        """Remember the best value and its checkpoint, a path relative to the run's folder."""
         self.best = {"metric": self.metric, "value": value, "step": step, "epoch": epoch, "checkpoint": checkpoint}
 
     def _report(self, trainer: pl.Trainer, batch: int | None = None) -> None:
@@ -93,16 +94,16 @@ class Progress(Callback):
 
 
 class Prune(Callback):
-    """Ends the fit of a trial that its search has no hope for; all ranks at the same observation of the objective."""
+    """Ends the fit of a trial that its search prunes; all ranks end at the same observation of the objective."""
 
     def __init__(self, report: Callable[[int, float], bool]) -> None:
         self._report = report
         self._validations = 0
         self.pruned: int | None = None
-        """The number of the validation after which the fit was ended, from 1."""
+        """The number of the validation after which the fit was ended, counted from 1; None if it was not pruned."""
 
     def observe(self, trainer: pl.Trainer, value: float | None) -> None:
-        """Report an observation of the objective (None: it was not logged), and end the fit if that is decided."""
+        """Report an observation of the objective (None: it was not logged), and end the fit if the search says so."""
         logged = trainer.strategy.broadcast(value is not None)
         self._validations += bool(logged)
         stop = value is not None and trainer.is_global_zero and self._report(self._validations, value)
@@ -111,7 +112,7 @@ class Prune(Callback):
             trainer.should_stop = True
 
     def _may_end(self, trainer: pl.Trainer) -> bool:
-        """Return whether Lightning would end here: not before `min_epochs` and `min_steps`."""
+        """Return whether Lightning may end the fit here: not before `min_epochs` and `min_steps`."""
         epochs = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
         return epochs and trainer.global_step >= (trainer.min_steps or 0)
 
@@ -123,6 +124,6 @@ class Prune(Callback):
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return scalar metrics as floats; the rest, and what is not finite, is left to the spool."""
+    """Return scalar, finite metrics as floats; others are only in the spool."""
     scalars = {k: float(v) for k, v in metrics.items() if getattr(v, "numel", lambda: 1)() == 1}
     return {name: value for name, value in scalars.items() if value - value == 0}

@@ -1,4 +1,4 @@
-"""What ends a fit when a signal has come: all ranks agree on it, save the same state, and leave."""
+"""The end of a fit after a signal: all ranks agree that it has come, save the same state, and leave."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
 
 
 class StopOnSignal(Checkpoint):
-    """Saves a checkpoint at the first seam after a signal has come, and ends the fit.
+    """Saves a checkpoint at the first seam after a signal, and ends the fit.
 
-    In an accumulation of gradients that is its end. A signal during a validation saves the state at its start, whatever
-    a callback has put in place of the weights for it (`StartOfValidation`): its metrics are whole only if it is run
-    whole. Nothing of it has been logged yet but what a model logs per validation batch.
-    In the sanity check and in testing there is nothing to save; nor at the end of the last epoch, where little is left.
+    While gradients accumulate, it waits until the optimizer steps. A signal during a validation saves the state at the
+    validation's start, without any weights that a callback has swapped in (`StartOfValidation`): a validation has to be
+    run whole for its metrics to be right, and until then only values that a model logs per validation batch are logged.
+    The sanity check and testing have nothing to save; nor does the end of the last epoch, after which little is left.
 
-    With a Lightning that has no known seam it is the end of a step, saved once more at the next hook: Lightning logs a
-    step's metrics after `on_train_batch_end`. A `Checkpoint` is called after all other callbacks.
+    If no seam is known for the installed Lightning, it saves at the end of a step, and again at the next hook, because
+    Lightning logs a step's metrics after `on_train_batch_end`. It is a `Checkpoint` to be called after other callbacks.
     """
 
     def __init__(self, stop: StopSignal, checkpoints: KeepCheckpoints, start: StartOfValidation, seam: Seam) -> None:
@@ -44,7 +44,7 @@ class StopOnSignal(Checkpoint):
         self._shared = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look for what came before there was anything to save: data being staged, the model being built."""
+        """Leave if a signal came before there was anything to save, while data was staged or the model was built."""
         self._stop.install()
         self._agreement.open(trainer.world_size)
         if self._agreement.reached():
@@ -61,7 +61,7 @@ class StopOnSignal(Checkpoint):
         self._stop.install()
 
     def at_seam(self, trainer: pl.Trainer, moment: Moment, *, saved: bool) -> None:
-        """Save and leave if a signal has come; `saved`: this moment is."""
+        """Save and leave if a signal has come. `saved`: whether this moment has been saved already."""
         if not self._agreement.reached() or lightning.accumulates(trainer):
             return
         if moment is Moment.EPOCH and lightning.has_ended(trainer):
@@ -118,7 +118,7 @@ class StopOnSignal(Checkpoint):
             self._save(trainer)
 
     def _agreed_in_evaluation(self) -> str | None:
-        """Return the agreed signal; ranks may have batches of different number, and agree on those that all have."""
+        """Return the agreed signal. Ranks may differ in their number of batches; they agree only at those all have."""
         self._shared -= 1
         return self._agreement.reached() if self._shared > 0 else None
 
@@ -144,11 +144,11 @@ class StopOnSignal(Checkpoint):
 
 
 class StartOfValidation(Callback):
-    """Keeps the state at the start of a validation, where a callback or the model changes the weights for it.
+    """Keeps the state at the start of a validation, in case a callback or the model changes the weights for it.
 
-    Averages do so: they take the place of the weights until the validation ends. It comes before all other callbacks
-    but the seam. The state is copied only once weights have been seen to change in an earlier validation; a run that is
-    stopped in the first such one resumes from its last checkpoint.
+    Weight averaging does so: the averages replace the weights until the validation ends. This callback comes before all
+    others except the seam. It copies the state only after it has seen an earlier validation change the weights; a run
+    that is stopped during the first such validation resumes from its last checkpoint.
     """
 
     def __init__(self, seam: Seam) -> None:
@@ -156,7 +156,7 @@ class StartOfValidation(Callback):
         self._changes = self._learned = False
         self._before: torch.Tensor | None = None
         self.state: Saved | None = None
-        """A whole checkpoint, on the CPU; None where the state has not changed since, as far as is known."""
+        """A complete checkpoint, on the CPU; None if, as far as is known, the state has not changed since."""
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
@@ -171,27 +171,27 @@ class StartOfValidation(Callback):
         self._before = self.state = None
 
     def learn(self, trainer: pl.Trainer) -> None:
-        """Note, in a validation's first batch, whether the weights are others than at its start."""
+        """Note, in a validation's first batch, whether the weights differ from those at its start."""
         if not self._learned:
             self._learned = True
             self._changes = self._changes or self.changed(trainer)
 
     def changed(self, trainer: pl.Trainer) -> bool:
-        """Return whether the weights are others than at the start of the validation, on any rank."""
+        """Return whether the weights differ from those at the start of the validation, on any rank."""
         mine = self._before is not None and not torch.equal(self._before, _sums(trainer.lightning_module))
         return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
 
 
 def _sums(module: torch.nn.Module) -> torch.Tensor:
-    """Return the sum of each parameter: what tells other weights from these, at the cost of reading them once."""
+    """Return the sum of magnitudes of each parameter: a fingerprint of the weights that costs one pass over them."""
     return torch.stack([value.detach().abs().sum().double().cpu() for value in module.parameters()] or [torch.zeros(1)])
 
 
 class Agreement:
-    """What all ranks know of a signal. It may reach them at different steps, or only one of them.
+    """The agreement of all ranks on a signal, which may reach them at different steps, or only one of them.
 
-    They ask each other about once a second, over a group on the CPU, and all at the same place: who asks alone
-    waits for ever.
+    They exchange what they have received about once a second, over a process group on the CPU. All must do so at the
+    same point of the fit: a rank that calls alone waits forever.
     """
 
     def __init__(self, stop: StopSignal) -> None:
@@ -206,16 +206,16 @@ class Agreement:
         self.hurry()
 
     def hurry(self) -> None:
-        """Ask at the next opportunity: what follows may take longer than what was counted so far."""
+        """Exchange at the next call: the calls that follow may be further apart than those counted so far."""
         self._every, self._count, self._since = 1, 0, time.monotonic()
 
     @property
     def together(self) -> bool:
-        """Whether several ranks have told each other of a signal."""
+        """Whether several ranks have agreed on a signal."""
         return self._agreed
 
     def reached(self) -> str | None:
-        """Return the signal that any rank has received, on all ranks from the same call on."""
+        """Return the signal that any rank has received, on all ranks from the same call on; None before."""
         if self._group is None or self._agreed:
             return self._stop.received
         self._count += 1
@@ -224,14 +224,14 @@ class Agreement:
         mine = float(_SIGNALS.index(self._stop.received)) if self._stop.received in _SIGNALS else 0.0
         received, elapsed = self._most([mine, time.monotonic() - self._since])
         rate = round(self._count * _AGREE_SECONDS / max(elapsed, 1e-6))
-        self._every = max(1, min(1000, 2 * self._every, rate))  # one quick call says little of those to come
+        self._every = max(1, min(1000, 2 * self._every, rate))  # one fast call does not predict the next ones
         self._count, self._since = 0, time.monotonic()
         self._agreed = received > 0
         self._stop.received = self._stop.received or _SIGNALS[int(received)] or None
         return self._stop.received if self._agreed else None
 
     def least(self, batches: Sequence[float]) -> int:
-        """Return of how many batches all ranks have at least (0: not known), and ask at the first of them."""
+        """Return the number of batches that every rank has (0: not known), and exchange at the first of them."""
         self.hurry()
         if self._group is None:
             return sys.maxsize

@@ -1,4 +1,4 @@
-"""One fit: everything is built, trained, tested, and what came of it returned."""
+"""One fit: builds everything, trains, tests, and returns the results."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ from orchestrator.worker.signals import StopSignal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What is trained, on what, and where its files go. `folder` is the attempt's.
+    """The inputs of a training: its config, its resources, and where its files go. `folder` is the attempt's.
 
-    `resume_from` is a checkpoint of the run's own. Where there is none it starts with the weights, or the whole state,
-    of another run or a file: `weights_from`, `state_from`; with `weights_only` that may hold nothing but weights and
-    plain values.
-    `report` is told, on rank 0, each validation's number and the objective's value there, and says whether to stop.
-    `example`: where a few samples of the model's input are to be kept; None: nowhere. `redact` takes out of a tree
-    what may not be written.
+    `resume_from` is a checkpoint of the run itself. Without one, training may start with the weights (`weights_from`)
+    or the whole state (`state_from`) of another run or a file; with `weights_only`, that file may hold nothing but
+    weights and plain values.
+    `report` is called on rank 0 with each validation's number and the objective's value; it returns whether to stop.
+    `example` is the file for a few samples of the model's input; None: store none. `redact` removes secrets from a tree
+    of values.
     """
 
     config: Mapping[str, Any]
@@ -106,7 +106,7 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
         return {"metrics": _evaluate(training, trainer, model, datamodule), "best": {}}
     trainer.fit(model, datamodule=datamodule, ckpt_path=_text(checkpoint), **_trusted(trainer.fit))
     metrics = numbers(trainer.callback_metrics)
-    if progress.best:  # MLflow's own tables know only a metric's last value
+    if progress.best:  # MLflow's tables show only a metric's last value
         logger.log_metrics({f"best/{progress.best['metric']}": progress.best["value"]}, progress.best["step"])
     if prune and prune.pruned:
         return {"metrics": metrics, "best": progress.best, "pruned": prune.pruned}
@@ -118,19 +118,19 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
 
 
 def _model(node: Mapping[str, Any]) -> pl.LightningModule:
-    """Build the model. What a function returns is known only now."""
+    """Build the model. Raises ConfigError if it is not a LightningModule: only now is a function's result known."""
     model = build(node)
     if not isinstance(model, pl.LightningModule):
         raise ConfigError(
             f"model: {node['_target_']} returned {type(model).__module__}.{type(model).__qualname__}",
-            why="it is not a LightningModule, and says nothing of losses and optimizers",
+            why="it is not a LightningModule, and so defines neither a loss nor an optimizer",
             fix="name a LightningModule, or a function that returns one, in model._target_",
         )
     return model
 
 
 def quieten() -> None:
-    """Silence what Lightning says in every run and no user can act on: an advertisement, its own deprecations."""
+    """Silence messages that Lightning prints in every run and no user can act on: advertisements, deprecations."""
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="The .srun. command is available.*")
@@ -140,7 +140,7 @@ def quieten() -> None:
 def _evaluate(
     training: Training, trainer: pl.Trainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None
 ) -> dict[str, float]:
-    """Validate, test or predict, and return the metrics; what is predicted becomes a file among the artifacts."""
+    """Validate, test or predict, and return the metrics. Predictions are written to a file among the artifacts."""
     task = training.config["task"]
     if task == "predict":
         _keep_predictions(training, trainer.predict(model, datamodule=datamodule))
@@ -150,7 +150,7 @@ def _evaluate(
 
 
 def _keep_predictions(training: Training, predictions: object) -> None:
-    """Write what `predict_step` returned, batch by batch, each rank its own; nothing where it returned nothing."""
+    """Write the results of `predict_step`, a list with an item per batch, each rank to its own file."""
     if not predictions or is_superseded(AttemptPaths(training.folder)):
         return
     rank = f".rank{training.context.rank}" if training.resources.world_size > 1 else ""
@@ -158,9 +158,10 @@ def _keep_predictions(training: Training, predictions: object) -> None:
 
 
 def _inherit(training: Training, checkpoint: str) -> str:
-    """Link (or copy) the best checkpoint of the run that this one goes on from, and return where it is now.
+    """Link (or copy) the best checkpoint of the run that this one continues, and return its new path.
 
-    It lies in that run's folder, beside the attempt whose checkpoint is gone on from.
+    The path is relative to the run's folder. The source is in the other run's folder, next to the attempt whose
+    checkpoint is continued.
     """
     attempt = AttemptPaths(training.folder)
     target = attempt.state / INHERITED
@@ -184,7 +185,7 @@ def _trainer(
     built = build(config.get("callbacks") or {})
     users = [callback for callback in built.values() if callback is not None]
     if any(isinstance(callback, ProgressBar) for callback in users):
-        node["enable_progress_bar"] = True  # the flag's default is false, and Lightning refuses the two together
+        node["enable_progress_bar"] = True  # Lightning refuses a progress bar with the engine's default of false
     foreign = training.state_from if training.weights_only else None
     trainer: pl.Trainer = build(
         node,
@@ -198,14 +199,14 @@ def _trainer(
 
 
 def _users_loggers(training: Training) -> list[Logger]:
-    """Build the user's own loggers; one that takes a `save_dir`, and has none, writes into the attempt's folder."""
+    """Build the user's own loggers. One that accepts a `save_dir`, and has none, writes into the attempt's folder."""
     loggers = training.config["trainer"].get("logger") or {}
     folder = AttemptPaths(training.folder).logger
     return [_users_logger(node, folder(name), training.redact) for name, node in loggers.items() if node]
 
 
 def _users_logger(node: Mapping[str, Any], folder: Path, redact: Redact) -> Logger:
-    """Build one; Lightning gives it the hyperparameters, which may hold secrets."""
+    """Build a logger that redacts hyperparameters: Lightning passes them on, and they may hold secrets."""
     takes = inspect.signature(locate(node["_target_"])).parameters
     given = {SAVE_DIR: str(folder)} if SAVE_DIR in takes and SAVE_DIR not in node else {}
     if given:
@@ -226,13 +227,13 @@ def _devices(resources: Resources) -> dict[str, object]:
 
 
 def _environment(training: Training) -> ClusterEnvironment:
-    """Return who starts the processes: srun, or nobody. Never Lightning's own guess, which may requeue (FACTS 16)."""
+    """Return Lightning's plugin for processes started by srun, or by `orch`; its own guess may requeue (FACTS 16)."""
     context = training.context
     return SLURMEnvironment(auto_requeue=False) if context.job and not context.packed else LightningEnvironment()
 
 
 def _trusted(method: Any) -> dict[str, bool]:
-    """Our own checkpoints may hold any object; newer versions of Lightning must be told to load it."""
+    """Return the arguments with which Lightning loads any object: the run's own checkpoints may hold some."""
     return {"weights_only": False} if "weights_only" in inspect.signature(method).parameters else {}
 
 

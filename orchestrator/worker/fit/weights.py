@@ -19,30 +19,30 @@ _log = logging.getLogger(__name__)
 
 
 class InitialWeights(Callback):
-    """Loads weights once the model has all of its layers: those made in `setup` and `configure_model`, too.
+    """Loads weights once the model has all of its layers, including those made in `setup` and `configure_model`.
 
-    They come from a checkpoint of Lightning's, whose `on_load_checkpoint` of the model's is called first, or from a
-    state dict. `strict_loading` of the model decides whether both must have the same names. Where the model has all of
-    its layers from the beginning they are also loaded then: a callback may copy them in its `setup`, as averages do.
+    The file is a Lightning checkpoint, which the model's `on_load_checkpoint` gets first, or a state dict. The model's
+    `strict_loading` decides whether both must have the same names. If the model has all of its layers when it is built,
+    weights are also loaded then, because a callback may copy them in its `setup`, as weight averaging does.
     """
 
     def __init__(self, path: Path, *, weights_only: bool = False) -> None:
-        """With `weights_only` the file may hold nothing but weights and plain values: it can name no code."""
+        """With `weights_only` the file may hold nothing but weights and plain values, and cannot run code."""
         self._path, self._weights_only = path, weights_only
         self._loaded: Saved | None = None
         self._done = False
 
     def load_early(self, model: pl.LightningModule) -> None:
-        """Load into a model that has its layers already; nothing is wrong if it has not."""
+        """Load into a model that has all of its layers already; otherwise do nothing."""
         checkpoint = self._checkpoint(model)
         if set(checkpoint["state_dict"]) == set(model.state_dict()):
             self._load(model, checkpoint)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._done:  # what comes after a fit has the weights that it trained
+        if self._done:  # after a fit, a test uses the trained weights
             return
         self._load(pl_module, self._checkpoint(pl_module))
-        self._loaded, self._done = None, True  # the memory is free again
+        self._loaded, self._done = None, True  # frees the memory
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -55,7 +55,7 @@ class InitialWeights(Callback):
         self.on_fit_start(trainer, pl_module)
 
     def _checkpoint(self, model: pl.LightningModule) -> Saved:
-        """Return the checkpoint as the model's own hook leaves it."""
+        """Return the checkpoint after the model's own hook has changed it."""
         if self._loaded is None:
             self._loaded = torch.load(self._path, map_location="cpu", weights_only=self._weights_only)
         if "state_dict" not in self._loaded:
@@ -81,7 +81,7 @@ class InitialWeights(Callback):
             )
         if differing.missing_keys or differing.unexpected_keys:
             _log.warning(
-                "init_from: not in %s, and so as they were initialised: %s; not in the model: %s",
+                "init_from: not in %s, and so left as initialised: %s; not in the model: %s",
                 self._path.name,
                 _some(differing.missing_keys) or "none",
                 _some(differing.unexpected_keys) or "none",

@@ -1,8 +1,8 @@
-"""What a run uses while it runs, and whether it gets on.
+"""The resources that a run uses, and whether it makes progress.
 
-usage.py  memory and CPU of the run's processes
-node.py   what its node does meanwhile: GPUs, memory, network
-heartbeat.py  a number that grows with each batch, and where a stack is written
-stall.py  when a run hangs, and in what (pure)
-watcher.py  the program on each node that looks
+usage.py      memory of the run's processes
+node.py       metrics of its node: GPUs, memory, network
+heartbeat.py  a number that grows with each batch, and where stacks are written
+stall.py      when a run hangs, and in what (pure)
+watcher.py    the program on each node that notices a hang
 """

@@ -1,6 +1,6 @@
-"""A node's own metrics beside a run: a thread of the first process there writes them to a file of its own.
+"""Metrics of a run's nodes: on each node, a thread of the run's first process writes them to a separate file.
 
-A step is a second since the run's history began, so that a run which goes on elsewhere goes on in its curves, too.
+A step is a second since the run's history began, so that the curves of a run continue when it moves to another node.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ODD = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def period(tracking: Mapping[str, Any]) -> float | None:
-    """Return every how many seconds a launch wants a node to be measured; None for never."""
+    """Return the seconds between two measurements of a node, as a launch's `tracking` section asks; None: never."""
     wanted = tracking.get("system_metrics", False)
     if wanted is False or tracking.get("kind") == "none":
         return None
@@ -42,7 +42,7 @@ def period(tracking: Mapping[str, Any]) -> float | None:
 
 @contextmanager
 def measured(assignment: Assignment) -> Iterator[None]:
-    """Measure this node while the body runs, if this process is the one that shall."""
+    """Measure this node while the body runs, if this process is the run's first one there."""
     seconds = period(assignment.header.tracking)
     if seconds is None or not assignment.context.first_on_node:
         yield
@@ -58,7 +58,7 @@ def measured(assignment: Assignment) -> Iterator[None]:
 
 
 def _measure(assignment: Assignment, seconds: float, ended: threading.Event) -> None:
-    """Measure soon after the start, then regularly, and once at the end. Nothing here may disturb the run."""
+    """Measure soon after the start, then periodically, and once at the end. No error here may disturb the run."""
     try:
         began, prefix = _began(assignment), _prefix(assignment)
         gpus = _nvml() if assignment.planned.resources.gpus_per_node else None
@@ -72,11 +72,11 @@ def _measure(assignment: Assignment, seconds: float, ended: threading.Event) -> 
                 if last:
                     return
     except (OSError, OrchError, RuntimeError) as error:
-        _log.warning("this node is not measured: %s", error)
+        _log.warning("no metrics of this node are recorded: %s", error)
 
 
 def _nvml() -> ModuleType | None:
-    """Return NVIDIA's bindings; None without them, or without a driver."""
+    """Return NVML's Python bindings; None without them, or without a driver."""
     try:
         return nvml.library()
     except (ImportError, OSError):
@@ -95,7 +95,7 @@ def _began(assignment: Assignment) -> float:
 
 
 def _prefix(assignment: Assignment) -> str:
-    """Return what the names begin with; where a run has several nodes, each has its own."""
+    """Return the prefix of metric names; with several nodes it includes the node's name."""
     return f"{SYSTEM}{_name()}/" if assignment.context.nodes > 1 else SYSTEM
 
 

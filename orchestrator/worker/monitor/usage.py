@@ -1,7 +1,7 @@
-"""How much memory an attempt takes on the node of its rank 0: sampled, so that a killed one has left its last word.
+"""The memory that an attempt uses on the node of its rank 0, sampled and recorded as it grows, in case it is killed.
 
-It is the resident memory of all the run's processes on that node, as Slurm's own sampling counts it: pages that
-several processes share count for each. A peak shorter than a sample is seen only of rank 0's own process.
+It is the resident memory of all the run's processes on that node, counted as Slurm does: pages shared by several
+processes count for each of them. A peak shorter than the sampling period is seen only in rank 0's own process.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from orchestrator.worker.context import ProcessContext
 
 _PERIOD_SECONDS = 1.0
 _LOOK_EVERY = 5  # samples
-_GROWTH = 1.2  # a peak is written down when it has grown so much: some forty lines from 1 MB to 1 TB
+_GROWTH = 1.2  # a peak is recorded when it has grown by this factor: some 75 events from 1 MB to 1 TB
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 class Usage:
-    """The most memory that was seen so far; `sample` looks again."""
+    """The peak of memory so far; `sample` updates it."""
 
     def __init__(self, *, siblings: bool, group: int | None = None) -> None:
-        """`siblings`: what this process's parent has started is the run's, too; `group`: of that process group."""
+        """`siblings`: other children of this process's parent belong to the run, too; `group`: only if in this one."""
         self._top = os.getppid() if siblings else os.getpid()
         self._group = group
         self._processes: list[psutil.Process] = []
         self._samples = self._memory_bytes = 0
 
     def sample(self) -> int:
-        """Return the peak in bytes. Processes are looked for now and then only: that takes long on a busy node."""
+        """Return the peak in bytes. The list of processes is refreshed only now and then: it is slow on a busy node."""
         if self._samples % _LOOK_EVERY == 0:
             self._processes = [each for each in _descendants(self._top) if self._is_ours(each)]
         self._samples += 1
@@ -56,16 +56,17 @@ class Usage:
 
     @classmethod
     def of(cls, context: ProcessContext) -> Self:
-        """Return what measures a run: srun's tasks on one node have their slurmstepd as parent.
+        """Return the usage of a run's processes on this node.
 
-        Our own supervisor has other runs, too: there a run's ranks are one process group.
+        srun's tasks on a node share a slurmstepd as parent. A local supervisor also has other runs as children; each
+        run's ranks are one process group.
         """
         siblings = context.processes > 1
         return cls(siblings=siblings, group=context.leader if siblings and not context.job else None)
 
     @contextmanager
     def followed(self, events: EventWriter) -> Iterator[None]:
-        """Sample from a thread while the body runs; what has grown much is written down at once."""
+        """Sample from a thread while the body runs; record a peak that has grown much at once."""
         ended = threading.Event()
         thread = threading.Thread(target=self._follow, args=(events, ended), name="usage", daemon=True)
         thread.start()
@@ -86,12 +87,12 @@ class Usage:
 def _quietly(write: Callable[[], object]) -> None:
     try:
         write()
-    except OSError:  # a full disk is for the run itself to tell
+    except OSError:  # the run itself will report a full disk
         return
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
-    """Return the processes below one, and this process itself."""
+    """Return the descendants of a process, and this process itself."""
     try:
         found = psutil.Process(pid).children(recursive=True)
     except psutil.Error:
@@ -107,9 +108,9 @@ def _resident_bytes(process: psutil.Process) -> int:
 
 
 def _gpu_bytes() -> int:
-    """Return the most that torch has reserved on this process's device; without torch there is none."""
+    """Return the peak of bytes that torch has reserved on this process's GPU; 0 without torch or CUDA."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     try:
         return int(cuda.max_memory_reserved()) if cuda is not None and cuda.is_initialized() else 0
-    except RuntimeError:  # the device has failed, and with it the run: that is told by others
+    except RuntimeError:  # the device has failed, and the run with it, which reports it
         return 0

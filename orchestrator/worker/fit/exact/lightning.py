@@ -1,6 +1,6 @@
-"""Lightning's private names that exact resumption needs, all of them, and the versions that are known to have them.
+"""All private names of Lightning that exact resumption needs, and the versions that are known to have them.
 
-`tests/worker/test_exact_names.py` holds them against the installed version.
+`tests/worker/test_exact_names.py` checks them against the installed version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orchestrator.worker.fit.exact.place import Place
 
 _log = logging.getLogger(__name__)
 TESTED = ((2, 6),)
-"""Major and minor versions that the tests have run with; with others a run is not resumed exactly."""
+"""Major and minor versions that have been tested; with others a run is not resumed exactly."""
 
 METADATA = (
     "fx",
@@ -52,12 +52,12 @@ Saved = dict[str, Any]
 
 
 def is_tested(version: str = metadata.version("pytorch-lightning")) -> bool:
-    """Whether Lightning is one of the versions whose private names are known; say so where it is not."""
+    """Whether a version of Lightning is one whose private names are known; log a warning if it is not."""
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) in TESTED:
         return True
     tested = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
-    _log.warning("runs are not resumed exactly with Lightning %s: that is tested with %s", version, tested)
+    _log.warning("runs are not resumed exactly with Lightning %s: it is tested only with %s", version, tested)
     return False
 
 
@@ -65,7 +65,7 @@ def is_tested(version: str = metadata.version("pytorch-lightning")) -> bool:
 
 
 def place(trainer: pl.Trainer) -> Place:
-    """Return where the fit is, by Lightning's own counters."""
+    """Return the fit's position, from Lightning's own counters."""
     fit = trainer.fit_loop
     loader = fit._combined_loader
     batches = fit.epoch_loop.batch_progress
@@ -78,18 +78,18 @@ def place(trainer: pl.Trainer) -> Place:
 
 
 def _epochs(trainer: pl.Trainer) -> int:
-    current: Any = trainer.fit_loop.epoch_progress.current  # of a kind that counts what is processed
+    current: Any = trainer.fit_loop.epoch_progress.current  # of a type that has `processed`
     return int(current.processed)
 
 
 def accumulates(trainer: pl.Trainer) -> bool:
-    """Whether batches have added to the gradients since the optimizer last stepped."""
+    """Whether gradients have accumulated since the optimizer's last step."""
     batches = trainer.fit_loop.epoch_loop.batch_progress
     return batches.current.ready % trainer.accumulate_grad_batches != 0 and not batches.is_last_batch
 
 
 def has_ended(trainer: pl.Trainer) -> bool:
-    """Whether the fit begins no further epoch: what `_FitLoop.done` says, without its messages."""
+    """Whether the fit will begin no other epoch: `_FitLoop.done` without its messages."""
     fit = trainer.fit_loop
     epochs, steps = fit.max_epochs, fit.max_steps
     over = epochs is not None and epochs != -1 and _epochs(trainer) >= epochs
@@ -100,9 +100,9 @@ def has_ended(trainer: pl.Trainer) -> bool:
 
 
 def before_batches(trainer: pl.Trainer, do: Callable[[DataFetcher], bool]) -> None:
-    """Call something between any two batches of an epoch, and before the first; where it returns true, skip to its end.
+    """Call `do` before each batch of an epoch; if it returns true, skip the batch itself.
 
-    All of the batch before is done then: hooks, logging, a validation, schedulers.
+    Everything of the previous batch is done by then: hooks, logging, a validation, schedulers.
     """
     loop = trainer.fit_loop.epoch_loop
     advance = loop.advance
@@ -111,11 +111,11 @@ def before_batches(trainer: pl.Trainer, do: Callable[[DataFetcher], bool]) -> No
         if not do(data_fetcher):
             advance(data_fetcher)
 
-    loop.advance = run  # type: ignore[method-assign]  # of this one loop
+    loop.advance = run  # type: ignore[method-assign]  # only of this loop
 
 
 def around_epochs(trainer: pl.Trainer, before: Callable[[], None], after: Callable[[], None]) -> None:
-    """Call something before an epoch's first hook, and after all that happens at its end."""
+    """Call `before` ahead of an epoch's first hook, and `after` once everything at its end is done."""
     fit = trainer.fit_loop
     start, end = fit.on_advance_start, fit.on_advance_end
 
@@ -132,7 +132,7 @@ def around_epochs(trainer: pl.Trainer, before: Callable[[], None], after: Callab
 
 
 def for_loaders(trainer: pl.Trainer, prepare: Callable[[Any, str, int], Any], begin: Callable[[], None]) -> None:
-    """Have each loader of the fit prepared, given its stage and number; `begin` is called before the first is made."""
+    """Replace each loader of the fit by `prepare(loader, stage, number)`; call `begin` before the first is made."""
     stages: list[str] = []
     numbers = {"train": 0, "val": 0}
     strategy, fit = trainer.strategy, trainer.fit_loop
@@ -140,7 +140,7 @@ def for_loaders(trainer: pl.Trainer, prepare: Callable[[Any, str, int], Any], be
 
     def prepared(dataloader: object) -> object:
         processed = process(dataloader)
-        if not stages:  # of a test, or a prediction
+        if not stages:  # a loader of a test or a prediction
             return processed
         numbers[stages[-1]] += 1
         return prepare(processed, stages[-1], numbers[stages[-1]] - 1)
@@ -168,12 +168,12 @@ def for_loaders(trainer: pl.Trainer, prepare: Callable[[Any, str, int], Any], be
 
 
 def resume_between_epochs(trainer: pl.Trainer) -> None:
-    """Have the loops, whose counters are loaded, begin the next epoch as they do where nothing was loaded."""
+    """Make the loops, whose counters are loaded, begin the next epoch as in a fit that was not resumed."""
     trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
 
 
 def is_done(trainer: pl.Trainer) -> None:
-    """Have the loops take the place they are at for one where nothing is half done."""
+    """Tell the loops that nothing at their position is half done: they stop treating it as a restart."""
     fit = trainer.fit_loop
     for loop in (fit, fit.epoch_loop, fit.epoch_loop.val_loop):
         loop._restarting = False
@@ -182,7 +182,7 @@ def is_done(trainer: pl.Trainer) -> None:
 
 
 def may_run_validation(trainer: pl.Trainer) -> Callable[[], None]:
-    """Lift `max_steps`, which may have been reached before the validation that is still to be run; return the undo."""
+    """Lift `max_steps`, which may be reached before the validation still to be run; return a function to undo it."""
     loop = trainer.fit_loop.epoch_loop
     steps, loop.max_steps = loop.max_steps, -1
 
@@ -193,7 +193,7 @@ def may_run_validation(trainer: pl.Trainer) -> Callable[[], None]:
 
 
 def rewind_validation(progress: Any) -> None:
-    """Set a validation's progress to before its first batch."""
+    """Set a validation's progress back to before its first batch."""
     before = progress.total.completed - progress.current.completed
     for count, number in ((progress.current, 0), (progress.total, before)):
         count.ready = count.started = count.processed = count.completed = number
@@ -201,7 +201,7 @@ def rewind_validation(progress: Any) -> None:
 
 
 def replay(fetcher: DataFetcher, batches: int) -> None:
-    """Read a loader that is no function of its place up to the batch to come."""
+    """Read and discard the given number of batches, for a loader that cannot start at a position."""
     fetcher.fetched -= batches  # Lightning has counted them already
     for _ in range(batches):
         next(fetcher)
@@ -217,7 +217,7 @@ def flattened(trainer: pl.Trainer) -> list[Any]:
 
 
 def connector(trainer: pl.Trainer) -> Saved:
-    """Return what has been logged, as callbacks and schedulers see it."""
+    """Return the logged values that callbacks and schedulers see."""
     return {name: getattr(trainer._logger_connector, name) for name in CONNECTOR}
 
 
@@ -227,7 +227,7 @@ def load_connector(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
 
 
 def loops(trainer: pl.Trainer) -> Saved:
-    """Return counters of the loops that are not in their own state."""
+    """Return counters of the loops that their own state dicts leave out."""
     fit = trainer.fit_loop
     val = fit.epoch_loop.val_loop
     return {
@@ -250,7 +250,7 @@ def load_loops(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
 
 
 def results(trainer: pl.Trainer) -> Saved:
-    """Return the running values of what a training epoch logs."""
+    """Return the running values of the metrics that a training epoch logs."""
     return {name: _result(metric) for name, metric in _collection(trainer).items()}
 
 

@@ -1,7 +1,7 @@
 """Checkpoints made at Lightning's own hooks: by earlier versions, or with a Lightning that has no known seam.
 
-Lightning leaves out what follows such a hook: the end of the epoch, and the step of a plateau scheduler. It saves
-neither the gradients of an accumulation nor the metrics that such a step needs.
+On resuming, Lightning skips what follows such a hook: the end of the epoch, and the step of a plateau scheduler. It
+saves neither accumulated gradients nor the metrics that such a step needs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from orchestrator.worker.fit.exact.seam import KEY, Seam
 from orchestrator.worker.fit.progress import Saved
 
 _GRADIENTS = "orch_gradients"
-"""In a checkpoint that was saved in the midst of an accumulation: what its batches have added up to so far."""
+"""A checkpoint's key for the gradients accumulated so far, if it was saved before the optimizer's step."""
 _METRICS = "orch_metrics"
-"""In a checkpoint: the metrics that callbacks and schedulers could see when it was saved."""
+"""A checkpoint's key for the metrics that callbacks and schedulers saw when it was saved."""
 
 
 class ResumeOlder(Callback):
-    """Takes what an older checkpoint holds, and the steps that Lightning leaves out where it resumes from one."""
+    """Restores what an older checkpoint holds, and does the steps that Lightning skips when it resumes from one."""
 
     def __init__(self, seam: Seam) -> None:
         self._seam, self._older = seam, False
@@ -49,7 +49,7 @@ class ResumeOlder(Callback):
             device = trainer.strategy.root_device
             known = trainer._logger_connector._callback_metrics  # noqa: SLF001 - `callback_metrics` can only be read
             known.update({name: value.to(device) for name, value in self._metrics.items()})
-            _take_owed(trainer.fit_loop)
+            _do_skipped_step(trainer.fit_loop)
         _close_epoch(trainer.fit_loop)
         for name, parameter in pl_module.named_parameters():
             if name in self._gradients:
@@ -57,17 +57,17 @@ class ResumeOlder(Callback):
         self._gradients = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have Lightning take the plateau's step at the end of the epoch that was resumed: the metrics are there."""
+        """Let Lightning step plateau schedulers at the end of the resumed epoch: the metrics are there."""
         if self._metrics:
-            trainer.fit_loop._restarting = False  # noqa: SLF001 - the setter would set it for the loops within, too
+            trainer.fit_loop._restarting = False  # noqa: SLF001 - the setter would also set it for inner loops
             self._metrics = {}
 
 
-def _take_owed(loop: FitLoop) -> None:
-    """Take the step that was still to come when the checkpoint was saved; after a validation Lightning takes it."""
+def _do_skipped_step(loop: FitLoop) -> None:
+    """Do the schedulers' step that was due when the checkpoint was saved; after a validation Lightning does it."""
     epochs, within = loop.epoch_progress.current, loop.epoch_loop
     if loop.resumed_on_epoch_end or loop.restarted_on_epoch_end:
-        if within._num_ready_batches_reached():  # noqa: SLF001 - as Lightning does it at the end of an epoch
+        if within._num_ready_batches_reached():  # noqa: SLF001 - as Lightning does at the end of an epoch
             completed, epochs.completed = epochs.completed, epochs.ready - 1
             within.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             epochs.completed = completed
@@ -76,13 +76,13 @@ def _take_owed(loop: FitLoop) -> None:
 
 
 def _close_epoch(loop: Any) -> None:
-    """Have a fit that goes on from the end of an epoch begin the next one, as without `max_steps`.
+    """Make a fit that resumes from the end of an epoch begin the next one, as without `max_steps`.
 
-    With `max_steps` Lightning always takes itself to be within an epoch: it would take the first step as an epoch of
-    its own, or log all that follows one step too late.
+    With `max_steps`, Lightning always assumes that it is inside an epoch: it would make the first step an epoch of its
+    own, or log everything one step late.
     """
     if loop.restarting and loop.restarted_on_epoch_end:
-        loop._restarting = False  # noqa: SLF001 - the setter is what sets it to true again
+        loop._restarting = False  # noqa: SLF001 - the setter would set it to true again
         loop.epoch_loop.restarting = False
         loop.reset_restart_stage()
         loop.epoch_loop.reset_restart_stage()

@@ -1,10 +1,11 @@
-"""What a loader gives, as a function of its place: no loader is saved, and none draws from the model's numbers.
+"""Loaders whose batches are a function of the position in the fit: no loader's state needs to be saved.
 
-The order of samples depends on (seed, loader, epoch); random numbers of a sample's batch, such as augmentation draws,
-on its position and the rank besides. So workers, and whether they persist, change no result. The user's loader stays
-the same object, of a subclass of its own class; a copy behind it has the dataset and the sampler wrapped.
+The order of samples depends on (seed, loader, epoch). Random numbers drawn for a batch, such as those of augmentation,
+also depend on its position and the rank, never on the model's random numbers. The number of workers, and whether they
+persist, therefore changes no result. The user's loader stays the same object, with a subclass of its class; a copy of
+it has the dataset and the sampler wrapped.
 
-A stream is read again up to the position, which gives the same but takes its time.
+A stream (an iterable dataset) is read from its beginning up to the position: the same result, but it takes time.
 """
 
 from __future__ import annotations
@@ -43,14 +44,17 @@ _KNOWN = (
     WeightedRandomSampler,
     DistributedSampler,
 )
-"""They draw from nothing but their own generator."""
+"""Samplers that draw only from their own generator."""
 _SOURCE = "_orch_source"
-_WORTH_A_WORD_SECONDS = 5.0
+_WORTH_LOGGING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a fit is: the epoch, the next batch in it, the batches trained in all, and whether loaders are cycled."""
+    """The position of a fit: its epoch, the next batch in it, the total of batches so far.
+
+    `cycles`: whether loaders shorter than the longest one start over.
+    """
 
     epoch: int
     batch: int
@@ -62,12 +66,12 @@ Where = Callable[[], Place]
 
 
 def is_exact(loader: object) -> bool:
-    """Whether what the loader gives is a function of its place."""
+    """Whether the loader's batches are a function of the position in the fit."""
     return hasattr(loader, _SOURCE)
 
 
 def can_be_exact(loader: object) -> bool:
-    """Whether `make_exact` takes a loader: not one that keeps its own state, nor a pipeline of `torchdata`."""
+    """Whether `make_exact` supports a loader. Loaders with their own state and `torchdata` pipelines are not."""
     return (
         isinstance(loader, DataLoader)
         and not hasattr(loader, "state_dict")
@@ -76,9 +80,9 @@ def can_be_exact(loader: object) -> bool:
 
 
 def make_exact(loader: Any, source: Source) -> Any:
-    """Make a user's loader exact, in place."""
+    """Make a user's loader exact, in place, and return it."""
     cls = type(loader)
-    if is_exact(loader):  # the user gives the same loader again, as after a search for a learning rate
+    if is_exact(loader):  # the user returns the same loader again, as after a learning rate search
         cls = cls.__mro__[1]
     members = {"__iter__": lambda _: _Pass(source), "__module__": cls.__module__, _SOURCE: source}
     loader.__class__ = type(cls.__name__, (cls,), {**members, "__qualname__": cls.__qualname__})
@@ -86,7 +90,7 @@ def make_exact(loader: Any, source: Source) -> Any:
 
 
 class Source:
-    """What stands behind one of the user's loaders."""
+    """The implementation behind one of the user's loaders: a copy with wrapped dataset and sampler."""
 
     def __init__(
         self, loader: DataLoader[object], *, name: tuple[str, int], seed: int, rank: int, where: Where
@@ -100,14 +104,14 @@ class Source:
         if isinstance(loader.dataset, IterableDataset):
             self._stream = _Stream(loader.dataset)
             self._replace("dataset", self._stream)
-            self._replace("persistent_workers", False)  # a worker learns the place of a pass when it starts
+            self._replace("persistent_workers", False)  # workers learn the position of a pass when they start
         else:
             self._replace("dataset", _Seeded(loader.dataset))
             sampler = "batch_sampler" if self.batched else "sampler"
             self._replace(sampler, _Positioned(getattr(loader, sampler), self))
         self._inner.generator = torch.Generator()
         self._ended = (-1, 0)
-        """The epoch and the cycle of the last pass that has given all it had."""
+        """The epoch and the cycle of the last pass that was read to its end."""
         self._cycle = self.epoch = self.skip = 0
         self.place: tuple[object, ...] = ()
 
@@ -118,7 +122,7 @@ class Source:
         return self.key(self._rank, number)
 
     def begin(self) -> Iterator[object]:
-        """Begin a pass where the fit is now."""
+        """Begin a pass at the fit's current position."""
         where = self._where()
         self.epoch, self.skip = where.epoch, 0
         if self._name[0] == "train":
@@ -133,11 +137,11 @@ class Source:
         return self._replayed(iter(self._inner))
 
     def end(self) -> None:
-        """Note that the pass has given all it has: another one in the same epoch is the next cycle."""
+        """Note that the pass has been read to its end: another one in the same epoch is the next cycle."""
         self._ended = (self.epoch, self._cycle)
 
     def _position(self, where: Place) -> tuple[int, int]:
-        """Return the cycle, and how many batches of it have been given."""
+        """Return the cycle, and how many of its batches have been read."""
         epoch, cycle = self._ended
         if epoch == where.epoch:
             return cycle + 1, 0
@@ -147,14 +151,14 @@ class Source:
     def _length(self) -> int:
         try:
             return len(self._loader)
-        except TypeError:  # a stream without one
+        except TypeError:  # a stream without a length
             return 0
 
     def _replayed(self, iterator: Iterator[object]) -> Iterator[object]:
         began = time.monotonic()
         for _ in range(self.skip):
             next(iterator)
-        if (took := time.monotonic() - began) > _WORTH_A_WORD_SECONDS:
+        if (took := time.monotonic() - began) > _WORTH_LOGGING_SECONDS:
             _log.info("the stream was read again up to batch %d, in %.0f s", self.skip, took)
         return iterator
 
@@ -163,7 +167,7 @@ class Source:
 
 
 class _Pass:
-    """One pass over a loader. It begins at its first batch: only then is it known where the fit resumes."""
+    """One pass over a loader. It begins with its first batch: only then is the position known at which to resume."""
 
     def __init__(self, source: Source) -> None:
         self._source, self._numbers = source, Numbers(0)
@@ -184,13 +188,13 @@ class _Pass:
 
 
 class _At(list[object]):
-    """The indices of a batch, and the number that its random numbers begin with."""
+    """The indices of a batch, and the seed (`number`) of its random numbers."""
 
     number = 0
 
 
 class _Wrapped:
-    """Stands for another object: what it does not have itself is that one's."""
+    """A proxy for another object: attributes that it does not have itself are read from that object."""
 
     def __init__(self, inner: Any) -> None:
         self.__dict__["_inner"] = inner
@@ -202,12 +206,12 @@ class _Wrapped:
 
 
 class _Seeded(_Wrapped, Dataset[object]):
-    """A dataset whose random numbers depend on the batch's place alone, in whatever process it is read."""
+    """A dataset whose random numbers depend only on the batch's position, in whichever process it is read."""
 
     _own: list[Generator] | None = None
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Set what a `worker_init_fn` sets on the user's dataset."""
+        """Set an attribute on the user's dataset, as a `worker_init_fn` may do."""
         if name == "_own":
             self.__dict__[name] = value
         else:
@@ -222,7 +226,7 @@ class _Seeded(_Wrapped, Dataset[object]):
         return get(list(at)) if callable(get) else [self._inner[index] for index in at]
 
     def __getitem__(self, at: object) -> object:
-        """Return one sample where the loader makes no batches."""
+        """Return one sample, for a loader without batches."""
         if not isinstance(at, _At):
             return self._inner[at]
         self._seed(at.number)
@@ -236,7 +240,7 @@ class _Seeded(_Wrapped, Dataset[object]):
 
 
 class _Stream(_Wrapped, IterableDataset[object]):
-    """A stream whose random numbers depend on the epoch, the rank and the worker alone."""
+    """A stream whose random numbers depend only on the epoch, the rank and the worker."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
@@ -253,9 +257,9 @@ class _Stream(_Wrapped, IterableDataset[object]):
 
 
 class _Positioned(_Wrapped):
-    """A batch sampler, or a sampler, whose order depends on (seed, epoch) alone, from any position on.
+    """A sampler or batch sampler whose order depends only on (seed, epoch), and which can start at any position.
 
-    What was given before the position is passed over here: no data is read for it.
+    It skips the indices before that position, without reading any data.
     """
 
     def __init__(self, inner: Any, source: Source) -> None:
@@ -287,7 +291,7 @@ class _Positioned(_Wrapped):
         if all(type(level) in _KNOWN for level in self._levels):
             yield from self._inner
             return
-        numbers = Numbers(number)  # it may draw from the global ones, at any time
+        numbers = Numbers(number)  # the sampler may draw from the global generators at any time
         with numbers.used():
             iterator = iter(self._inner)
         while True:

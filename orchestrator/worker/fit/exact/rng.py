@@ -1,4 +1,4 @@
-"""Random numbers: derived from a place, exchanged while data is read, found in users' objects, saved."""
+"""Random numbers: seeds derived from a position, swapped global generators, generators in users' objects, states."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _MOST_OBJECTS, _MOST_CHILDREN = 10_000, 256
 
 
 def derived(*parts: object) -> int:
-    """Return 63 bits that depend on the parts alone."""
+    """Return a 63-bit seed that depends only on the parts."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def seed_globals(number: int) -> None:
-    """Seed the global generators on the CPU: those that data is read and augmented with."""
+    """Seed the global generators on the CPU, with which data is read and augmented."""
     torch.default_generator.manual_seed(number)
     np.random.seed(number & 0xFFFFFFFF)
     random.seed(number)
 
 
 def reseed(generators: Sequence[Generator], number: int) -> None:
-    """Seed generators that an object holds, each with a number of its own."""
+    """Seed generators, each with a seed of its own that is derived from a number."""
     for index, one in enumerate(generators):
         seed = derived(number, index)
         if isinstance(one, torch.Generator):
@@ -46,7 +46,7 @@ def reseed(generators: Sequence[Generator], number: int) -> None:
 
 
 def held_by(root: object, depth: int = 5) -> list[Generator]:
-    """Return the generators that an object holds, as a dataset does its own and those of its transforms."""
+    """Return the generators found in an object's attributes: those of a dataset and its transforms, for example."""
     found: list[Generator] = []
     seen: set[int] = set()
     queue: deque[tuple[object, int]] = deque([(root, 0)])
@@ -73,9 +73,9 @@ def _children(one: object) -> list[object]:
 
 
 class Numbers:
-    """Global random numbers of one's own, in place of those in use while something is done.
+    """A separate set of global random number generators, used instead of the current ones for a while.
 
-    NumPy's are exchanged by reference: by state that would take 125 us instead of 2.
+    NumPy's generator is swapped by reference: to swap its state would take 125 us instead of 2.
     """
 
     def __init__(self, seed: int) -> None:
@@ -87,7 +87,7 @@ class Numbers:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Exchange the numbers, there and back."""
+        """Use these generators in the body, then restore those that were in use before."""
         outside = self._current()
         self._put(self._held)
         try:
@@ -108,7 +108,7 @@ class Numbers:
 
 
 def saved(device: torch.device) -> dict[str, Any]:
-    """Return the state of all global generators, that of the rank's own device among them."""
+    """Return the state of all global generators, including that of the rank's own device."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -116,7 +116,7 @@ def saved(device: torch.device) -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `saved` has returned."""
+    """Restore a state that `saved` has returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())

@@ -1,9 +1,9 @@
 """The moments at which a fit is saved and resumed.
 
-Between two batches all of the first is done, hooks, logging, a validation and schedulers among it, and nothing of the
-second has begun; between two epochs likewise; and a validation may be saved as it begins. What a checkpoint of such a
-moment holds besides what Lightning saves (`state.py`), with data that is a function of its place (`place.py`), makes
-the resumed fit go on with the same bits.
+Between two batches, everything of the first one is done, including hooks, logging, a validation and schedulers, and
+nothing of the second one has begun. The same holds between two epochs. A validation may be saved as it begins. A fit
+resumed from such a moment is bit-identical: its checkpoint holds the state that Lightning does not save (`state.py`),
+and its data is a function of the position in the fit (`place.py`).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from orchestrator.worker.fit.progress import Saved
 
 _log = logging.getLogger(__name__)
 EXACTNESS = 1
-"""In an attempt's events: how results depend on the seed. 1: as a function of place; 0: as Lightning draws them."""
+"""In an attempt's events: how data depends on the seed. 1: as a function of position; 0: as Lightning draws it."""
 KEY = "orch_exact"
-"""In a checkpoint: its moment, and of each rank a block of bytes (`state.py`), and gradients not yet applied."""
+"""A checkpoint's key for its moment and, for each rank, a block of bytes (`state.py`) and gradients not yet applied."""
 _VERSION = 1
 
 
 class Moment(StrEnum):
-    """Where a fit is when it is saved."""
+    """The position of a fit when it is saved."""
 
     BATCH = "batch"
     """Before a batch."""
     VALIDATION = "validation"
-    """In a validation: what is saved is as it was at its start, and it is run again."""
+    """In a validation: the saved state is that at its start, and the validation is run again."""
     EPOCH = "epoch"
     """After an epoch, before the next one."""
 
@@ -45,11 +45,11 @@ class Moment(StrEnum):
 class Seam(Callback):
     """Calls `reached` at each moment, saves the state that Lightning does not, and resumes from a moment.
 
-    It comes before all other callbacks: what is saved of a validation's start is what no callback has changed yet.
+    It comes before all other callbacks, so that none has changed the state at the start of a validation yet.
     """
 
     def __init__(self, seed: int, *, trusted: bool) -> None:
-        """Unless `trusted`, no code that a checkpoint may name is run: its counters are taken, its other state not."""
+        """Unless `trusted`, nothing is unpickled from a checkpoint: only its counters are used, not its other state."""
         self._seed, self._trusted = seed, trusted
         self.attached = False
         self._reached: Callable[[Moment], None] = lambda _: None
@@ -58,12 +58,12 @@ class Seam(Callback):
         self._undo: Callable[[], None] = lambda: None
         self._saving: Moment | None = None
         self._begun: bytes | None = None
-        """The state at the start of the validation that is going on."""
+        """The state at the start of the current validation."""
         self._made_at: object = None
         self._datasets: dict[state.Name, object] = {}
         self._before: state.Attributes = {}
         self._touched: set[tuple[state.Name, str]] = set()
-        """Attributes that the sanity check has changed: a resumed fit makes none."""
+        """Attributes that the sanity check has changed, which a resumed fit does not run."""
         self._baseline: state.Attributes | None = None
 
     @property
@@ -71,7 +71,7 @@ class Seam(Callback):
         return "orch.Seam"
 
     def attach(self, trainer: pl.Trainer, reached: Callable[[Moment], None]) -> None:
-        """Have a trainer's fit come by here, and its loaders give what their place says."""
+        """Hook into a trainer's fit: it calls `reached` at each moment, and its loaders become exact."""
         self.attached, self._trainer, self._reached = True, trainer, reached
         lightning.for_loaders(trainer, self._prepared, self._set_up)
         lightning.before_batches(trainer, self._before_batch)
@@ -81,7 +81,7 @@ class Seam(Callback):
 
     @contextmanager
     def saving(self, moment: Moment) -> Iterator[None]:
-        """Tell of a checkpoint that it is of a moment: others, such as a callback of the user's saves, are not."""
+        """Mark checkpoints saved in the body as those of a moment; others, such as a user's callback saves, are not."""
         self._saving = moment if self.attached else None
         try:
             yield
@@ -98,7 +98,7 @@ class Seam(Callback):
         }
         checkpoint[KEY] = {"version": _VERSION, "moment": self._saving.value, "ranks": _gathered(mine, trainer)}
         if self._saving is Moment.EPOCH:
-            checkpoint["epoch"] -= 1  # as everywhere: the epoch that it was saved in
+            checkpoint["epoch"] -= 1  # as in other checkpoints: the epoch in which it was saved
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.attached:
@@ -136,7 +136,7 @@ class Seam(Callback):
             return
         if len(ranks) != trainer.world_size:
             _log.warning(
-                "not resumed exactly: the checkpoint is of %d processes, not %d",
+                "not resumed exactly: the checkpoint was saved by %d processes, not %d",
                 len(ranks),
                 trainer.world_size,
             )
@@ -145,16 +145,16 @@ class Seam(Callback):
         self._state = state.read(block, torch.device("cpu"))
 
     def _set_up(self) -> None:
-        """Prepare the loops, before they ask whether anything is left to be done."""
+        """Prepare the loops before they check whether anything is left to do."""
         if self._loaded is None:
             return
         moment, loops = self._loaded["moment"], self._trainer.fit_loop
         if moment == Moment.EPOCH:
             lightning.resume_between_epochs(self._trainer)
-            if self._state:  # where nothing is left, nothing else restores it
+            if self._state:  # if no epoch is left, nothing else restores these
                 lightning.load_connector(self._trainer, self._state["connector"])
                 self._trainer.should_stop = self._state["loops"]["should_stop"]
-        elif moment == Moment.VALIDATION and loops.restarting:  # and not only asked for its length
+        elif moment == Moment.VALIDATION and loops.restarting:  # not just asked for the number of batches
             self._undo()
             self._undo = lightning.may_run_validation(self._trainer)
 
@@ -167,7 +167,7 @@ class Seam(Callback):
             self._restore()
 
     def _before_batch(self, fetcher: Any) -> bool:
-        """Resume, or save; returns whether the batch is done already, and only its validation is left."""
+        """Resume, or save. Return whether the batch is done already, so that only its validation is left."""
         if not self._active:
             return False
         if self._loaded is None:
@@ -178,7 +178,7 @@ class Seam(Callback):
         if not any(map(_has_its_place, lightning.flattened(trainer))):
             lightning.replay(fetcher, where.batch)
         elif fetcher.length is None and self._made_at != where:
-            iter(fetcher)  # it has looked ahead from elsewhere
+            iter(fetcher)  # it has prefetched from another position
         self._restore()
         return bool(moment == Moment.VALIDATION)
 
@@ -188,7 +188,7 @@ class Seam(Callback):
 
     @property
     def _active(self) -> bool:
-        """Whether it is the run's own fit that goes on: finders have one of their own, without callbacks."""
+        """Whether the run's own fit is running, and not that of a finder, which has no callbacks."""
         return self in self._trainer.callbacks  # type: ignore[attr-defined]  # Lightning's connector sets it
 
     def _restore(self) -> None:
@@ -216,7 +216,7 @@ class Seam(Callback):
         if not can_be_exact(loader):
             return loader
         if loader.num_workers == 0 and hasattr(loader.dataset, "__dict__"):
-            self._datasets["dataset", stage, number] = loader.dataset  # read here: what it keeps is state, too
+            self._datasets["dataset", stage, number] = loader.dataset  # read in this process: its attributes are state
         source = Source(
             loader,
             name=(stage, number),
@@ -228,7 +228,7 @@ class Seam(Callback):
 
 
 def _has_its_place(loader: object) -> bool:
-    """Whether a loader finds by itself where it is to go on."""
+    """Whether a loader can start at the fit's position by itself."""
     return is_exact(loader) or hasattr(loader, "load_state_dict")
 
 
@@ -237,7 +237,7 @@ def _differing(now: state.Attributes, before: state.Attributes) -> state.Attribu
 
 
 def _gradients(module: pl.LightningModule) -> dict[str, torch.Tensor]:
-    """Return what the batches of an accumulation have added up to so far."""
+    """Return the gradients accumulated so far, on the CPU, by the names of their parameters."""
     if not module.automatic_optimization:
         return {}
     return {name: one.grad.detach().cpu() for name, one in module.named_parameters() if one.grad is not None}
@@ -248,7 +248,7 @@ def _tensor(block: bytes) -> torch.Tensor:
 
 
 def _gathered(mine: Saved, trainer: pl.Trainer) -> list[Saved]:
-    """Return what all ranks have to save; all of them call it."""
+    """Return what each rank has to save, in the order of ranks. All ranks must call it."""
     if trainer.world_size == 1:
         return [mine]
     ranks: list[Any] = [None] * trainer.world_size

@@ -1,6 +1,6 @@
-"""What one rank saves besides what Lightning saves: random numbers, running metrics, changed attributes.
+"""The state of one rank that Lightning does not save: random numbers, running metrics, changed attributes.
 
-It is one block of bytes in the checkpoint, so that a file of which only weights and plain values are loaded stays one.
+It is a block of bytes in the checkpoint, so that the file can still be loaded with `weights_only`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _PLAIN = (
 )
 _METRIC = ("_update_count", "_computed", "_forward_cache")
 _MOST_BYTES, _MOST_BYTES_OF_DATA = 64_000_000, 1_000_000
-"""An attribute that is larger is not saved; of datasets and data modules, which hold the data itself, much less is."""
+"""Larger attributes are not saved. The limit is lower for datasets and data modules, which hold the data itself."""
 
 Name = tuple[object, ...]
 Attributes = dict[tuple[Name, str], bytes]
 
 
 def save(trainer: pl.Trainer, changed: Attributes) -> bytes:
-    """Return the state of this rank as bytes: nothing that happens later changes it."""
+    """Return the state of this rank as bytes, which later changes do not affect."""
     state = {
         "rng": rng.saved(trainer.strategy.root_device),
         "results": lightning.results(trainer),
@@ -65,13 +65,13 @@ def save(trainer: pl.Trainer, changed: Attributes) -> bytes:
 
 
 def read(block: bytes, device: torch.device) -> dict[str, Any]:
-    """Return a saved state."""
+    """Return a saved state, with its tensors on a device. It unpickles: the checkpoint must be trusted."""
     state: dict[str, Any] = torch.load(io.BytesIO(block), map_location=device, weights_only=False)
     return state
 
 
 def restore(trainer: pl.Trainer, state: Mapping[str, Any], objects: Mapping[Name, object]) -> None:
-    """Put back a saved state; random numbers come last."""
+    """Restore a saved state; random numbers come last."""
     lightning.load_results(trainer, state["results"])
     _load_metrics(trainer.lightning_module, state["metrics"])
     lightning.load_connector(trainer, state["connector"])
@@ -83,7 +83,7 @@ def restore(trainer: pl.Trainer, state: Mapping[str, Any], objects: Mapping[Name
 
 
 def objects_of(trainer: pl.Trainer, datasets: Mapping[Name, object]) -> dict[Name, object]:
-    """Return the objects whose plain attributes are state, too, by name: users keep lists and counters in them."""
+    """Return, by name, the objects whose plain attributes are saved: users keep lists and counters in them."""
     found: dict[Name, object] = {("module", name): one for name, one in trainer.lightning_module.named_modules()}
     numbers: collections.Counter[str] = collections.Counter()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's connector sets it
@@ -121,7 +121,7 @@ class _TooLargeError(Exception):
 
 
 class _Limited(io.BytesIO):
-    """Takes so many bytes, and no more."""
+    """A buffer that raises _TooLargeError beyond `most` bytes."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def _pickled(value: object, most: int) -> bytes | None:
     file = _Limited(most)
     try:
         _Pickler(file, most).dump(value)
-    except Exception:  # noqa: BLE001 - users keep all sorts of things; what cannot be pickled is not saved
+    except Exception:  # noqa: BLE001 - users keep arbitrary objects; those that cannot be pickled are not saved
         return None
     return file.getvalue()
 
@@ -157,7 +157,7 @@ def _pickled(value: object, most: int) -> bytes | None:
 def _metrics(module: torch.nn.Module) -> dict[str, dict[str, Any]]:
     for one in module.modules():
         if isinstance(one, torchmetrics.MetricCollection):
-            list(one.values(copy_state=False))  # metrics that share a state have it only once they are asked for
+            list(one.values(copy_state=False))  # metrics that share a state get it only when they are accessed
     return {
         name: {
             "state": {key: getattr(metric, key) for key in metric._defaults},  # noqa: SLF001 - it has no public name
