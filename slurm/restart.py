@@ -78,7 +78,7 @@ class Job:
         return self.state == "RUNNING" and self.requeues and not self.preempted
 
     def changes(self, again: Again, *, avoid: str) -> list[str]:
-        """Return what `scontrol update` is told for a start with other limits, on other nodes."""
+        """Return the settings for `scontrol update`: the limits of the next start, and the nodes to avoid."""
         found = []
         if again.mem_gb is not None:
             each = again.mem_gb * 1024 / (self.cpus if self.memory_key == "MinMemoryCPU" else 1)
@@ -203,7 +203,7 @@ def _delay(job: str, seconds: float) -> None:
 
 
 def _avoidable(launch: LaunchPaths, job: str, seen: Job, node: str) -> str:
-    """Return the node, if Slurm has others for the job: without any it would wait for ever."""
+    """Return the node, if Slurm has others for the job: without any the job would stay pending forever."""
     script = launch.script(job.partition("_")[0])
     if not re.fullmatch(r"[\w.-]+", node) or not listed(script):
         return ""

@@ -291,9 +291,9 @@ def _starts_again(shape: Shape) -> bool:
 
 
 def _restart(array: Array, folder: Path) -> str:
-    """Return the line that sees to a run which was interrupted; bash, too, must outlive what Slurm does to the job.
+    """Return the line that requeues a job whose run was interrupted. Bash ignores SIGTERM, as the program does.
 
-    A job that was requeued is still in the queue: it makes no room for others.
+    A job that was requeued stays in the queue: it frees no place for pending tasks.
     """
     code = shlex.quote(":".join(array.shape.python_path))
     run = f"timeout {_TEARDOWN_SECONDS} {shlex.quote(sys.executable)} -m orchestrator.slurm.restart"

@@ -12,7 +12,6 @@ from orchestrator.cli.selection import one, select
 from orchestrator.cli.text import print_json, print_lines
 from orchestrator.cli.yaml_text import yaml_lines
 from orchestrator.config.credentials import masked, masked_override
-from orchestrator.launch.recovery import cause
 from orchestrator.records.launches import read_run_config
 from orchestrator.records.planned import read_planned_run
 from orchestrator.records.record import Attempt
@@ -82,7 +81,7 @@ def _attempt_json(attempt: Attempt) -> dict[str, object]:
         "attempt": attempt.number,
         "state": attempt.state.value,
         "reason": attempt.reason,
-        "cause": cause(attempt) or None,
+        "cause": attempt.cause or None,
         "started": claim.time if claim else None,
         "ended": attempt.ended,
         "step": attempt.progress.get("step"),

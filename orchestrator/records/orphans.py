@@ -83,7 +83,7 @@ def _write_replaced(experiment: ExperimentPaths, record: Record) -> None:
 def record_replaced(run: RunPaths, attempt: Attempt) -> None:
     """Record the end of an attempt whose job was started again before it could write a final event."""
     ending = "killed with its node, or by Slurm; its job was started again"
-    write_observed(run, attempt.number, "interrupted", reason=ending, ended=_end(attempt, None))
+    write_observed(run, attempt.number, "interrupted", reason=ending, cause="node_failed", ended=_end(attempt, None))
 
 
 def _failure(last: Attempt) -> dict[str, object]:

@@ -11,7 +11,7 @@ from orchestrator.worker.monitor.heartbeat import Beat, Stage
 
 _LEAST_SECONDS, _TIMES = 900.0, 10.0
 _NEAR = 10
-"""So many frames from the innermost on, a loader's own are looked for: it waits for its workers' answer by a queue."""
+"""The number of innermost frames that may show a data loader: it waits for its workers in code of a queue."""
 _COLLECTIVE = re.compile(
     r"(all_)?(gather|reduce)(_into_tensor|_object)?|all_to_all|(monitored_)?barrier|broadcast(_object_list)?"
     r"|reduce_scatter|scatter|send|recv|init_process_group"
