@@ -11,7 +11,7 @@ from real_slurm import bench_of, in_campaign, output
 
 from orchestrator.launch.launch import WORKER
 from orchestrator.records.record import RunState
-from orchestrator.spec import Attempts
+from orchestrator.spec import Attempts, Pack
 from orchestrator.testing.launches import scripted, trained
 
 pytestmark = pytest.mark.slurm
@@ -62,3 +62,20 @@ def test_a_run_whose_rank_is_killed_goes_on_from_its_checkpoint(slurm, tmp_path)
     assert record.state is RunState.DONE, record.reason
     assert [attempt.cause for attempt in record.attempts] == ["killed", ""]
     assert record.attempts[1].first_progress["step"] > 20
+
+
+@in_campaign
+def test_packed_runs_start_again_in_their_job_and_a_hang_over_two_nodes_is_ended(slurm, tmp_path):
+    bench, soon = bench_of(tmp_path), policy(stall_minutes=0.05)
+    packed = {"attempts": soon, "pack": Pack(runs=2, at_once=2)}
+    killed = scripted({"steps": 2, "ends": ["kill", "done"]}, seed=1, **packed)
+    hangs = scripted({"steps": 2, "ends": ["stop", "done"]}, seed=2, **packed)
+    wide = scripted({"steps": 1, "ends": ["stop", "done"]}, seed=3, nodes=2, attempts=soon)
+    bench.launch([killed, hangs, wide])
+    wait_for_end(bench)
+    records = bench.records()
+    ends = [[attempt.reason for attempt in records[run.id].attempts] for run in (killed, hangs, wide)]
+    assert ends == [["killed by SIGKILL", ""], ["stalled: rank 0 stopped", ""], ["stalled: rank 0 stopped", ""]]
+    jobs = [{attempt.claim.job for attempt in records[run.id].attempts} for run in (killed, hangs, wide)]
+    assert jobs[0] == jobs[1] != jobs[2]
+    assert [len(each) for each in jobs] == [1, 1, 1]
