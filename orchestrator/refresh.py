@@ -56,7 +56,7 @@ def refresher(project: Project, name: str) -> Callable[[], ExperimentState]:
         if _submit_pending(state):
             state = read()
         _see_to(project, state)
-        return state
+        return read() if _relaunch(state) else state
 
     return again
 
@@ -81,6 +81,17 @@ def _submit_pending(state: ExperimentState) -> bool:
     from orchestrator.launch.pending import submit_pending
 
     return submit_pending(state, observers()) > 0
+
+
+def _relaunch(state: ExperimentState) -> bool:
+    """Launch runs again whose jobs could not be requeued, if their policies allow that; return whether any was."""
+    kinds = {launch.header.cluster_kind for launch in state.launches}
+    interrupted = any(record.state is RunState.INTERRUPTED for record in state.records.values())
+    if "slurm" not in kinds or not interrupted:
+        return False
+    from orchestrator.launch.relaunch import relaunch
+
+    return relaunch(state, observers()) > 0
 
 
 def _see_to(project: Project, state: ExperimentState) -> None:

@@ -10,6 +10,7 @@ unpickle_probe.py a program of its own: whether a checkpoint holds nothing but w
 dependencies.py   `after`: launches that wait for others
 pending.py        runs that their cluster could not take yet, submitted later
 recovery.py       whether a run that has ended early is started again, and with what (pure)
+relaunch.py       runs that are started again by the next command, since their jobs could not be requeued
 canary.py         what may not start yet: runs behind the canary, and those that somebody holds
 failure_limit.py  what shall never start: after failures of one kind, or of the canary
 notification.py   the message at the first failure, and at the end

@@ -50,10 +50,14 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Again:
-    """Start the run again. `mem_gb` and `hours_factor` change its limits, None and 1 leave them."""
+    """Start the run again; `left` of the `of` attempts are still to come.
+
+    `mem_gb` and `hours_factor` change the run's limits, None and 1 leave them.
+    """
 
     attempt: int
     of: int
+    left: int = 1
     mem_gb: float | None = None
     hours_factor: float = 1.0
     avoid: str = ""
@@ -86,6 +90,7 @@ def decide(policy: Attempts | None, endings: Sequence[Ending], room: Room) -> Ag
     return Again(
         attempt=len(endings) + 1,
         of=policy.of,
+        left=policy.of - len(counted),
         mem_gb=mem_gb,
         hours_factor=policy.hours_factor,
         avoid=last.node if policy.avoid_node and last.cause in _OF_THE_NODE else "",

@@ -31,7 +31,7 @@ def at(ending, step):
 
 def test_a_killed_run_starts_again_elsewhere_after_a_while_until_its_attempts_are_used_up():
     first = decide(Attempts(), [KILLED], Room())
-    assert first == Again(attempt=2, of=3, avoid="n1", after_minutes=1.0)
+    assert first == Again(attempt=2, of=3, left=2, avoid="n1", after_minutes=1.0)
     assert isinstance(decide(Attempts(), [KILLED, at(KILLED, 7)], Room()), Again)
     last = decide(Attempts(), [KILLED, at(KILLED, 7), at(KILLED, 9)], Room())
     assert last == Stop(why="attempt 3 of 3")

@@ -10,7 +10,9 @@ from processes import tidy, wait_for  # noqa: F401 - one is a fixture
 from real_slurm import bench_of, in_campaign, output
 
 from orchestrator.launch.launch import WORKER
+from orchestrator.project import Project
 from orchestrator.records.record import RunState
+from orchestrator.refresh import refresh
 from orchestrator.spec import Attempts, Pack
 from orchestrator.testing.launches import scripted, trained
 
@@ -79,3 +81,19 @@ def test_packed_runs_start_again_in_their_job_and_a_hang_over_two_nodes_is_ended
     jobs = [{attempt.claim.job for attempt in records[run.id].attempts} for run in (killed, hangs, wide)]
     assert jobs[0] == jobs[1] != jobs[2]
     assert [len(each) for each in jobs] == [1, 1, 1]
+
+
+def test_where_nodes_may_not_submit_the_next_command_launches_the_run_again(slurm, tmp_path):
+    bench = bench_of(tmp_path, nodes_may_submit=False)
+    run = scripted({"steps": 2, "ends": ["kill", "kill", "done"]}, seed=1, attempts=policy())
+    bench.launch([run])
+    project = Project(folder=tmp_path, runs=bench.paths.launch(1).runs)
+    for launch in (1, 2):
+        wait_for_end(bench)
+        assert bench.records()[run.id].state is RunState.INTERRUPTED
+        wait_for(lambda launch=launch: refresh(project, "x").next_number > launch + 1, "a command to launch it again")
+    wait_for_end(bench)
+    record = refresh(project, "x").records[run.id]
+    assert record.state is RunState.DONE, record
+    assert [attempt.claim.launch for attempt in record.attempts] == [1, 2, 3]
+    assert record.planned.resources.attempts.of == 1
