@@ -83,6 +83,7 @@ def test_packed_runs_start_again_in_their_job_and_a_hang_over_two_nodes_is_ended
     assert [len(each) for each in jobs] == [1, 1, 1]
 
 
+@in_campaign
 def test_where_nodes_may_not_submit_the_next_command_launches_the_run_again(slurm, tmp_path):
     bench = bench_of(tmp_path, nodes_may_submit=False)
     run = scripted({"steps": 2, "ends": ["kill", "kill", "done"]}, seed=1, attempts=policy())
