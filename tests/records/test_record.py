@@ -229,10 +229,11 @@ def test_every_combination_has_one_answer(state, job, begun, cancelled, expected
 
 
 @pytest.mark.parametrize("job", [None, *JobState])
-def test_an_interrupted_run_without_a_scheduler_goes_on_only_by_a_launch(job):
+def test_an_interrupted_run_without_a_scheduler_goes_on_by_a_launch_or_if_its_supervisor_says_so(job):
     attempt = Attempt(number=1, claim=claim(), state=R.INTERRUPTED, reason="why")
     seen = Observation(state=job) if job else None
-    assert reconcile(planned(attempt=1), [attempt], observation=seen, cancelled="").state is R.INTERRUPTED
+    expected = R.QUEUED if job is JobState.PENDING else R.INTERRUPTED
+    assert reconcile(planned(attempt=1), [attempt], observation=seen, cancelled="").state is expected
 
 
 def test_an_interrupted_job_that_slurm_ended_says_both_why():
