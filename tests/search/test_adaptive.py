@@ -134,7 +134,7 @@ def test_trials_without_hope_are_ended_early_and_count_as_done(desk):
 
 def test_a_killed_trial_goes_on_with_the_values_that_it_was_given(desk):
     gate = desk.folder / "gate"
-    words = ["launch", "experiment=bowl", "name=killed", f"model.until={gate}"]
+    words = ["launch", "experiment=bowl", "name=killed", f"model.until={gate}", "resources.attempts.of=1"]
     process = desk.start(*words)
     wait_for(lambda: desk.trials("killed") and desk.trials("killed")[0].last, "its start")
     wait_for(lambda: desk.trials("killed")[0].last.progress, "its first epoch")

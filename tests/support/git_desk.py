@@ -47,6 +47,7 @@ name: nets
 model: {_target_: nets.Net, fails: false, dies_at: null}
 objective: {metric: val/loss, mode: min}
 trainer: {max_epochs: 3, limit_train_batches: 4, limit_val_batches: 1, log_every_n_steps: 1}
+resources: {attempts: {of: 1}}
 sweep: {list: [{seed: 1}, {model.fails: true}, {model.dies_at: 6}]}
 """
 
