@@ -35,7 +35,7 @@ from orchestrator.slurm import (
 from orchestrator.slurm.leases import Job
 from orchestrator.slurm.options import SlurmOptions
 from orchestrator.slurm.queue import QueueScope
-from orchestrator.slurm.states import SlurmTask, printed
+from orchestrator.slurm.states import SlurmTask, printed_reason
 from orchestrator.slurm.submit_pending import SubmitResult
 from orchestrator.spec import Resources
 from orchestrator.system.files import read_text
@@ -56,7 +56,7 @@ class SlurmCluster:
 
     def check(self, shapes: Collection[Resources], folder: Path, data: Mapping[str, int]) -> tuple[str, ...]:
         """Check with the partitions' limits and `sbatch --test-only` whether such runs could ever start."""
-        if found := script.unfit(str(folder)):
+        if found := script.forbidden_character(str(folder)):
             raise RequestError(
                 f"the folder for runs, {str(folder)!r}, has {found!r} in its name",
                 why="Slurm, or Python, would misread it",
@@ -175,7 +175,7 @@ class SlurmCluster:
             )
         control.change(queued_jobs(launch), tasks, change, queue.cluster_of(launch))
         if not waiting.isdisjoint(tasks):
-            control.keep(launch, change)
+            control.record_change(launch, change)
 
 
 def jobs_of(launch: LaunchPaths) -> list[Job]:
@@ -315,7 +315,7 @@ def _observed(launch: LaunchPaths, name: str, seen: Mapping[str, SlurmTask]) -> 
     if not status:
         return task.observation
     output = read_job_output(launch, name, processes=_OUTPUTS)
-    if reason := printed(output):
+    if reason := printed_reason(output):
         return replace(task.observation, reason=reason, forgotten=False)
     told = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
     return replace(task.observation, reason=told, status=status, output=output, forgotten=False)

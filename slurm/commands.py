@@ -76,7 +76,7 @@ def run(
 def ask(argv: Sequence[str], *, cluster: str = "") -> str:
     """Return what a command of Slurm prints, with retries. Raises ClusterError with its last line."""
     try:
-        return patiently(lambda: run(argv, cluster=cluster))
+        return with_retries(lambda: run(argv, cluster=cluster))
     except ProgramError as error:
         raise ClusterError(f"{argv[0]} failed", why=last_line(error.stderr), fix=FIX) from error
 
@@ -92,18 +92,18 @@ def slurm_message(text: str) -> str:
     return _SLURMS_WORD.split(text)[-1].strip()
 
 
-def is_settled(error: ProgramError) -> bool:
+def is_retry_useless(error: ProgramError) -> bool:
     """Return whether a retry is useless: the error is final, or the command did not end in time."""
     return error.status is None or is_final(error.stderr)
 
 
-def patiently(ask: Callable[[], Answer], *, settled: Callable[[ProgramError], bool] = is_settled) -> Answer:
+def with_retries(ask: Callable[[], Answer], *, useless: Callable[[ProgramError], bool] = is_retry_useless) -> Answer:
     """Return an answer of Slurm, with retries after temporary errors. Raises the last ProgramError."""
     for pause in _PAUSES_SECONDS:
         try:
             return ask()
         except ProgramError as error:
-            if settled(error):
+            if useless(error):
                 raise
         time.sleep(pause)
     return ask()
@@ -130,7 +130,7 @@ def _set(keys: set[str], values: Mapping[str, str]) -> None:
             os.environ.pop(key, None)
 
 
-def said(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a command's whole output as one line: a site's own plugins explain a refusal before Slurm's message."""
     lines = (re.sub(r"^s[a-z]+: (error:)?", "", line.strip()).strip() for line in text.splitlines())
     return "; ".join(dict.fromkeys(line for line in lines if re.search(r"\w", line))) or "no message"

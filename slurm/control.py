@@ -61,7 +61,7 @@ def change(jobs: Sequence[Job], tasks: Collection[int], change: Change, cluster:
                 _scontrol(cluster, "update", f"JobId={job.id}", f"ArrayTaskThrottle={change.throttle}")
 
 
-def keep(launch: LaunchPaths, change: Change) -> None:
+def record_change(launch: LaunchPaths, change: Change) -> None:
     """Record a change for the tasks of a launch that have still to be submitted."""
     make_private(launch.change(1).parent)
     text = json.dumps(change.to_json())
@@ -75,7 +75,7 @@ def keep(launch: LaunchPaths, change: Change) -> None:
     raise StateError(f"{path.parent} cannot be written", why="other processes keep changing it", fix="try again")
 
 
-def kept(launch: LaunchPaths) -> Change:
+def recorded_change(launch: LaunchPaths) -> Change:
     """Return the combined recorded changes, to apply to tasks that are submitted now; later ones take precedence."""
     found = Change()
     for path in launch.changes():
@@ -86,7 +86,7 @@ def kept(launch: LaunchPaths) -> Change:
 def options(launch: LaunchPaths) -> SlurmOptions:
     """Return the options with which a launch's tasks are submitted now."""
     section = read_launch(launch).header.cluster
-    changed = kept(launch)
+    changed = recorded_change(launch)
     throttle = {} if changed.throttle is None else {"throttle": changed.throttle}
     return SlurmOptions.parse({**section, **changed.options, **throttle})
 

@@ -192,7 +192,7 @@ def shortage(need: Resources, found: Sequence[Node]) -> str:
     )
 
 
-def asleep(need: Resources, found: Sequence[Node]) -> str:
+def nodes_away(need: Resources, found: Sequence[Node]) -> str:
     """Return why a run must wait for nodes to come back, or an empty text."""
     fitting = [node for node in found if node.holds(need)]
     away = [node for node in fitting if not node.up]

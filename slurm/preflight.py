@@ -101,7 +101,9 @@ def check(site: Site, need: Resources, script: str) -> str:
         raise shut_out
     argv = ["sbatch", "--test-only"]
     try:
-        commands.patiently(lambda: commands.run(argv, cluster=site.cluster, stdin=script.encode()), settled=_is_settled)
+        commands.with_retries(
+            lambda: commands.run(argv, cluster=site.cluster, stdin=script.encode()), useless=_is_retry_useless
+        )
     except ProgramError as error:
         limit = submission.limit(error.stderr)
         if limit and (limit.named or _has_jobs(site)):  # temporary, and not the request's fault
@@ -111,9 +113,9 @@ def check(site: Site, need: Resources, script: str) -> str:
     return f"partition {', '.join(down)} is down: runs wait until it is up" if down else ""
 
 
-def _is_settled(error: ProgramError) -> bool:
+def _is_retry_useless(error: ProgramError) -> bool:
     known = submission.limit(error.stderr) is not None or _NO_NODE.search(error.stderr)
-    return bool(known) or commands.is_settled(error)
+    return bool(known) or commands.is_retry_useless(error)
 
 
 def _has_jobs(site: Site) -> bool:
@@ -124,7 +126,7 @@ def _has_jobs(site: Site) -> bool:
 
 def _explained(site: Site, need: Resources, error: ProgramError) -> str:
     """Raise an error that explains sbatch's message; return a note if the cause is temporary and the job would wait."""
-    said = commands.said(error.stderr)
+    said = commands.one_line(error.stderr)
     if error.status is None or commands.UNANSWERED.search(commands.slurm_message(error.stderr)):
         fix = "is this a login node, and does `sinfo` answer?"
         raise ClusterError("Slurm does not answer", why=said, fix=fix) from error
@@ -135,12 +137,12 @@ def _explained(site: Site, need: Resources, error: ProgramError) -> str:
         where = f"in partition {', '.join(partition.name for partition in site.chosen)} "
         if why := limits.shortage(need, site.eligible):
             raise _impossible(need, where + why, _other_partitions(site, need)) from error
-        if not _picky(site.options) and (why := limits.asleep(need, site.eligible)):
+        if not _restricts_nodes(site.options) and (why := limits.nodes_away(need, site.eligible)):
             return f"{where}{why}: runs wait until they are back"
     raise _impossible(need, said, "change resources, or cluster.partition, account, qos") from error
 
 
-def _picky(options: SlurmOptions) -> bool:
+def _restricts_nodes(options: SlurmOptions) -> bool:
     """Whether the options restrict jobs to some nodes of their partition, so that a shortage cannot be explained."""
     return bool(options.constraint or options.nodelist or options.exclude or options.gres or options.extra)
 

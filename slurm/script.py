@@ -304,7 +304,7 @@ def _restart(array: Array, folder: Path) -> str:
     )
 
 
-def unfit(path: str) -> str:
+def forbidden_character(path: str) -> str:
     """Return the first character that a path may not have (Slurm reads `%` and backslashes, Python `:`), or nothing."""
     return next((each for each in path if each in "%\\:" or ord(each) < 32 or ord(each) == 127), "")
 

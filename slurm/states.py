@@ -112,7 +112,7 @@ def observation(job: str, word: str, reason: str, node: str, end: str = "") -> O
     )
 
 
-def printed(output: str) -> str:
+def printed_reason(output: str) -> str:
     """Return why Slurm ended a job, from the job's output; empty if unknown. A job whose step was killed is FAILED."""
     return next((_REASONS[word] for word, pattern in _PRINTED.items() if pattern.search(output)), "")
 

@@ -109,21 +109,21 @@ def submit(
     for pause in (*_PAUSES_SECONDS, None):
         renew()
         try:
-            return _handed_over(parameters, start, path, cluster)
+            return _submit_once(parameters, start, path, cluster)
         except _Failure as failure:
             told = failure.told
-            if (found := _found(find)) is not None:
+            if (found := _find_if_answered(find)) is not None:
                 return found
             if (passes := limit(told)) is not None:
                 raise passes from failure
             if commands.is_final(told):
                 raise _refused(told) from failure
             lost = _is_lost(told)
-            if lost and (found := _looked_for(find)) is not None:
+            if lost and (found := _find_with_patience(find)) is not None:
                 return found
             if lost or pause is None:
                 repeated = _is_repeated(told, text(parameters, path.parent), cluster)
-                raise (_refused if repeated else _lost if lost else _passing)(told) from failure
+                raise (_refused if repeated else _lost if lost else _temporary)(told) from failure
             time.sleep(pause)
     raise ClusterError("Slurm does not take the jobs", fix=_LATER)
 
@@ -136,7 +136,7 @@ class _Failure(Exception):  # noqa: N818 - it is classified where it is caught
         self.told = told
 
 
-def _handed_over(parameters: Mapping[str, object], start: StartWorker, path: Path, cluster: str) -> str:
+def _submit_once(parameters: Mapping[str, object], start: StartWorker, path: Path, cluster: str) -> str:
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
     # submitit names its pickle after the job only once that is submitted. If this process dies first, tasks use this.
@@ -152,7 +152,7 @@ def _handed_over(parameters: Mapping[str, object], start: StartWorker, path: Pat
     return job
 
 
-def _found(find: Callable[[], str | None]) -> str | None:
+def _find_if_answered(find: Callable[[], str | None]) -> str | None:
     try:
         return find()
     except ClusterError:
@@ -165,10 +165,10 @@ def _is_lost(told: str) -> bool:
     return not answered and not _UNSENT.search(told)
 
 
-def _looked_for(find: Callable[[], str | None]) -> str | None:
+def _find_with_patience(find: Callable[[], str | None]) -> str | None:
     for pause in _LOOKS_SECONDS:
         time.sleep(pause)
-        if (found := _found(find)) is not None:
+        if (found := _find_if_answered(find)) is not None:
             return found
     return None
 
@@ -185,12 +185,12 @@ def _is_repeated(told: str, script: str, cluster: str) -> bool:
 
 
 def _lost(told: str) -> ClusterError:
-    why = f"Slurm's answer was lost ({commands.said(told)})"
+    why = f"Slurm's answer was lost ({commands.one_line(told)})"
     return LostAnswerError("Slurm may have taken the jobs", why=why, fix=_LATER)
 
 
-def _passing(told: str) -> ClusterError:
-    return ClusterError("Slurm does not take the jobs now", why=commands.said(told), fix=_LATER)
+def _temporary(told: str) -> ClusterError:
+    return ClusterError("Slurm does not take the jobs now", why=commands.one_line(told), fix=_LATER)
 
 
 def _write_start(delayed: Any, path: Path) -> None:
@@ -202,4 +202,4 @@ def _write_start(delayed: Any, path: Path) -> None:
 
 def _refused(told: str) -> RefusedError:
     fix = "correct the cluster's options, or launch again later"
-    return RefusedError("Slurm refused the jobs", why=commands.said(told), fix=fix)
+    return RefusedError("Slurm refused the jobs", why=commands.one_line(told), fix=fix)

@@ -276,7 +276,7 @@ class _Shapes:
 
     def __init__(self, launch: LaunchPaths) -> None:
         self._options, self._versions = control.options(launch), read_launch(launch).header.data
-        self._hours = control.kept(launch).hours
+        self._hours = control.recorded_change(launch).hours
         self._cancelled = {path.name for path in launch.cancelled.glob("*")}
         self._python_path = lru_cache(lambda code: tuple(launch.experiment.python_path(code)))
 

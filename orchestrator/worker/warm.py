@@ -39,7 +39,7 @@ _MOST_DESCRIPTORS = 64
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
-def unfit() -> str:
+def unforkable() -> str:
     """Return what in this process would not survive a fork; an empty text if there is nothing."""
     threads = psutil.Process().num_threads()
     if threads > 1:
@@ -60,7 +60,7 @@ def prepare(module: str) -> str:
         os._exit(0)
     os.waitpid(first, 0)  # at a fork, numerical libraries end their thread pools, and make new ones when needed
     gc.freeze()  # the collector then leaves these objects, shared with all runs, alone
-    return unfit()
+    return unforkable()
 
 
 def _import_what_runs(module: str) -> None:
@@ -103,7 +103,7 @@ class Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def _fork(self, request: Mapping[str, object], descriptors: Sequence[int]) -> None:
-        if why := unfit():
+        if why := unforkable():
             raise RuntimeError(f"no run can be forked any more: {why}")
         pid = os.fork()
         if pid == 0:

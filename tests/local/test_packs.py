@@ -184,16 +184,16 @@ def test_a_process_with_a_second_thread_mlflow_or_nvml_is_not_forked(monkeypatch
     second = threading.Thread(target=wait.wait)
     second.start()
     try:
-        assert warm.unfit() == f"it has {alone + 1} threads"
+        assert warm.unforkable() == f"it has {alone + 1} threads"
     finally:
         wait.set()
         second.join()
     monkeypatch.setattr(psutil.Process, "num_threads", lambda _: 1)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    assert warm.unfit() == "MLflow is imported"
+    assert warm.unforkable() == "MLflow is imported"
     monkeypatch.delitem(sys.modules, "mlflow")
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlLib="loaded"))
-    assert warm.unfit() == "NVML is in use"
+    assert warm.unforkable() == "NVML is in use"
 
 
 SAYS = """

@@ -492,7 +492,7 @@ def test_bash_reads_the_script_whatever_its_options_and_paths_hold(value):
     ],
 )
 def test_folders_that_would_be_misread_are_told(path, found):
-    assert script.unfit(path) == found
+    assert script.forbidden_character(path) == found
 
 
 # --- arrays -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.cluster import JobState, Scratch
 from orchestrator.slurm import commands, limits, preflight
 from orchestrator.slurm.limits import Limits, Partition
-from orchestrator.slurm.states import observation, parse, printed
+from orchestrator.slurm.states import observation, parse, printed_reason
 from orchestrator.spec import Resources
 
 MEMORY, NODE = "out of memory: killed by Slurm", "its node failed"
@@ -95,7 +95,7 @@ def test_an_unknown_word_stays_unknown_and_is_shown(word):
     ],
 )
 def test_why_slurm_killed_a_step_is_known_by_what_it_printed(line, told):
-    assert printed(f"loading data\n{line}\nsrun: error: n0: task 0: Exited\n") == told
+    assert printed_reason(f"loading data\n{line}\nsrun: error: n0: task 0: Exited\n") == told
 
 
 # --- lines ------------------------------------------------------------------------------------------------
@@ -370,9 +370,9 @@ def test_each_process_gets_a_cpu():
 
 
 def test_runs_wait_for_nodes_that_are_away():
-    assert limits.asleep(Resources(), [BIG, SMALL]) == ""
+    assert limits.nodes_away(Resources(), [BIG, SMALL]) == ""
     told = "1 of 2 nodes that can hold a run are down or drained (n1: MIXED+DRAIN, bad disk: State=odd TmpDisk=7)"
-    assert limits.asleep(Resources(nodes=2), [BIG, SMALL]) == told
+    assert limits.nodes_away(Resources(nodes=2), [BIG, SMALL]) == told
 
 
 def test_a_partition_for_larger_runs_and_for_some_accounts():

@@ -1,4 +1,4 @@
-"""A real browser without a screen: Chromium as the distribution has it, driven by its own driver."""
+"""A real headless browser: the distribution's Chromium, controlled by its own driver."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
 )
-"""As root Chromium has no sandbox of its own, and where there is no GPU it draws WebGL with the CPU if told to."""
+"""As root, Chromium has no sandbox; without a GPU it draws WebGL on the CPU only with this option."""
 
 
 class Browser:
-    """A tab: opens pages, waits for what they show, and knows what they asked of the network and complained of."""
+    """A browser tab: opens pages, waits for their content, and records their network requests and errors."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -41,11 +41,11 @@ class Browser:
         self.driver.get(address)
 
     def ask(self, script: str, *arguments: Any) -> Any:
-        """Return what a JavaScript expression is."""
+        """Return the value of a JavaScript expression."""
         return self.driver.execute_script(f"return {script}", *arguments)
 
     def wait(self, script: str, told: str = "") -> Any:
-        """Return what a JavaScript expression is once it is true."""
+        """Return the value of a JavaScript expression once it is true."""
         deadline = time.monotonic() + _SECONDS
         while time.monotonic() < deadline:
             with suppress(WebDriverException):  # the page is being replaced
@@ -62,7 +62,7 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def requests(self) -> list[str]:
-        """Return what pages have asked of the network since the last was opened."""
+        """Return the addresses that the page has requested since it was opened."""
         entries = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         sent = [
             entry["params"]["request"]["url"] for entry in entries if entry["method"] == "Network.requestWillBeSent"
@@ -74,7 +74,7 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def picture(self, file: Path, *, width: int = 1280, height: int = 900) -> None:
-        """Save what the page looks like in a window of this size."""
+        """Save a screenshot of the page in a window of this size."""
         self.driver.set_window_size(width, height)
         self.driver.save_screenshot(str(file))
 

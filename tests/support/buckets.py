@@ -1,4 +1,4 @@
-"""For tests that need a bucket: a real S3-compatible server (SeaweedFS) on loopback, in a folder of its own."""
+"""Buckets for tests: a real S3-compatible server (SeaweedFS) on loopback, with a folder of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
 
 
 class Buckets:
-    """A running server: how to reach it, and a client that may do everything."""
+    """A running server: its address, and a client with all permissions."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -31,7 +31,7 @@ class Buckets:
         self._made = 0
 
     def make(self, *, versioned: bool = False) -> str:
-        """Make a bucket of a new name."""
+        """Create a bucket with a new name."""
         self._made += 1
         name = f"bucket-{self._made}"
         self.client.create_bucket(Bucket=name)
@@ -45,7 +45,7 @@ class Buckets:
         return answer
 
     def put_in_parts(self, bucket: str, key: str, content: bytes, *, part_bytes: int) -> None:
-        """Upload as large files are: in parts."""
+        """Upload in parts, as is done for large files."""
         at = {"Bucket": bucket, "Key": key}
         upload = self.client.create_multipart_upload(**at)["UploadId"]
         parts = []
@@ -128,7 +128,7 @@ def _ready(endpoint: str) -> bool:
 
 @contextmanager
 def _running(folder: Path) -> Iterator[str | None]:
-    """Start the server and give its address once it answers; None if it ends before: somebody took a port."""
+    """Start the server and return its address once it answers; None if it ends before, because a port was taken."""
     argv, endpoint = _argv(folder)
     with (folder / "log").open("wb") as log, subprocess.Popen(argv, stdout=log, stderr=log) as server:
         try:

@@ -1,4 +1,4 @@
-"""Campaigns: the tests that take long, by name, each with a seed that is printed and a time limit of its own.
+"""Campaigns: long-running tests, by name, each with a printed seed and a time limit of its own.
 
 python tests/support/campaigns.py [NAME...] [--seed N]                   those named, or all: `make test-long`
 python tests/support/campaigns.py --commit HASH --began SECONDS          as many as CI has time for: `.ci/run`
@@ -24,21 +24,21 @@ from types import MappingProxyType
 NAME = os.environ.get("ORCH_TEST_CAMPAIGN", "")
 """The campaign that this process's tests run in; empty in `make test`."""
 SEED = int(os.environ.get("ORCH_TEST_SEED", "0"))
-"""What chooses the random moments and values of a campaign; 0 in `make test`."""
+"""The seed of a campaign's random moments and values; 0 in `make test`."""
 
 BEGIN_BEFORE_MINUTES = 40.0
-"""CI begins no further campaign later than this after its own start ..."""
+"""CI begins no more campaigns this long after its own start ..."""
 END_BEFORE_MINUTES = 75.0
 """... and none whose time limit would end after this."""
 GRACE_SECONDS = 60.0
-"""What pytest has to take down servers and clusters after an interrupt."""
+"""The time that pytest has after an interrupt to shut down servers and clusters."""
 
 PARALLEL = ("--numprocesses", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """Tests that run together; the limit is some times what they take on two idle cores."""
+    """Tests that run together; the limit is a multiple of the time that they take on two idle cores."""
 
     name: str
     minutes: float
@@ -61,18 +61,18 @@ BY_NAME = {campaign.name: campaign for campaign in CAMPAIGNS}
 
 
 def amount(few: int, many: int) -> int:
-    """Return how many kills, runs or examples a test makes: few in `make test`, many in a campaign."""
+    """Return the number of kills, runs or examples in a test: few in `make test`, many in a campaign."""
     return many if NAME else few
 
 
 def order(commit: str) -> list[Campaign]:
-    """Return all campaigns, begun with another one for another commit."""
+    """Return all campaigns in an order that starts with a different one for each commit."""
     first = int(commit, 16) % len(CAMPAIGNS)
     return [*CAMPAIGNS[first:], *CAMPAIGNS[:first]]
 
 
 def fits(campaign: Campaign, elapsed_minutes: float) -> bool:
-    """Tell whether CI may begin a campaign so long after its own start."""
+    """Return whether CI may begin a campaign this long after its own start."""
     return elapsed_minutes < BEGIN_BEFORE_MINUTES and elapsed_minutes + campaign.minutes <= END_BEFORE_MINUTES
 
 
@@ -117,12 +117,12 @@ def say(text: str) -> None:
 
 
 def run_all(campaigns: Sequence[Campaign], seed: int) -> bool:
-    """Run campaigns one after another, a failed one does not stop the others; returns whether all passed."""
+    """Run campaigns one after another, even if one fails; return whether all passed."""
     return summary({campaign.name: run(campaign, seed) for campaign in campaigns}, seed) == {"passed"}
 
 
 def run_while_time_is_left(commit: str, began: float) -> bool:
-    """Run the campaigns that a commit begins with, as long as CI has time; one that is stopped does not fail CI."""
+    """Run campaigns, starting with the commit's first, as long as CI has time; a stopped one does not fail CI."""
     seed, results = int(commit[:8], 16), {}
     for campaign in order(commit):
         if fits(campaign, (time.time() - began) / 60):
@@ -133,7 +133,7 @@ def run_while_time_is_left(commit: str, began: float) -> bool:
 
 
 def summary(results: Mapping[str, str], seed: int) -> set[str]:
-    """Print which campaigns ran, and return the ways in which they ended."""
+    """Print which campaigns ran, and return their outcomes."""
     say(f"campaigns: {', '.join(f'{name} seed {seed} {ended}' for name, ended in results.items()) or 'none'}")
     return set(results.values())
 

@@ -1,4 +1,4 @@
-"""What every cluster must do. A cluster's own tests subclass these; nothing here knows which cluster it is."""
+"""The contract of every cluster, as tests. A cluster's own tests subclass these, which do not depend on its kind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Gate:
 
 
 class ClusterContract:
-    """Subclasses say the kind, how many runs of one CPU run at once, and give a cluster."""
+    """Subclasses define the kind, the number of one-CPU runs that run at once, and a cluster."""
 
     kind: str
     slots: int
@@ -45,7 +45,7 @@ class ClusterContract:
 
     @contextmanager
     def at_work(self, cluster: Cluster) -> Iterator[Callable[[], None]]:
-        """Yield what sets the cluster to work on what was submitted; a background cluster needs no telling."""
+        """Yield a function that makes the cluster process submitted runs; a background cluster does so by itself."""
         yield lambda: None
 
     @pytest.fixture
@@ -200,7 +200,7 @@ class ClusterContract:
 
 
 class OrderedClusterContract(ClusterContract):
-    """A cluster that is one machine: first come, first served, and never more than it has room for."""
+    """A cluster of one machine: first come, first served, and never more runs than fit."""
 
     def test_never_more_runs_than_slots(self, bench, work):
         bench.launch([scripted({"seconds": 0.1}, seed=seed) for seed in range(3 * self.slots)])
@@ -230,18 +230,18 @@ class OrderedClusterContract(ClusterContract):
 
 
 def wait_for_end(bench: Bench) -> None:
-    """Wait until nothing waits or runs."""
+    """Wait until no run is waiting or running."""
     wait_for(lambda: not any(record.state.active for record in bench.records().values()), "all runs to end")
 
 
 def playing(bench: Bench, run: Run) -> Played:
-    """Wait until a run has begun, and return by whom."""
+    """Wait until a run has begun, and return its claim."""
     wait_for(lambda: any(played.run == run.id for played in bench.played()), f"{run.id} to begin")
     return next(played for played in bench.played() if played.run == run.id)
 
 
 def observed(bench: Bench, launch: LaunchPaths, count: int) -> list[JobState]:
-    """Return what the cluster says of a launch's tasks; it may be a moment behind what they say themselves."""
+    """Return the cluster's observations of a launch's tasks, which may lag behind the tasks' own records."""
     seen = bench.cluster.observe(launch, range(count))
     return [seen[index].state for index in range(count)]
 
@@ -252,14 +252,14 @@ def states(bench: Bench, runs: Sequence[Run]) -> list[RunState]:
 
 
 def logged_steps(bench: Bench, run: Run) -> dict[int, list[str]]:
-    """Return the steps that each attempt's log tells of."""
+    """Return the steps in the log of each attempt."""
     attempts = bench.paths.run(run.id).attempts()
     logs = {attempt.number: attempt.log.read_text().splitlines() for attempt in attempts}
     return {number: [line for line in lines if line.startswith("step ")] for number, lines in logs.items()}
 
 
 def most_at_once(played: Sequence[Played]) -> int:
-    """Return how many ran at the same time, at most."""
+    """Return the largest number of runs that ran at the same time."""
     changes = sorted(change for one in played for change in ((one.began, 1), (one.ended or one.began, -1)))
     most = now = 0
     for _, change in changes:

@@ -1,4 +1,4 @@
-"""A desk: the folder of a project with a module and experiments of its own, and what is typed there."""
+"""A desk: the folder of a project with its own module and experiments, and the commands run in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write_conf(folder: Path, files: Mapping[str, str]) -> Path:
-    """Write files below a project's conf/; returns the project's folder."""
+    """Write files below a project's conf/, and return the project's folder."""
     for name, text in files.items():
         path = folder / "conf" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def write_conf(folder: Path, files: Mapping[str, str]) -> Path:
 
 
 class Desk:
-    """`nets` is the text of the project's module, `experiments` those of its experiments by name."""
+    """A project: `nets` is the source of its module, `experiments` are the texts of its experiments by name."""
 
     def __init__(self, folder: Path, *, nets: str, experiments: Mapping[str, str]) -> None:
         self.folder = folder
@@ -40,12 +40,12 @@ class Desk:
             (folder / "conf" / "experiment" / f"{name}.yaml").write_text(text)
 
     def start(self, *words: str, played: bool = False) -> subprocess.Popen[str]:
-        """Start `orch WORDS`; with `played`, runs are played by the scripted worker."""
+        """Start `orch WORDS`; with `played`, the scripted worker plays the runs."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         return subprocess.Popen(orch_argv(*words, played=played), cwd=self.folder, env=self.env, text=True, **pipes)
 
     def orch(self, *words: str, status: int = 0, played: bool = False) -> str:
-        """Return what `orch WORDS` said; it must end with this status."""
+        """Return the output of `orch WORDS`, which must end with this status."""
         process = self.start(*words, played=played)
         said, _ = process.communicate()
         assert process.returncode == status, f"{words}: {process.returncode}\n{said}"
@@ -55,7 +55,7 @@ class Desk:
         return list(read_experiment(ExperimentPaths(self.folder / "runs" / name), observers()).records.values())
 
     def tracked(self, name: str, which: str = "tags.`orch.kind` = 'run'") -> list[Run]:
-        """Return what the embedded MLflow store has of an experiment: its child runs, or those that a filter names."""
+        """Return the runs of an experiment in the embedded MLflow store: the child runs, or those of a filter."""
         from mlflow import MlflowClient
 
         client = MlflowClient(f"sqlite:///{self.folder}/runs/.mlflow/mlflow.db")

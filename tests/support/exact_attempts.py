@@ -2,8 +2,8 @@
 
     python exact_attempts.py      a request on a line of its standard input, an answer on one of its standard output
 
-A request is {"case", "folder", "kill": [place, time, signal] or null, "restores"}; the answer is the exit status of the
-attempt, all of its ranks in a process group of their own, and what places it has passed, if it has ended by itself.
+A request is {"case", "folder", "kill": [place, time, signal] or null, "restores"}. The answer is the exit status of the
+attempt and, if it ended by itself, the places that it has passed. All ranks of an attempt are in one process group.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def serve() -> None:
 
 
 def _lead(asked: dict[str, Any]) -> NoReturn:
-    """Be the leader of the attempt's process group, and one of its ranks or their parent."""
+    """Become the leader of the attempt's process group, and run its only rank or start several."""
     os.setpgid(0, 0)
     signal.alarm(_SECONDS)
     world = exact_cases.CASES[asked["case"]].get("world", 1)
@@ -81,7 +81,7 @@ def _leave(asked: dict[str, Any], rank: int, world: int, port: int) -> NoReturn:
     os.dup2(log, 2)
     try:
         code = attempt(asked, rank, world, port)
-    except BaseException:  # noqa: BLE001 - whatever it is, the process ends here
+    except BaseException:  # noqa: BLE001 - the process ends here after any error
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -89,7 +89,7 @@ def _leave(asked: dict[str, Any], rank: int, world: int, port: int) -> NoReturn:
 
 
 def attempt(asked: dict[str, Any], rank: int, world: int, port: int) -> int:
-    """Train from the last checkpoint of earlier attempts; returns the exit status."""
+    """Train from the last checkpoint of earlier attempts, and return the exit status."""
     warnings.filterwarnings("ignore")
     folder = Path(asked["folder"])
     Kill.file = folder / "kills"
@@ -131,7 +131,7 @@ def attempt(asked: dict[str, Any], rank: int, world: int, port: int) -> int:
 
 
 def _pass_by_saves() -> None:
-    """Let kills happen within a save: before, once written, once renamed, and once it is named the latest."""
+    """Add places for kills within a save: before it, and after the file is written, renamed, and made the latest."""
     write = checkpoints.AtomicCheckpointIO.save_checkpoint
     checkpoints.AtomicCheckpointIO.save_checkpoint = _around(write, "before a save", "renamed")
     torch.save = _around(torch.save, "", "written")

@@ -1,6 +1,6 @@
-"""Users' code that nobody wrote to be resumed: models, data and callbacks, and the cases that are made of them.
+"""User code that was not written with resumption in mind: models, data and callbacks, and cases that combine them.
 
-Nothing here knows of resumption but `Observer`, which kills its own process where a test says so.
+Only `Observer` is aware of resumption: it kills its own process where a test asks for it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class OwnGenerators(Augmented):
 
 
 class Counted(Augmented):
-    """Knows how many samples it has given."""
+    """Counts the samples that it has returned."""
 
     given = 0
 
@@ -71,7 +71,7 @@ class Counted(Augmented):
 
 
 class Stream(IterableDataset):
-    """Shuffles in a buffer, and shares its samples among workers; without a length."""
+    """Shuffles in a buffer, and divides its samples among workers; has no length."""
 
     def __init__(self, samples: int, seed: int) -> None:
         self.x, self.y = made(samples, seed)
@@ -105,7 +105,7 @@ class OwnSampler(Sampler):
 
 
 class Whole(Dataset):
-    """Gives batches, for a loader that makes none."""
+    """Returns whole batches, for a loader that does not batch."""
 
     def __init__(self, samples: int) -> None:
         self.x, self.y = made(samples, 0)
@@ -119,7 +119,7 @@ class Whole(Dataset):
 
 
 class Iterated:
-    """Gives batches, and is no loader of torch's."""
+    """Returns batches, and is not a loader of torch."""
 
     def __init__(self, samples: int) -> None:
         self.x, self.y = made(samples, 0)
@@ -172,7 +172,7 @@ class Data(pl.LightningDataModule):
 
 
 class Net(pl.LightningModule):
-    """Has dropout, mixes or does not, and logs means and maxima of the epoch."""
+    """Has dropout, may mix batches, and logs means and maxima of the epoch."""
 
     def __init__(
         self, scheduler: str = "", *, convolves: bool = False, draws: bool = False, metrics: bool = False
@@ -253,7 +253,7 @@ class Net(pl.LightningModule):
 
 
 class Outputs(Net):
-    """Lightning 2's own recipe for what `training_epoch_end` did: a list, emptied at the epoch's end."""
+    """Lightning 2's recipe to replace `training_epoch_end`: a list that is emptied at the epoch's end."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -305,11 +305,11 @@ class Counting(pl.Callback):
             group["lr"] = 0.005 * (1 - self.count / 200)
 
 
-# --- what observes and kills ----------------------------------------------------------------------------------
+# --- observing and killing ------------------------------------------------------------------------------------
 
 
 class Kill:
-    """Kills this process's group when a place is passed for the n-th time; counts what is passed."""
+    """Kills this process's group when a place is passed for the n-th time; counts the places that are passed."""
 
     place, time, number = "", 0, signal.SIGKILL
     passed: ClassVar[Counter[str]] = Counter()

@@ -1,4 +1,4 @@
-"""A real MLflow server, and a proxy before it that refuses, hangs, is slow, or answers with errors when told to."""
+"""A real MLflow server, and a proxy in front of it that refuses, hangs, is slow, or returns errors on request."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class MlflowServer:
             **self._env,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "XDG_STATE_HOME": str(self._folder),  # it is no process of the test in which it happens to be started
+            "XDG_STATE_HOME": str(self._folder),  # it does not belong to the test that happens to start it
         }
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -71,7 +71,7 @@ class MlflowServer:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Stop all its processes while the body runs: connections are taken, and nothing answers."""
+        """Stop all its processes while the body runs: connections are accepted, but not answered."""
         if self._process is None:
             raise RuntimeError("it is not running")
         os.killpg(self._process.pid, signal.SIGSTOP)
@@ -83,7 +83,7 @@ class MlflowServer:
 
 @contextmanager
 def mlflow_server(folder: Path, *, backend: str = "") -> Iterator[str]:
-    """Run a server, and give its address."""
+    """Run a server, and yield it."""
     server = MlflowServer(folder, backend=backend)
     try:
         server.start()

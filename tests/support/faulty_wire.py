@@ -1,4 +1,4 @@
-"""A connection to a real server that breaks, or falls silent, in the middle of an answer when told to."""
+"""A connection to a real server that breaks, or falls silent, in the middle of an answer on request."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _CHUNK = 2**14
 
 
 class Wire:
-    """Passes on what a client and a server say to each other, from `endpoint`.
+    """Forwards data between a client, which connects to `endpoint`, and a server.
 
-    The next `cuts` connections break once `bytes` of an answer have passed. While `silent`, nothing passes from there
-    on; `fell_silent` tells when that is so.
+    The next `cuts` connections break once `bytes` of an answer have passed. While `silent`, nothing passes after that;
+    `fell_silent` is then set.
     """
 
     def __init__(self, target: str) -> None:
@@ -45,7 +45,7 @@ class Wire:
         self._end(source, target)
 
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
-        """Pass on what the server says; connections are used again, so an answer begins with its first line."""
+        """Forward the server's data. Connections are reused, so an answer is recognised by its first line."""
         passed = 0
         with suppress(OSError):
             while chunk := server.recv(_CHUNK):

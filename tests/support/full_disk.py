@@ -12,17 +12,17 @@ import pytest
 from orchestrator.errors import StateError
 
 PAGE_BYTES = 4096
-"""A small file takes one, a folder none."""
+"""A small file takes one page, a folder none."""
 
 
 class Disk:
-    """A mounted disk, and what fills it."""
+    """A mounted disk, and the file that fills it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._filler = folder, folder / "filler"
 
     def leave(self, pages: int) -> None:
-        """Fill it, but for some pages."""
+        """Fill it, except for some pages."""
         with self._filler.open("ab", buffering=0) as file:
             try:
                 while True:
@@ -35,7 +35,7 @@ class Disk:
 
 
 def refusal(launch: Callable[[], object]) -> StateError | None:
-    """Return why something was refused for want of room; None if it was not."""
+    """Return the error if something was refused for lack of space; None otherwise."""
     try:
         launch()
     except StateError as error:
@@ -45,7 +45,7 @@ def refusal(launch: Callable[[], object]) -> StateError | None:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int = 2) -> Iterator[Disk]:
-    """Mount one for this test; skips, with the reason, where nobody may."""
+    """Mount a disk for this test; skip, with the reason, if mounting is not possible."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "small", str(folder)]
     try:

@@ -1,4 +1,4 @@
-"""A project with a git repository, one module that trains and one that is scripted, and what is typed there."""
+"""A project in a git repository, with a module that trains and one that is scripted, and the commands run in it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ sweep: {grid: {seed: [0, 1, 2]}}
 
 
 class Desk:
-    """A project's folder, and the terminal that stands in it."""
+    """A project's folder, and a terminal in it."""
 
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         self.folder, self.env = folder, env
@@ -82,7 +82,7 @@ class Desk:
             subprocess.run(["git", *command], cwd=folder, env=env, check=True)
 
     def command(self, *words: str, played: bool = True) -> list[str]:
-        """Return `orch WORDS` as an argv; with `played`, runs are played by the scripted worker."""
+        """Return `orch WORDS` as an argv; with `played`, the scripted worker plays the runs."""
         return orch_argv(*words, played=played)
 
     def orch(self, *words: str, status: int = 0, played: bool = True) -> SimpleNamespace:

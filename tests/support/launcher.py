@@ -1,7 +1,7 @@
 """A process that launches scripted runs on the workstation, once per order on standard input (a JSON line).
 
-`at`: the moment, in seconds since the epoch, at which to begin; `dies`: before or after handing over to the
-cluster this process kills itself, as a crash or a closed lid would.
+`at`: when to begin, in seconds since the epoch; `dies`: whether this process kills itself before or after it submits to
+the cluster, as if it had crashed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.testing.launches import Bench, scripted
 
 
 class Mortal(Workstation):
-    """A workstation whose submitter may die on the way."""
+    """A workstation whose submitter may die while it submits."""
 
     dies = ""
 

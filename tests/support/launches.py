@@ -1,4 +1,4 @@
-"""What a launch holds, in as few words as a test needs."""
+"""Parts of a launch, with defaults, for short tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.spec import Resources
 
 
 def planned_run(**changes: Any) -> PlannedRun:
-    """Return a run that a launch of number 1 wants to start for the first time, but for these changes."""
+    """Return a run that launch 1 starts for the first time, with these changes."""
     values = {
         "launch": 1,
         "index": 0,

@@ -1,4 +1,4 @@
-"""Many uploaders at once: a program that carries some tasks of a launch, each with a thread and connections of its own.
+"""A program that runs many uploaders at once, for some tasks of a launch, each with its own thread and connections.
 
 python many_uploaders.py LAUNCH INDEX...
 """
@@ -15,7 +15,7 @@ from orchestrator.tracking.uploader import Carrier, Source
 
 _THREADS = 12
 CONNECTIONS = 80
-"""What a server needs for many: each of its 40 threads takes two connections to the database for a batch."""
+"""The database connections that a server needs for many uploaders: two for each of its 40 threads."""
 
 
 def start(launch: Path, count: int, env: Mapping[str, str]) -> list[subprocess.Popen[bytes]]:

@@ -1,4 +1,4 @@
-"""The runs that version 0.1.0 left, unpacked for the code of today. See tests/support/make_contract_fixture.py."""
+"""The runs that version 0.1.0 left, unpacked for the current code. See tests/support/make_contract_fixture.py."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ THERE = "/tmp/orch-fixture"
 
 
 class OldRuns:
-    """The project and its runs in a folder of a test's own, and what is typed there.
+    """The project and its runs in a test's own folder, and the commands run in it.
 
-    Texts and pickles are told where they lie now; all else, checkpoints too, is byte for byte what the old code wrote.
-    The Python that they name is one that imports this checkout. Without `slurm` no Slurm answers. `adopted`: their user
-    has made them their own with `orch adopt`.
+    Paths in texts and pickles are replaced by the new ones; all other files, including checkpoints, are byte for byte
+    what the old code wrote. The Python that they name imports this checkout. Without `slurm`, no Slurm answers.
+    `adopted`: the user has adopted them with `orch adopt`.
     """
 
     def __init__(self, folder: Path, *, slurm: bool = False, adopted: bool = True) -> None:
@@ -59,13 +59,13 @@ class OldRuns:
         )
 
     def orch(self, *words: str, status: int = 0) -> str:
-        """Return what `orch WORDS` printed; it must end with this status."""
+        """Return the output of `orch WORDS`, which must end with this status."""
         done = self.run("-m", "orchestrator", *words)
         assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def states(self, name: str) -> dict[str, str]:
-        """Return the states of an experiment's runs, by their ids, as `orch status` tells them."""
+        """Return the states of an experiment's runs by id, as `orch status` shows them."""
         return {run["run"]: run["state"] for run in json.loads(self.orch("status", name, "--json"))["runs"]}
 
     def attempt(self, name: str, run: str, number: int) -> Path:
@@ -78,14 +78,14 @@ class OldRuns:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file with one a line."""
+    """Return the objects of a JSON lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _environment(folder: Path) -> Path:
-    """Make a virtual environment over the one that the tests run in, and return its Python.
+    """Create a virtual environment on top of that of the tests, and return its Python.
 
-    It imports this checkout, wherever the other one's editable install may lie.
+    It imports this checkout, even if the other environment has an editable install of another one.
     """
     venv.create(folder, with_pip=False, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -94,7 +94,7 @@ def _environment(folder: Path) -> Path:
 
 
 def _mute_slurm(folder: Path) -> Path:
-    """Make commands that fail at once: what a Slurm of this machine says is of no concern here."""
+    """Create Slurm commands that fail at once, so that a Slurm of this machine has no influence."""
     folder.mkdir()
     for name in ("sacct", "sbatch", "scancel", "scontrol", "sinfo", "squeue"):
         (folder / name).write_text("#!/bin/sh\necho 'there is no Slurm' >&2\nexit 1\n")
@@ -111,9 +111,9 @@ def _move(path: Path, here: str) -> None:
 
 
 def _moved(content: bytes, here: str) -> bytes:
-    """Return a pickle whose strings name the new folder; its other instructions stay as they are.
+    """Return a pickle whose strings name the new folder; its other instructions stay unchanged.
 
-    But for frames, which say how long a stretch of it is, and may be left out.
+    Frames, which state the length of a part, are left out; they are optional.
     """
     found = list(pickletools.genops(content))
     ends = [begin for _, _, begin in found[1:]] + [len(content)]

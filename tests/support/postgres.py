@@ -1,4 +1,4 @@
-"""A real PostgreSQL on loopback, in a folder of its own; it refuses to run as root, so then it runs as another."""
+"""A real PostgreSQL on loopback, with a folder of its own. It refuses to run as root: then it runs as another user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SETTINGS = {"fsync": "off", "listen_addresses": "127.0.0.1", "unix_socket_direc
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """Run a fresh server, and give the address of its database for SQLAlchemy."""
+    """Run a new server, and yield the address of its database for SQLAlchemy."""
     user = _unprivileged()
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # not below pytest's own, which only this user may enter
     data, port = folder / "data", _free_port()
@@ -47,7 +47,7 @@ def postgresql() -> Iterator[str]:
 
 
 def _unprivileged() -> str | None:
-    """Return whom to run as; None for this user."""
+    """Return the user to run as; None for the current one."""
     if os.geteuid() != 0:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}

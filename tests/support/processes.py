@@ -1,4 +1,4 @@
-"""For tests that start processes: waiting for what is to happen, and seeing to it that nothing is left running."""
+"""For tests that start processes: wait for conditions, and check that no process is left running."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _GRACE_SECONDS = 120.0
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Return once a condition holds; a test that waits in vain says what for.
+    """Return once a condition holds; fail with `what` if it does not in time.
 
-    What is costly to ask is asked less often, so that waiting leaves the processors to what is waited for.
+    Slow conditions are evaluated less often, so that waiting leaves the processors to the awaited processes.
     """
     end = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 
 @pytest.fixture
 def tidy(_private_user_folders: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the test's processes import this package, and see that all of them end by themselves."""
+    """Let the test's processes import this package, and check that all of them end by themselves."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield
     end = time.monotonic() + _GRACE_SECONDS
@@ -66,7 +66,7 @@ def of_this_test() -> list[psutil.Process]:
 
 @pytest.fixture(scope="session")
 def warm_parent() -> Iterator[None]:
-    """Have runs that train forked from one process which has imported torch and Lightning: see warm_orch.py."""
+    """Fork runs that train from one process that has imported torch and Lightning: see warm_orch.py."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORCH_"))}
     argv = [sys.executable, str(Path(__file__).with_name("warm_parent.py")), "socket"]
     with tempfile.TemporaryDirectory(prefix="warm-") as folder, pytest.MonkeyPatch.context() as patch:
@@ -114,7 +114,7 @@ class Launcher:
 
 @pytest.fixture
 def launchers(tidy: None) -> Iterator[Callable[[int], list[Launcher]]]:
-    """Give a function that starts launchers, and returns once all are ready."""
+    """Yield a function that starts launchers, and returns once all are ready."""
     started: list[Launcher] = []
 
     def start(count: int) -> list[Launcher]:

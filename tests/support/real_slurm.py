@@ -1,4 +1,4 @@
-"""Talking to a real Slurm from a test: commands that must succeed, and what they set in motion."""
+"""Use a real Slurm from a test: commands that must succeed, clusters, jobs and their processes."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from orchestrator.testing.launches import Bench
 
 
 def output(*argv, cwd="/"):
-    """Run a program that must succeed; returns what it printed, stripped."""
+    """Run a program that must succeed, and return its output, stripped."""
     done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{argv} ended with {done.returncode}: {done.stderr}"
     return done.stdout.strip()
@@ -32,7 +32,7 @@ def bench_of(folder, **options):
 
 
 def submit(folder, body, *options):
-    """Submit a shell script whose job writes to `<folder>/log`; returns the job's id."""
+    """Submit a shell script whose job writes to `<folder>/log`, and return the job's id."""
     script = folder / f"job {time.monotonic_ns()}.sh"
     script.write_text(f"#!/bin/bash\n{body}\n")
     log = ("--open-mode=append", f"--output={folder}/log")
@@ -40,7 +40,7 @@ def submit(folder, body, *options):
 
 
 def job_state(job):
-    """Return a job's state as squeue says it; empty for a job that has ended."""
+    """Return a job's state according to squeue; empty for a job that has ended."""
     return output("squeue", "--noheader", "--states=PD,R,CG,S,CF", f"--jobs={job}", "--format=%T")
 
 
@@ -80,7 +80,7 @@ def empty_queue(cluster):
         for name, value in cluster.environ().items():
             patch.setenv(name, value)
         yield cluster
-        output("scancel", "--user=root", "--state=RUNNING", "--signal=KILL", "--full")  # some ignore all others
+        output("scancel", "--user=root", "--state=RUNNING", "--signal=KILL", "--full")  # some ignore others
         output("scancel", "--user=root")
         wait_for(
             lambda: not output("squeue", "--noheader") and all(each.state == "IDLE" for each in cluster.nodes()),
@@ -89,7 +89,7 @@ def empty_queue(cluster):
 
 
 on_both = pytest.mark.parametrize("accounting", [False, True], ids=["plain", "accounting"])
-"""Marks what runs on a Slurm without and on one with accounting."""
+"""Runs a test on a Slurm without and on one with accounting."""
 
 in_campaign = pytest.mark.campaign("slurm")
 plain_first, accounting_first = (
@@ -100,4 +100,4 @@ plain_first, accounting_first = (
     )
     for first in (False, True)
 )
-"""The same, but that only the campaign runs it on the second of them."""
+"""The same, but only the campaign runs it with accounting."""

@@ -1,4 +1,4 @@
-"""For tests that need git and DVC: real repositories, made by git and DVC themselves, away from the user's settings."""
+"""Repositories for tests, made by git and DVC themselves, isolated from the user's settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def dvc(repo: Path, *arguments: str) -> None:
 
 
 def dvc_all(repo: Path, *commands: list[str]) -> None:
-    """Run several commands of DVC in one process: it takes a second to start."""
+    """Run several DVC commands in one process, since DVC takes a second to start."""
     argv = [sys.executable, "-c", _MAIN, json.dumps(commands)]
     done = subprocess.run(argv, cwd=repo, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def private_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's own git and DVC settings out of it."""
+    """Isolate the tests from the user's git and DVC settings."""
     home = tmp_path_factory.mktemp("home")
     settings = {
         "GIT_CONFIG_GLOBAL": os.devnull,

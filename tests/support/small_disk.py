@@ -1,4 +1,4 @@
-"""For tests that need a full disk: a real filesystem of a few megabytes, in a mount of its own."""
+"""A small disk for tests that fill it: a real filesystem of a few megabytes, in a separate mount."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INODES = 128
 
 @dataclass(frozen=True)
 class SmallDisk:
-    """A disk that others use as well: they can leave as little of it as they like."""
+    """A disk that other programs use, too, and can fill to any degree."""
 
     path: Path
 
@@ -33,14 +33,14 @@ class SmallDisk:
         return os.statvfs(self.path).f_favail
 
     def leave_bytes(self, left: int) -> None:
-        """Have somebody else's file take all but so much."""
+        """Let another program's file take all but this much space."""
         with (self.path / f"bytes of others {self.free_inodes}").open("wb") as file:
             while (more := min(self.free_bytes - left, MB)) > 0:
                 file.write(bytes(more))
                 file.flush()
 
     def leave_inodes(self, left: int) -> None:
-        """Have somebody else's empty files take all but so many."""
+        """Let another program's empty files take all but this many inodes."""
         folder = self.path / "inodes of others"
         folder.mkdir(exist_ok=True)
         for number in count():
@@ -49,7 +49,7 @@ class SmallDisk:
             (folder / f"{number} of {self.free_inodes}").touch()
 
     def give_back(self) -> None:
-        """Have others remove what they have."""
+        """Let the other programs remove their files."""
         for path in self.path.glob("* of others*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -75,7 +75,7 @@ def _run(argv: list[str]) -> None:
 
 @pytest.fixture(params=["tmpfs", "ext4"])
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SmallDisk]:
-    """Mount a disk of 16 MiB with room for about a hundred files and folders; only root may."""
+    """Mount a disk of 16 MiB with space for about a hundred files and folders; only root can."""
     folder = tmp_path / "small disk"
     folder.mkdir()
     _run(_mount(request.param, folder))

@@ -3,8 +3,8 @@
     python stager_chaos.py FOLDER ROOT SEED KILLS
 
 FOLDER holds two versions that share objects: their manifests `0.json` and `1.json`, their files in `data 0` and
-`data 1`. ROOT is the store. After each kill every view there is read and compared. Prints what was wrong, a line each,
-and last how many kills met a copier at work. Meanwhile locks of files do nothing, and clocks jump.
+`data 1`. ROOT is the store. After each kill, every view in it is read and compared. It prints each error on a line, and
+last the number of kills that hit a process while it copied. Meanwhile file locks have no effect, and clocks jump.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orchestrator.data.store.holder import Holder
 
 PROCESSES = 4
 COPIERS_OF_TEN = 8
-"""So many of ten kills are of a copier, a moment after it was seen at work; the others are of anybody."""
+"""The number of kills, out of ten, that hit a copying process just after it started to copy; others hit any process."""
 
 
 def main(folder: Path, root: Path, seed: str, kills: int) -> None:
@@ -64,7 +64,7 @@ def start(root: Path, versions: list[tuple[Manifest, dict[str, bytes]]], seed: s
     if pid == 0:
         try:
             live(root, versions, random.Random(seed))
-        except BaseException:  # noqa: BLE001 - the parent tells of it
+        except BaseException:  # noqa: BLE001 - the parent reports it
             traceback.print_exc(file=sys.stdout)
             sys.stdout.flush()
         os._exit(1)
@@ -72,7 +72,7 @@ def start(root: Path, versions: list[tuple[Manifest, dict[str, bytes]]], seed: s
 
 
 def live(root: Path, versions: list[tuple[Manifest, dict[str, bytes]]], chance: random.Random) -> None:
-    """Stage, read and remove for ever."""
+    """Stage, read and remove until killed."""
     store = Store(root, Staging(keep_free_gb=0, threads=2))
     while True:
         if chance.random() < 0.4:
@@ -88,14 +88,14 @@ def live(root: Path, versions: list[tuple[Manifest, dict[str, bytes]]], chance: 
 
 
 def set_clocks(root: Path, chance: random.Random) -> None:
-    """Have leases, claims and versions seem to be of any time, as after a clock was set forward or back."""
-    with suppress(OSError):  # somebody removes it
+    """Give leases, claims and versions arbitrary times, as if a clock had been set forward or back."""
+    with suppress(OSError):  # another process removes it
         for path in [*root.glob("versions/*/leases"), *root.glob("versions/*/leases/*"), *root.glob("*/*")]:
             os.utime(path, (0, chance.uniform(0, 2**33)))
 
 
 def choose(root: Path, alive: list[int], chance: random.Random) -> int:
-    """Return whom to kill."""
+    """Return the process to kill."""
     if chance.randrange(10) >= COPIERS_OF_TEN:
         return chance.choice(alive)
     end = time.monotonic() + 60
@@ -107,7 +107,7 @@ def choose(root: Path, alive: list[int], chance: random.Random) -> int:
 
 
 def workers(root: Path) -> list[Holder]:
-    """Return whose unfinished work is there."""
+    """Return the processes with unfinished work."""
     try:
         return [holder for name in os.listdir(root / "work") if (holder := Holder.parse(name))]
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def workers(root: Path) -> list[Holder]:
 
 
 def wrong(root: Path, right: dict[str, dict[str, bytes]]) -> list[str]:
-    """Read all views that anybody could take now; returns which of them are wrong."""
+    """Read all views that a process could use now, and return those that are wrong."""
     holder, found = Holder.current(), []
     for version in Store(root).versions():
         with version.held(holder) as held:

@@ -1,4 +1,4 @@
-"""Folders for a user's own state. All of a session know of each other's launches, as one user does."""
+"""State folders of users. All those of a session share their launches, as if they belonged to one user."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from orchestrator.records.launches import remember
 
 
 def adopt(runs: Path) -> None:
-    """Make runs that were copied here one's own, as `orch adopt` does."""
+    """Adopt runs that were copied here, as `orch adopt` does."""
     for header in runs.glob("*/launches/*/launch.json"):
         remember(json.loads(header.read_bytes())["token"], header.parent)
 
 
 def own_state(factory: pytest.TempPathFactory, folder: Path | None = None) -> str:
-    """Make a folder for $XDG_STATE_HOME, a new one by default, and return it."""
+    """Create a folder for $XDG_STATE_HOME, a new one by default, and return it."""
     memory, folder = factory.getbasetemp() / "launches", folder or factory.mktemp("state")
     memory.mkdir(mode=0o700, exist_ok=True)
     state = folder / "orchestrator"

@@ -1,4 +1,4 @@
-"""An experiment whose runs have trained, as their records and spools tell it; nothing has run."""
+"""An experiment whose runs have trained according to their records and spools; nothing has run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def swept(
     curves: bool = True,
     tracking: str = "none",
 ) -> ExperimentPaths:
-    """Write an experiment of one run per point. The first metric rises to what its run reaches, the others fall."""
+    """Write an experiment with a run per point. The first metric rises to the run's final value, the others fall."""
     paths = RunsRoot(runs).experiment(name)
     lines = [_planned(index, point) for index, point in enumerate(points)]
     config = {"model": {"lr": 0.1}, "data": {}, "trainer": {}, "seed": 0, "task": "fit"}

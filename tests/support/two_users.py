@@ -1,4 +1,4 @@
-"""Two ordinary users of one machine, for tests that root runs: what each of them types, and what both leave."""
+"""Two ordinary users of one machine, for tests that run as root: their commands, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import pytest
 from processes import ROOT
 
 ADA, EVE = 64001, 64002
-"""The users' numbers: nobody's on this machine."""
+"""The users' ids, which nobody has on this machine."""
 _PATIENCE_SECONDS = 120.0
 _READS_ALL = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-"""Wherever the checkout lies, both can read it; and one who can read everything of the other is the harder case."""
+"""Both can read the checkout wherever it is; a user who can read everything of the other is the harder case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """An ordinary user, with a home of their own, whose commands are found there first."""
+    """An ordinary user with a home folder, whose commands are found there first."""
 
     uid: int
     home: Path
@@ -43,7 +43,7 @@ class User:
         }
 
     def run(self, *argv: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a program as this user; it ends, or the test fails."""
+        """Run a program as this user; the test fails if it does not end."""
         return subprocess.run(
             ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", *_READS_ALL, *argv],
             cwd=cwd or self.home,
@@ -64,7 +64,7 @@ class User:
         return self.python("-m", "orchestrator", verb, "--runs", str(runs), *words, **env)
 
     def program(self, name: str, *, mark: str) -> None:
-        """Put a command first on this user's path that leaves a mark in their home."""
+        """Put a command first on this user's path, which leaves a mark in their home."""
         path = self.home / "bin" / name
         path.write_text(f"#!/bin/sh\ntouch {shlex.quote(str(self.home / mark))}\n")
         path.chmod(0o755)
@@ -76,7 +76,7 @@ class User:
 
 @contextmanager
 def two_users() -> Iterator[list[User]]:
-    """Give Ada and Eve, with homes that both can reach. Only root can be somebody else."""
+    """Yield Ada and Eve, with homes that both can reach. Only root can run as other users."""
     if os.getuid() != 0:
         pytest.skip("only root can be two other users")
     folder = Path(tempfile.mkdtemp(prefix="two users "))
@@ -92,7 +92,7 @@ def two_users() -> Iterator[list[User]]:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Return all that a folder holds: mode, when it was changed, and content."""
+    """Return everything in a folder: modes, modification times and contents."""
     found = {}
     for path in sorted(folder.rglob("*")):
         status = path.lstat()

@@ -1,9 +1,9 @@
-"""`python -m orchestrator`, its local runs of one process forked from the tests' warm parent (warm_parent.py).
+"""`python -m orchestrator`, with local one-process runs forked from the tests' warm parent (warm_parent.py).
 
     python warm_orch.py launch ...                                   `orch launch ...`
     python warm_orch.py -m orchestrator.local.workstation FOLDER     the supervisor that such a command starts
 
-They are what `python -m orchestrator.worker` is in all else: forked as runs in packs are.
+Otherwise they are equivalent to `python -m orchestrator.worker`: they are forked like packed runs.
 """
 
 from __future__ import annotations

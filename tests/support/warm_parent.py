@@ -1,10 +1,10 @@
-"""A process that has imported torch and Lightning once, for the runs that tests really train.
+"""A process that has imported torch and Lightning once, for the runs that really train in tests.
 
     python warm_parent.py SOCKET          ends with its standard input
 
-Whoever connects sends what `python -m orchestrator.worker.warm MODULE` would be started with, and gets the pid of a
-forked process that becomes just that: the warm parent of one launch, as runs in packs have one, with its imports done.
-Nothing of this package is imported before the fork: that comes from where the launch has frozen it.
+A client sends the arguments with which `python -m orchestrator.worker.warm MODULE` would be started, and gets the pid
+of a forked process that becomes just that: the prefork server of one launch, with its imports done. Nothing of this
+package is imported before the fork, because the launch's frozen code is used.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MESSAGE_BYTES = 2**18
 
 
 def serve(address: str) -> None:
-    import pytorch_lightning  # noqa: F401 - it is to be there
+    import pytorch_lightning  # noqa: F401 - imported for the processes that are forked
     import torch  # noqa: F401 - as above
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those forked: whoever asked watches them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forked processes are not reaped here: the client watches them
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(f"{address}.new")
         listening.listen()
@@ -55,7 +55,7 @@ def _answer(listening: socket.socket) -> None:
 
 
 def _become(asked: dict[str, Any], given: int, output: int) -> NoReturn:
-    """Be the warm parent of a launch, from its first line to its end; it ends by itself in all cases but one."""
+    """Run the prefork server of a launch to its end; it exits by itself in all cases but one."""
     try:
         os.setsid()
         for descriptor, target in ((given, 0), (output, 1), (output, 2)):
@@ -72,7 +72,7 @@ def _become(asked: dict[str, Any], given: int, output: int) -> NoReturn:
 
 
 class WarmProcess:
-    """What stands for the subprocess of a warm parent that was forked."""
+    """A stand-in for the subprocess of a prefork server that was forked."""
 
     def __init__(self, argv: list[str], *, env: dict[str, str], stdin: int, stdout: Any, cwd: Any, **_: Any) -> None:
         asked = {"module": argv[3], "env": dict(env), "cwd": str(cwd)}
