@@ -26,7 +26,7 @@ from orchestrator.records.planned import PlannedRun, read_planned_runs
 from orchestrator.records.record import Attempt, RunState
 from orchestrator.slurm import commands, limits
 from orchestrator.slurm.script import REQUEUED
-from orchestrator.slurm.states import printed
+from orchestrator.slurm.states import printed_reason
 from orchestrator.slurm.submit_pending import own_job
 from orchestrator.system.files import listed
 from orchestrator.system.processes import ProgramError
@@ -136,7 +136,7 @@ def _ending(last: Attempt, status: int, output: str, seen: Job) -> Ending:
     """Return how an attempt has ended that could not say so, by the exit status and the output of its job."""
     found = _KILLED_TASK.search(output)
     node = found[1] if found else seen.nodes
-    reason = printed(output)
+    reason = printed_reason(output)
     if not reason and status > _SIGNALLED and status != _STOPPED:
         where = f" (rank {found[2]} on {found[1]})" if found else ""
         reason = f"killed by signal {status - _SIGNALLED}{where}"
@@ -167,7 +167,7 @@ def _requeue(launch: LaunchPaths, job: str, seen: Job, again: Again) -> bool:
     changes = seen.changes(again, avoid=_avoidable(launch, job, seen, again.avoid))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        commands.patiently(lambda: commands.run(["scontrol", "requeue", job]))
+        commands.with_retries(lambda: commands.run(["scontrol", "requeue", job]))
     except ProgramError as error:
         _log.warning("job %s cannot be requeued: %s", job, commands.last_line(error.stderr))
         return False
