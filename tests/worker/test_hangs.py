@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import time
+
 import pytest
 from cluster_contract import Gate
 from processes import tidy, wait_for  # noqa: F401 - one is a fixture
@@ -12,7 +16,7 @@ from orchestrator.local.inline import Inline
 from orchestrator.records.record import RunState
 from orchestrator.spec import Attempts
 from orchestrator.testing.launches import Bench, scripted, trained
-from orchestrator.worker.monitor import stall
+from orchestrator.worker.monitor import heartbeat, stall
 from orchestrator.worker.monitor.heartbeat import Beat, Stage
 
 SOON = Attempts(backoff_minutes=0.0, stall_minutes=0.05)
@@ -91,3 +95,14 @@ def test_a_barrier_that_one_rank_skips_and_a_worker_of_a_loader_that_never_retur
     records = bench.records()
     assert records[skips.id].reason.startswith("stalled: rank 0 in all_gather, rank 1 in _hang (testing/net.py:")
     assert records[loops.id].reason.startswith("stalled: rank 0 waits for its data loader's workers: in __getitem__")
+
+
+def test_what_a_killed_watcher_left_is_removed_and_what_lives_is_not(tmp_path):
+    for name in ("dead", "alive"):
+        (tmp_path / name).mkdir()
+        mine = heartbeat.Heartbeat(tmp_path / name, 0)
+        assert heartbeat.beats(tmp_path / name) == {0: Beat(pid=os.getpid(), stage=Stage.STARTING, count=1)}
+        mine.close()
+    (tmp_path / "dead" / "rank0.beat").write_bytes(struct.pack("=qqq", 2**22 + 1, 0, 1))
+    heartbeat._remove_old(tmp_path, time.time() + 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["alive"]

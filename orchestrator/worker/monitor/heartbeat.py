@@ -11,10 +11,12 @@ import hashlib
 import logging
 import mmap
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from orchestrator.system.processes import NEUTRAL, python
 from orchestrator.worker.assignment import Assignment
 
 _log = logging.getLogger(__name__)
+_OLD_SECONDS = 3600.0
 _LAYOUT = struct.Struct("=qqq")
 SIGNAL: int | None = getattr(signal, "SIGRTMIN", None) and signal.SIGRTMIN + 7
 """Has a rank write its stack; None where there are no such signals, and nothing is watched."""
@@ -68,6 +71,12 @@ class Heartbeat:
     def beat(self, stage: Stage) -> None:
         self._count += 1
         _LAYOUT.pack_into(self._memory, 0, os.getpid(), stage, self._count)
+
+    def close(self) -> None:
+        if SIGNAL is not None:
+            faulthandler.unregister(SIGNAL)
+        self._memory.close()
+        self._stack.close()
 
 
 _own: list[Heartbeat] = []
@@ -122,6 +131,8 @@ def watched(assignment: Assignment) -> Iterator[None]:
         folder = folder_of(assignment.attempt)
         make_own(folder.parent)
         make_own(folder)
+        if assignment.context.first_on_node:
+            _remove_old(folder.parent, time.time() - _OLD_SECONDS)
         _own[:] = [Heartbeat(folder, assignment.context.rank)]
         if assignment.context.first_on_node:
             watcher = _start(assignment, folder)
@@ -130,11 +141,24 @@ def watched(assignment: Assignment) -> Iterator[None]:
     try:
         yield
     finally:
-        _own.clear()
+        while _own:
+            _own.pop().close()
         if watcher is not None and watcher.stdin is not None:
             with suppress(OSError):  # it has died
                 watcher.stdin.write(b"\n")  # a forked child that lives on holds the pipe open, too
                 watcher.stdin.close()
+
+
+def _remove_old(folder: Path, before: float) -> None:
+    """Remove what watchers have left that were killed with their ranks."""
+    for each in folder.iterdir():
+        with suppress(OSError):
+            if each.stat().st_mtime < before and not any(map(_lives, beats(each).values())):
+                shutil.rmtree(each, ignore_errors=True)
+
+
+def _lives(last: Beat) -> bool:
+    return Path(f"/proc/{last.pid}").exists()
 
 
 def _start(assignment: Assignment, folder: Path) -> subprocess.Popen[bytes]:
