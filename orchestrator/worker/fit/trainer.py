@@ -31,6 +31,7 @@ from orchestrator.spec import EVALUATIONS, Objective, Resources
 from orchestrator.system.files import make_folder
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.context import Place
+from orchestrator.worker.fit.autolog import MetricsOnce
 from orchestrator.worker.fit.checkpoints import INHERITED, AtomicCheckpointIO, KeepCheckpoints
 from orchestrator.worker.fit.exact import lightning
 from orchestrator.worker.fit.exact.older import ResumeOlder
@@ -89,7 +90,7 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     initial = InitialWeights(fresh, weights_only=training.weights_only) if fresh else None
     checkpoint = training.resume_from or training.state_from
     found = KeepFound(resumes=checkpoint is not None)
-    maybe = (initial, progress, *examples, prune, found, ResumeOlder(seam), checkpoints, stopping)
+    maybe = (initial, progress, *examples, prune, found, ResumeOlder(seam), MetricsOnce(), checkpoints, stopping)
     callbacks = [callback for callback in maybe if callback]
     trainer = _trainer(training, logger, [seam, start], callbacks)
 
