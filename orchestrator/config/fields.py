@@ -40,9 +40,8 @@ class Field:
             return None
         if self.holds(value):
             return self.read(value)
-        meant = closest(value, self.choices) if isinstance(value, str) else ""
-        hint = nearest(value, self.choices) if meant else ""
-        example = meant or self.example
+        word = value if isinstance(value, str) else ""
+        hint, example = nearest(word, self.choices), closest(word, self.choices) or self.example
         fix = self.fix or (f"{key}={example}" if example else f"correct {key}")
         raise ConfigError(f"{key} is {value!r}{hint}", why=self.rule, fix=fix)
 
