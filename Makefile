@@ -6,16 +6,21 @@
 # make chaos      the campaign of kills at random moments; SEED=7 repeats one
 # make scale      the campaign of 10,000 runs on a real Slurm, slurmctld restarted meanwhile; with RUNS=500 fewer
 #
+# make ui         the MLflow UI over the runs; installs MLflow's server the first time
+#
 # PY=python3.12 make demo    creates the environment with another Python (3.11 or later)
+# TORCH_INDEX= make demo     takes torch from PyPI; TORCH_INDEX=URL from another index
 
 PY ?= python3
 BIN := .venv/bin
+# PyPI's torch for Linux holds CUDA. With neither a GPU nor Slurm, whose nodes may have some, the CPU's build will do.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi || command -v sbatch),,https://download.pytorch.org/whl/cpu)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TYPED := build/typed/orchestrator
 
 CAMPAIGNS = $(BIN)/python tests/support/campaigns.py $(if $(SEED),--seed $(SEED))
 
-.PHONY: demo test test-long chaos scale lint bench clean
+.PHONY: demo ui test test-long chaos scale lint bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -23,8 +28,11 @@ demo: .venv/.installed
 	@echo
 	@$(BIN)/orch compare digits-lr
 	@echo
-	@echo 'Look at the runs in the MLflow UI:  $(BIN)/orch ui'
+	@echo 'Look at the runs in the MLflow UI:  make ui'
 	@echo 'For `orch` alone, as printed above: . $(BIN)/activate'
+
+ui: .venv/.installed-ui
+	@$(BIN)/orch ui
 
 # Tests of one file stay in one process, but for those in tests/conftest.py. Most tests wait for other programs.
 test: .venv/.installed-dev
@@ -54,15 +62,25 @@ clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
-.venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.installed: pyproject.toml constraints.txt .venv/.torch
 	@echo 'Installing into .venv: some minutes the first time ...'
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[dvc]'
 	@touch $@
 
-.venv/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.installed-ui: .venv/.installed
+	@echo 'Installing MLflow with its server into .venv ...'
+	@$(INSTALL) --editable '.[dvc,mlflow]'
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt .venv/.torch
 	@echo 'Installing with the development tools into .venv: some minutes the first time ...'
 	@$(INSTALL) --editable '.[dev,bench]'
-	@touch .venv/.installed $@
+	@touch .venv/.installed .venv/.installed-ui $@
+
+.venv/.torch: constraints.txt | $(BIN)/python
+	@$(if $(TORCH_INDEX),$(INSTALL) --no-deps --retries 1 --timeout 20 --index-url $(TORCH_INDEX) torch || \
+	  echo 'note: no torch from $(TORCH_INDEX): it comes from where the other packages do' >&2)
+	@touch $@
 
 $(BIN)/python:
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

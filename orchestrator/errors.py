@@ -63,7 +63,12 @@ class TrackingError(OrchError):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return a hint such as ` (did you mean 'lr'?)`, or an empty string when nothing is close."""
+    close = closest(word, choices)
+    return f" (did you mean {close!r}?)" if close else ""
+
+
+def closest(word: str, choices: Iterable[str]) -> str:
+    """Return the choice that a word was probably meant to be; empty if none is close."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)), "")

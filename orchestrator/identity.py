@@ -80,7 +80,7 @@ def canonical(document: Mapping[str, object]) -> str:
         raise ConfigError(
             f"{_where(document, _is_no_number)} is NaN or an infinity",
             why="a run's identity must be comparable, and NaN differs from itself",
-            fix="use null, or a large finite number",
+            fix="use a large finite number, or null where that is allowed",
         ) from error
     except TypeError as error:
         raise ConfigError(

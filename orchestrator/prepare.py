@@ -34,6 +34,7 @@ from orchestrator.records.searches import read_trial
 from orchestrator.snapshot import Pending
 from orchestrator.spec import SnapshotOptions
 from orchestrator.spec.experiment import Experiment, Run
+from orchestrator.system.extras import require
 from orchestrator.system.processes import ProgramError, ask
 from orchestrator.tracking import stores
 
@@ -65,6 +66,7 @@ def prepare(project: Project, overrides: Sequence[str], *, batches: int | None =
         composed = replace(composed, cluster=section)
         waits = check_cluster(project, composed)
         composed = starts.freeze(composed, runs=project.runs, project=project.folder)
+        _require_extras(composed)
         check_experiment(composed, targets)
         manifests = resolve_versions(project, composed)
         experiment = experiment_of(composed, manifests)
@@ -116,6 +118,13 @@ def check_cluster(project: Project, composed: ComposedExperiment) -> tuple[str, 
     """
     cluster_for(composed.cluster)
     return tuple(dependencies.check(project.runs, composed.name, composed.after, observers(), composed.cluster["kind"]))
+
+
+def _require_extras(composed: ComposedExperiment) -> None:
+    if composed.search:
+        require("optuna", "`sweep.optuna`")
+    if composed.tracking.get("register"):
+        require("mlflow", "`tracking.register`")
 
 
 def targets_of(project: Project) -> Targets:

@@ -19,6 +19,7 @@ from orchestrator.report.comparison import SEEDS, Comparison
 from orchestrator.report.ranking import ranked
 from orchestrator.report.summary import objective_of
 from orchestrator.spec import Objective
+from orchestrator.system.extras import require
 from orchestrator.system.files import replace_text
 
 
@@ -77,6 +78,7 @@ def _cell(value: object) -> str:
 
 
 def _write_page(state: ExperimentState, made: Comparison, path: Path) -> int:
+    require("plotly", "--html")
     from orchestrator.report.html.page import page
 
     text = page(state, made)

@@ -9,6 +9,7 @@ from orchestrator.cli.text import print_lines, say
 from orchestrator.errors import OrchError, RequestError
 from orchestrator.project import Project
 from orchestrator.records.ownership import why_read_only
+from orchestrator.system.extras import require
 from orchestrator.tracking import stores
 
 
@@ -29,6 +30,7 @@ def handle(arguments: Namespace) -> int:
     own = [name for name in names if not _is_read_only(project, name)]
     local = [name for name in own if name not in servers]
     if local and not arguments.once:
+        require("mlflow", "the MLflow UI")
         return serve(project, own, port=arguments.port, browse=arguments.open)
     status = 0
     for name in own:

@@ -8,7 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
+
+import yaml
+from yaml.representer import SafeRepresenter
 
 from orchestrator.config.lightning_names import unite
 from orchestrator.errors import ConfigError
@@ -20,7 +24,8 @@ SAVE_DIR = "save_dir"
 class Section(dict[str, object]):
     """A section of a config whose keys are attributes, too: `cfg.optim.lr` is `cfg["optim"]["lr"]`.
 
-    A checkpoint stores it as an OrderedDict, which torch reads with `weights_only`, and without this package.
+    A checkpoint stores it as an OrderedDict, which torch reads with `weights_only`, and without this package; YAML as
+    a mapping. For another process, such as a loader's worker, it stays what it is.
     """
 
     def __getattr__(self, name: str) -> object:
@@ -40,6 +45,11 @@ class Section(dict[str, object]):
 
     def __reduce_ex__(self, _protocol: object) -> tuple[object, ...]:
         return OrderedDict, (list(self.items()),)
+
+
+ForkingPickler.register(Section, lambda section: (Section, (dict(section),)))
+for _dumper in (yaml.Dumper, yaml.SafeDumper):  # Lightning's CSVLogger writes hyperparameters with the first
+    _dumper.add_representer(Section, SafeRepresenter.represent_dict)
 
 
 SPECIAL: Mapping[str, tuple[object, ...]] = {

@@ -11,7 +11,7 @@ _HYDRA: Mapping[str, tuple[str, str]] = {
     "sweeper": ("a sweep is written under `sweep`", "sweep: {grid: {model.lr: [1e-3, 1e-2]}}"),
     "launcher": (
         "`cluster` and `resources` say where runs start, and with what resources",
-        "cluster=slurm, or a profile of yours in conf/cluster/; resources: {gpus_per_node: 1, hours: 4}",
+        "in its place: cluster=slurm, or a profile of yours in conf/cluster/; resources: {gpus_per_node: 1, hours: 4}",
     ),
     "mode": ("a sweep is written under `sweep`, or given with commas", "remove it; sweep by model.lr=1e-3,1e-2"),
     "run": ("each run has a folder of its own", "remove it; --runs DIR says where the runs are kept"),

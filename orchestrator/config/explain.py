@@ -9,14 +9,16 @@ from typing import Protocol
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from orchestrator.config.counterparts import of_template
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, closest, nearest
 
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
 _NOT_OVERRIDDEN = re.compile(r"Could not override '([^']+)'")
 _FULL_KEY = re.compile(r"full_key: ([^\s\[]+)")
+_OPEN = re.compile(r"(data|model|trainer|vars|cluster\.extra)\b")
+"""The sections whose keys are not ours: arguments of targets, sbatch's options, and the user's own values."""
 _IN_FILE = re.compile(r"In '([^']+)'")
 
 
@@ -87,6 +89,9 @@ def _override(composer: Composes, error: Exception, text: str, overrides: Sequen
         full = _FULL_KEY.search(f"{said}\n{error.__cause__}")  # a mapping as value has keys of its own
         deeper = full is not None and full[1].startswith(f"{key}.")
         return _unknown_key(composer, full[1] if full and deeper else key, text, overrides)
+    if isinstance(error.__cause__, GrammarParseError):
+        why = str(error.__cause__).splitlines()[0]
+        return ConfigError(f"override {text!r} cannot be read", why=why, fix="close the brace: ${vars.x}")
     if "Error merging override" in said and text in said:
         return ConfigError(
             f"override {text!r} does not fit what it overrides",
@@ -103,20 +108,32 @@ def _unknown_key(composer: Composes, key: str, text: str, overrides: Sequence[st
     at, known = _deepest(raw, path)
     missing = path[len(at)] if len(at) < len(path) else key
     return ConfigError(
-        f"override {text!r}: {key} is unknown{nearest(missing, known)}",
-        why=f"{'.'.join(at) or 'the top level'} has {', '.join(known) or 'no keys'}",
-        fix=f"use one of them, or add a new key with +{text}" if known else f"add a new key with +{text}",
+        f"override {text!r}: {key} is unknown{nearest(missing, known or ())}",
+        why=f"{'.'.join(at) or 'the top level'} has {', '.join(known or ()) or 'no keys'}",
+        fix=_known_key(path, text, at, known),
     )
 
 
-def _deepest(tree: object, path: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the part of a path that exists, and the keys that are known there."""
+def _known_key(path: Sequence[str], text: str, at: Sequence[str], known: Sequence[str] | None) -> str:
+    """Return what to do about a key that is not among the known ones of the section `at`; None if it is a value."""
+    key, below = ".".join(path), path[: len(at) + 1]
+    meant = closest(below[-1], known or ())
+    ways = [f"rename {'.'.join(below)} to {'.'.join([*at, meant])}"] if meant else []
+    if not at and not meant:
+        return f"your own values come under vars: +vars.{text}"
+    if known is not None and text.startswith(key) and _OPEN.match(key):
+        return ", or ".join([*ways, f"+{text}, if it is taken there"])
+    return ", or ".join([*ways, f"remove {key}"])
+
+
+def _deepest(tree: object, path: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Return the part of a path that exists, and the keys that are known there; None if it is a value."""
     at: list[str] = []
     for key in path:
         if not isinstance(tree, dict) or key not in tree:
             break
         tree, at = tree[key], [*at, key]
-    return at, sorted(map(str, tree)) if isinstance(tree, dict) else []
+    return at, sorted(map(str, tree)) if isinstance(tree, dict) else None
 
 
 def _unmatched(composer: Composes, error: Exception) -> ConfigError | None:

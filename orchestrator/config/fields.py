@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, closest, nearest
 from orchestrator.system.units import hours_of
 
 
@@ -40,8 +40,9 @@ class Field:
             return None
         if self.holds(value):
             return self.read(value)
-        hint = nearest(value, self.choices) if isinstance(value, str) else ""
-        fix = self.fix or (f"{key}={self.example}" if self.example else f"correct {key}")
+        word = value if isinstance(value, str) else ""
+        hint, example = nearest(word, self.choices), closest(word, self.choices) or self.example
+        fix = self.fix or (f"{key}={example}" if example else f"correct {key}")
         raise ConfigError(f"{key} is {value!r}{hint}", why=self.rule, fix=fix)
 
 
@@ -52,7 +53,7 @@ ANYTHING = Field(holds=lambda _: True, rule="")
 def check(section: str, given: Mapping[str, object], fields: Mapping[str, Field], *, fix: str = "") -> dict[str, Any]:
     """Return a section's values, without those that are null. Raises ConfigError for an unknown key or a wrong value.
 
-    `fix` says what to do about an unknown key; `{key}` in it is replaced by the key.
+    `fix` says what to do about an unknown key, besides renaming it; `{key}` in it is replaced by the key.
     """
     check_known(section, given, fields, fix=fix)
     values = {key: fields[key].check(f"{section}.{key}", value) for key, value in given.items()}
@@ -60,14 +61,16 @@ def check(section: str, given: Mapping[str, object], fields: Mapping[str, Field]
 
 
 def check_known(section: str, given: Mapping[str, object], known: Collection[str], *, fix: str = "") -> None:
-    """Refuse keys that a section does not have; `{key}` in `fix` is replaced by the key."""
+    """Refuse keys that a section does not have; `fix` is as in `check`."""
     for key in given:
         if key not in known:
             full = f"{section}.{key}" if section else str(key)
+            meant = closest(str(key), known)
+            ways = [f"rename it to {meant}" if meant else "" if fix else "use one of them"]
             raise ConfigError(
                 f"{full} is unknown{nearest(str(key), known)}",
                 why=f"known are {', '.join(known)}",
-                fix=fix.format(key=key) or f"use one of them, or remove {full}",
+                fix=", or ".join(filter(None, [*ways, fix.format(key=key) or f"remove {full}"])),
             )
 
 
@@ -85,7 +88,7 @@ def whole(least: int, *, most: float = float("inf"), optional: bool = False) -> 
     return Field(
         holds=lambda value: type(value) is int and least <= value <= most,
         rule=f"it is a whole number{f', at least {least}' if most == float('inf') else f' from {least} to {most}'}",
-        example=str(least),
+        example=str(max(least, 0)),
         optional=optional,
     )
 

@@ -419,7 +419,7 @@ def trainer(value: Mapping[str, object]) -> dict[str, object]:
         raise ConfigError(
             f"trainer.logger is {value['logger']}",
             why="a run always has its own logger, and `tracking` says where that logger sends its values",
-            fix="tracking=none, or your own loggers beside it: trainer.logger={csv: {_target_: ...}}",
+            fix="remove trainer.logger; with tracking=none, too, nothing is sent to MLflow",
         )
     for section in ("callbacks", "logger"):
         _components(f"trainer.{section}", value.get(section) or {})

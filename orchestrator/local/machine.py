@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 from orchestrator.errors import RequestError
 from orchestrator.spec import Resources
+from orchestrator.system.extras import installing
 
 if TYPE_CHECKING:
     from orchestrator.local.schedule import Terms
@@ -68,7 +69,7 @@ def notes(given: Terms) -> tuple[str, ...]:
 
     if not given.avoid_busy or not (why := nvml.missing()):
         return ()
-    needed = "NVIDIA's driver and `pip install 'slurm-orchestrator[gpu]'` are needed"
+    needed = f"NVIDIA's driver and `{installing('gpu')}` are needed"
     return (f"cluster.avoid_busy_gpus: other people's processes cannot be seen ({why}): {needed}",)
 
 

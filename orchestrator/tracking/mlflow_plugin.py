@@ -114,7 +114,11 @@ class RunStore(AbstractStore):
 
     def _metrics(self) -> Sequence[Metric]:
         records = (record for record, _ in read(self._attempt.metrics) if isinstance(record, Metrics))
-        return [Metric(key, each.values[key], each.time_ms, each.step) for each in records for key in each.values]
+        # Of a metric without a model MLflow logs a copy, when a model is logged: here that would be the metric again.
+        copied = {"model_id": ""}
+        return [
+            Metric(key, each.values[key], each.time_ms, each.step, **copied) for each in records for key in each.values
+        ]
 
     # --- its experiment -------------------------------------------------------------------------------------
 

@@ -373,8 +373,10 @@ def test_the_exit_status_says_whether_to_look_at_the_runs_or_at_the_request(desk
     desk.orch("run", "experiment=plays", status=2)
     desk.orch("run", "experiment=plays", "seed=7", "sweep=none", "model.ends=[raise]", status=1)
     desk.orch("run", "experiment=plays", "sweep=none")
+    desk.orch("launch", "experiment=plays", "seed=8", "sweep=none", "model.ends=[raise]", status=1)
+    desk.orch("launch", "experiment=plays", "seed=9", "sweep=none")
     again = desk.orch("launch", "experiment=plays", "sweep=none")
-    assert "nothing to do; 2 runs: 1 done, 1 failed" in again.err, "what failed before is not of this launch"
+    assert "nothing to do; 4 runs: 2 done, 2 failed" in again.err, "what failed before is not of this launch"
     desk.orch("logs", "nothing-of-this-name", status=2)
 
 

@@ -5,6 +5,7 @@ Each case is one command of the real command line in a project of its own.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +21,7 @@ from typing import Any
 
 import pytest
 from states import adopt
+from suggestions import corrected_in, followed, suggestions
 
 from orchestrator import api
 from orchestrator.cli import main, parse
@@ -115,9 +118,46 @@ def refused(project, capsys):
         assert said.count("\nfix: ") == 1, said
         assert said.split("\nfix: ")[1].strip()
         assert (tree(project.parent), tree(state)) == before
+        follow(project, argv, said)
+        capsys.readouterr()
         return Refusal(said=said)
 
     return run
+
+
+LOOKS = ("plan", "status", "show", "logs", "compare", "diff", "data")
+_FOLLOWED: set[tuple[str, ...]] = set()
+"""What was suggested before, and for which kind of command: following it again would only take time."""
+
+
+def follow(project: Path, argv: tuple[str, ...], said: str) -> None:
+    """Do what an error suggests, word by word: the command then succeeds, or finds another fault of this input."""
+    verb, *words = argv
+    if verb not in LOOKS or "--project" in words or (verb, *suggestions(said)) in _FOLLOWED:
+        return
+    _FOLLOWED.add((verb, *suggestions(said)))
+    for changed, named in followed(words, said):
+        check_followed(project, [verb, *changed], said, named)
+    bad = project / "conf" / "experiment" / "bad.yaml"
+    for meant in suggestions(said)[-said.count("did you mean") :] if "(did you mean" in said and bad.is_file() else ():
+        written = bad.read_text()
+        if corrected := corrected_in(written.splitlines(), meant):
+            bad.write_text("\n".join(corrected) + "\n")
+            check_followed(project, list(argv), said, meant)
+            bad.write_text(written)
+
+
+def check_followed(project: Path, argv: list[str], said: str, named: str) -> None:
+    """Run a changed command: it succeeds, or names another fault than before, which is not in what was suggested."""
+    talk = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(talk):
+        try:
+            status = main([argv[0], "--project", str(project), *argv[1:]])
+        except SystemExit as ended:
+            status = ended.code
+    error = talk.getvalue().partition("error: ")[2]
+    again = named in error.partition(": ")[0] or error.splitlines()[:1] == said.partition("error: ")[2].splitlines()[:1]
+    assert status == 0 or not again, f"{said}\n--- followed by: {argv}\n{error}"
 
 
 def experiment(text: str) -> Files:
@@ -169,7 +209,7 @@ YAML = [
         f"{DEFAULTS}name: a\nrecources: {{nodes: 1}}\n",
         "recources",
         "did you mean 'resources'",
-        "vars:",
+        "rename it to resources",
     ),
     yaml("a key that is not text", f"{DEFAULTS}name: a\n1: 2\n", "1 is unknown"),
     yaml("unknown resource", f"{DEFAULTS}name: a\nresources: {{gpus: 1}}\n", "resources.gpus", "gpus_per_node"),

@@ -6,9 +6,11 @@ import copy
 import pickle
 from collections import OrderedDict
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -73,6 +75,13 @@ def test_a_section_is_read_again_without_this_package():
     assert b"orchestrator" not in data
     assert type(pickle.loads(data)) is OrderedDict
     assert pickle.loads(data) == cfg
+
+
+def test_a_section_stays_one_in_a_loaders_worker_and_is_a_mapping_in_yaml():
+    cfg = build({"optim": {"lr": 0.1, "betas": [0.9, {"x": 1}]}})
+    sent = pickle.loads(ForkingPickler.dumps(cfg))  # as a worker that is spawned gets its dataset
+    assert (sent.optim.lr, sent.optim.betas[1].x) == (0.1, 1)
+    assert yaml.full_load(yaml.dump({"cfg": cfg})) == yaml.safe_load(yaml.safe_dump({"cfg": cfg})) == {"cfg": cfg}
 
 
 def test_a_partial_node_is_called_later_wherever_it_is():

@@ -121,7 +121,7 @@ def test_a_mapping_of_free_keys_can_be_given_as_a_whole_and_key_by_key(project):
 def test_a_key_of_extra_that_is_not_there_is_refused_with_how_to_add_it(project):
     told = refused(project, "name=x", "model=small", "cluster=slurm", "cluster.extra.licenses=foo")
     assert "cluster.extra has no keys" in told
-    assert told.endswith("fix: add a new key with +cluster.extra.licenses=foo")
+    assert told.endswith("fix: +cluster.extra.licenses=foo, if it is taken there")
     assert "cluster.extra is unknown" in refused(project, "name=x", "model=small", "cluster.extra={licenses: foo}")
 
 

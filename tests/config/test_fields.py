@@ -64,7 +64,7 @@ def test_values_are_read_and_those_that_are_null_left_out(given, values):
         (
             "mode",
             "alway",
-            "section.mode is 'alway' (did you mean 'always'?): it is one of sizes, always\nfix: section.mode=sizes",
+            "section.mode is 'alway' (did you mean 'always'?): it is one of sizes, always\nfix: section.mode=always",
         ),
         ("mode", ["sizes"], "section.mode is ['sizes']: it is one of sizes, always\nfix: section.mode=sizes"),
         ("folder", "", "section.folder is '': it is a folder\nfix: section.folder=/scratch"),
@@ -83,7 +83,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
         check("section", {"cuont": 3}, FIELDS, fix="give it under extra: {{{key}: ...}}")
     assert refusal.value.what == "section.cuont is unknown (did you mean 'count'?)"
     assert refusal.value.why.startswith("known are count, most, hours")
-    assert refusal.value.fix == "give it under extra: {cuont: ...}"
+    assert refusal.value.fix == "rename it to count, or give it under extra: {cuont: ...}"
 
 
 def test_what_is_not_a_section_is_refused():

@@ -74,6 +74,7 @@ def test_runs_that_a_module_starts_are_the_run_itself(attempt, run):
         history = mlflow.MlflowClient().get_metric_history("0a1b2c", "a")
     assert (data.metrics, data.tags) == ({"a": 2.0, "b": 2.0}, {"mine": "1"})
     assert [point.value for point in history] == [1.0, 2.0]
+    assert None not in [point.model_id for point in history], "or MLflow logs them again for each model"
     assert metrics(attempt) == [("a", 1, 1.0), ("b", 1, 1.0), ("a", 2, 2.0), ("b", 2, 2.0)]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config.sweep.space import drawn
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, closest, nearest
 from orchestrator.spec.experiment import ASK_ABOVE
 from orchestrator.spec.search import Distribution
 
@@ -212,10 +212,11 @@ def _values(where: str, key: str, values: object) -> Sequence[object]:
 def _check_kinds(raw: Mapping[str, object]) -> None:
     for key in raw:
         if key not in KINDS and key != "ask_above":
+            meant = closest(key, KINDS)
             raise ConfigError(
                 f"sweep.{key} is unknown{nearest(key, KINDS)}",
                 why=f"the keys of a sweep are {', '.join(KINDS)}",
-                fix=f"put swept keys under sweep.grid: grid: {{{key}: [...]}}",
+                fix=f"rename it to {meant}" if meant else f"put swept keys under sweep.grid: grid: {{{key}: [...]}}",
             )
 
 

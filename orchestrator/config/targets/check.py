@@ -330,7 +330,7 @@ def _check_logger(node: Mapping[str, Any], where: str, targets: Targets) -> None
         raise ConfigError(
             f"{where} is an MLFlowLogger without a tracking_uri",
             why="a run's own logger feeds MLflow already, and this one would log everything to it again",
-            fix=f"~{where}, or name another server in {where}.tracking_uri",
+            fix=f"remove {where}, or name another server in {where}.tracking_uri",
         )
 
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.data.sources.git import some_of
 from orchestrator.errors import ConfigError, RequestError, nearest
+from orchestrator.system.extras import installing
 
 AT_ONCE = 32
 """Connections at the same time."""
@@ -183,8 +184,8 @@ def _client(address: Address) -> Any:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ProfileNotFound
     except ImportError as error:
-        fix = "pip install 'slurm-orchestrator[s3]'"
-        raise RequestError("S3 needs a package that is not installed", why=str(error), fix=fix) from error
+        what = "S3 needs a package that is not installed"
+        raise RequestError(what, why=str(error), fix=installing("s3")) from error
     config = Config(
         max_pool_connections=AT_ONCE,
         connect_timeout=10,

@@ -26,6 +26,7 @@ from orchestrator.data.sources.dvc_probe import fingerprint
 from orchestrator.data.sources.git import Checkout, checkout, differs, dvc_repositories, some_of
 from orchestrator.errors import ConfigError, DataError, RequestError, nearest
 from orchestrator.system.cache import Answers
+from orchestrator.system.extras import require
 from orchestrator.system.processes import ProgramError, ask, with_our_package
 from orchestrator.system.threads import map_in_threads
 
@@ -96,6 +97,7 @@ class Tracked:
 
 def ask_dvc(request: Mapping[str, str]) -> Mapping[str, object]:
     """Run the probe in a process of its own; raises DataError if it fails in an unforeseen way."""
+    require("dvc", "`source: dvc`")
     env = with_our_package() | {"DVC_NO_ANALYTICS": "1"}
     try:
         answer: dict[str, object] = ask(["-m", "orchestrator.data.sources.dvc_probe"], dict(request), env=env)

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.data.fetch import Arrival
 from orchestrator.data.manifest import Entry
+from orchestrator.system.extras import require
 from orchestrator.system.processes import python, with_our_package
 
 _LOOK_SECONDS = 0.2
@@ -39,6 +40,7 @@ def ask_remotes(
     waiting = set(range(len(objects)))
     problem = ""
     if remotes:
+        require("dvc", "a remote of DVC")
         request = {"remotes": list(remotes), "objects": objects, "folder": str(folder or "")}
         with tempfile.TemporaryFile() as errors:
             for answer in _answers(json.dumps(request).encode(), errors.fileno(), stop):

@@ -141,7 +141,7 @@ def _unknown_revision(root: Path, rev: str, name: str, *, clone: bool) -> Reques
     return RequestError(
         f"{name} has no revision {rev!r}",
         why=f"it has {some_of(names, rev)}" if names else "it has no commit yet",
-        fix=f"choose one of them{fetch}",
+        fix=f"choose one of them{fetch}" if names else "make a first commit in it",
     )
 
 

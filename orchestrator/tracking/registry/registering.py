@@ -24,6 +24,7 @@ from orchestrator.records.launches import read_run_config
 from orchestrator.records.planned import read_planned_run
 from orchestrator.records.record import Record
 from orchestrator.spec import PROJECT
+from orchestrator.system.extras import require
 from orchestrator.system.files import listed
 from orchestrator.system.processes import NEUTRAL, ProgramError, python, run
 from orchestrator.tracking import TrackedExperiment
@@ -131,6 +132,7 @@ def register(registration: Registration, store: MlflowStore) -> str | None:
             why="so it cannot be registered",
             fix="orch ui --once, then try again",
         )
+    require("mlflow", "registering a model")
     with tempfile.TemporaryDirectory(prefix="orch-model-") as folder:
         version = registry.register(
             registration.name,

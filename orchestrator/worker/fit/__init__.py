@@ -8,6 +8,7 @@ finders.py      learning rates and batch sizes, searched for once per run
 exact/          the seam at which a fit is saved and resumed, bit for bit
 checkpoints.py  the engine's own checkpoints: when they are saved, which is the best, atomic writes
 weights.py      weights that a run starts from
+autolog.py      MLflow's autologging, whose metrics would come twice
 example.py      a few samples of the model's input, for the registry
 libraries.py    faster imports of torch and Lightning
 """
