@@ -72,7 +72,7 @@ def resolve_points(
     def chosen(point: Point, values: Mapping[str, object]) -> _Base:
         """Return the composition of a point's options, without its values."""
         options = {key: value for key, value in point.items() if composer.chooses(key, value)}
-        return base(tuple(_overrides(composer, options, {})), frozenset(values), ())
+        return base(tuple(_overrides(composer, options, prefixes)), frozenset(values), ())
 
     def which(point: Point, values: Mapping[str, object], holds: Callable[[_Base, str], bool]) -> list[str]:
         """Return the keys, except groups and those with a prefix, that pass `holds` in the chosen options."""

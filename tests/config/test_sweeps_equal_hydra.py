@@ -9,7 +9,7 @@ from campaigns import amount
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -175,6 +175,7 @@ lines = (
 )
 
 
+@example(line=["+model/opt@model.third=sgd,adamw", "model.lr=1,2"])
 @given(line=lines)
 @settings(
     max_examples=amount(6, 150),
