@@ -279,7 +279,8 @@ def test_a_data_version_is_read_from_the_nodes_scratch(desk):
 
 @pytest.mark.parametrize(("env", "state"), [("refuse", "failed"), ("warn", "done")])
 def test_an_environment_that_changed_since_the_launch_is_refused_or_told(desk, env, state):
-    desk.orch("launch", "experiment=plays", "sweep=none", f"env={env}", "model.ends=[kill,done]", status=1)
+    once = ("model.ends=[kill,done]", "resources.attempts.of=1")
+    desk.orch("launch", "experiment=plays", "sweep=none", f"env={env}", *once, status=1)
     planned = _launch_again_with_one_more_distribution(desk.paths("plays"))
     code = os.pathsep.join(desk.paths("plays").python_path(planned.code))
     command = [sys.executable, *WORKER, str(desk.paths("plays").launch(2).path), "0"]

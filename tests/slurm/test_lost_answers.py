@@ -259,7 +259,8 @@ def test_what_was_never_taken_is_submitted_after_twice_the_message_timeout(slurm
 def tasks_of(job):
     """Return the states and reasons of an array's tasks that have not ended, by index."""
     lines = output("squeue", "--noheader", "--array", f"--jobs={job}", "--format=%K %T %r").splitlines()
-    return {int(index): (state, reason) for index, state, reason in map(str.split, lines)}
+    found = (line.split(maxsplit=2) for line in lines)
+    return {int(index): (state, reason) for index, state, reason in found}
 
 
 @pytest.fixture
