@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from orchestrator.errors import StateError
 from orchestrator.layout import ExperimentPaths, cache_dir
-from orchestrator.records.record import Attempt, Claim, Failure, RunState
+from orchestrator.records.record import Attempt, Claim, Failure, Origin, RunState
 from orchestrator.spec import RunId
 from orchestrator.system.files import make_private, replace_bytes
 
@@ -96,14 +96,16 @@ def _seal(body: bytes) -> bytes:
 
 def _to_json(attempt: Attempt) -> list[object]:
     values = {name: getattr(attempt, name) for name in _FIELDS}
-    claim, failure = attempt.claim, attempt.failure
-    return [*(values | {"claim": claim and claim.to_json(), "failure": failure and asdict(failure)}).values()]
+    claim, failure, origin = attempt.claim, attempt.failure, attempt.origin
+    values |= {"claim": claim and claim.to_json(), "failure": failure and asdict(failure)}
+    return [*(values | {"origin": origin and asdict(origin)}).values()]
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:
     values = dict(zip(_FIELDS, row, strict=True))
-    claim, failure = values["claim"], values["failure"]
+    claim, failure, origin = values["claim"], values["failure"], values["origin"]
     values["state"] = RunState(values["state"])
     values["claim"] = claim and Claim.from_json(claim)
     values["failure"] = failure and Failure(**failure)
+    values["origin"] = origin and Origin(**origin)
     return Attempt(**values)

@@ -95,6 +95,8 @@ _HOLDS: Mapping[str, Callable[[object], bool]] = {
     "point": _is_object,
     "attrs": _is_object,
     "study": _is_object,
+    "from": lambda value: value is None or (isinstance(value, dict) and type(value.get("attempt")) is int),
+    "inexact": lambda value: isinstance(value, list),
     "validation": _is_number,
     "value": _is_value,
     "since": _is_number,
@@ -156,6 +158,17 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The attempt whose checkpoint another one resumed from, and the bytes of its metrics that count (None: all).
+
+    `attempt` 0: it began from scratch.
+    """
+
+    attempt: int = 0
+    metrics_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """An exception of the user's. `signature` groups equal failures: "KeyError at model.py:41"."""
 
@@ -173,6 +186,8 @@ class Attempt:
     the first that was reported, at `first_progressed`, the last at `progressed`; `heard` is when it last said anything.
     `settled`: its own process has said that it is done, or has failed, so that nothing said later counts.
     `ended_itself`: its own process has said how it ended; one that an observer took for dead may still write.
+    `origin`: where it began; None where it has not yet, or has not said so. `unsaved`: why its state cannot be saved
+    now, or nothing. `exact`: why it does not resume exactly, `yes`, or nothing where it has not said so.
     `cause`: why it was interrupted, in a word, where that was known: see launch/recovery.py.
     `together`: all of its ranks were alive when they stopped, so that one that dies later is not the cause.
     `stalling_since`: since when it has made no progress, as a watcher last saw it, and what is known of that.
@@ -203,6 +218,9 @@ class Attempt:
     settled: bool = False
     ended_itself: bool = False
     together: bool = False
+    origin: Origin | None = None
+    unsaved: str = ""
+    exact: str = ""
     trial: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -246,12 +264,12 @@ def _take(seen: dict[str, Any], event: Event) -> None:
     if isinstance(data.get("usage"), Mapping):  # of a kind of its own, or with the first or final event
         seen["usage"] = data["usage"]
     match event.kind:
-        case "staging":
-            seen["stage"] = str(data.get("told", "copying data"))
-        case "staged":
-            seen |= {"stage": "building", "data": data}
-        case "training":
-            seen["stage"] = "training"
+        case "staging" | "staged" | "training":
+            seen |= _stage(event.kind, data)
+        case "unsaved":
+            seen["unsaved"] = str(data.get("reason", ""))
+        case "exact":
+            seen["exact"] = "; ".join(map(str, data.get("inexact") or ())) or "yes"
         case "progress":
             seen |= {"progress": data.get("progress", {}), "progressed": event.time}
             seen.setdefault("first_progress", seen["progress"])
@@ -275,6 +293,37 @@ def _take(seen: dict[str, Any], event: Event) -> None:
         case "interrupted":
             seen |= {"state": RunState.INTERRUPTED, "ended": _end(event), "reason": str(data.get("reason", ""))}
             seen |= {"together": data.get("together") is True, "cause": str(data.get("cause", ""))}
+
+
+def _stage(kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stage that an attempt has reached; of its training, where it began."""
+    if kind == "staging":
+        return {"stage": str(data.get("told", "copying data"))}
+    if kind == "staged":
+        return {"stage": "building", "data": data}
+    found: dict[str, Any] = {"stage": "training"}
+    if "from" in data:
+        known = data["from"] or {}
+        found["origin"] = Origin(attempt=known.get("attempt", 0), metrics_bytes=known.get("metrics_bytes"))
+    return found
+
+
+def counted(attempts: Iterable[Attempt]) -> dict[int, int]:
+    """Return how many bytes of the metrics count, by attempt, where not all do.
+
+    The history of a run is a chain: the metrics of an attempt up to the checkpoint that a later one resumed from, and
+    then that one's. What the earlier one logged after it, and attempts that nothing was resumed from, do not count.
+    """
+    ends: dict[int, int] = {}
+    numbers: list[int] = []
+    for attempt in attempts:
+        if attempt.origin is not None:
+            ends |= {number: 0 for number in numbers if number > attempt.origin.attempt}
+            ends.pop(attempt.origin.attempt, None)
+            if attempt.origin.attempt in numbers and attempt.origin.metrics_bytes is not None:
+                ends[attempt.origin.attempt] = attempt.origin.metrics_bytes
+        numbers.append(attempt.number)
+    return ends
 
 
 def _take_trial(seen: dict[str, Any], event: Event) -> None:
@@ -410,8 +459,15 @@ class Record:
         return float(value) if value is not None else None
 
     @property
+    def counted(self) -> Mapping[int, int]:
+        """How many bytes of the metrics of its attempts count, by attempt, where not all do."""
+        return counted(self.history)
+
+    @property
     def metrics(self) -> Mapping[str, float]:
-        return {name: value for attempt in self.history for name, value in attempt.metrics.items()}
+        ends = self.counted if len(self.attempts) > 1 else {}
+        attempts = [attempt for attempt in self.history if ends.get(attempt.number) != 0]
+        return {name: value for attempt in attempts for name, value in attempt.metrics.items()}
 
 
 _CANCELLABLE = frozenset({RunState.INTERRUPTED, RunState.WAITING})

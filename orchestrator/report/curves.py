@@ -1,6 +1,7 @@
 """A run's metrics over its steps, from the spools of its attempts; and their mean over several runs.
 
-What a resumed attempt repeats counts once, as in MLflow: the first value of a (metric, step).
+Of an attempt that another one has resumed from, what it logged up to that checkpoint counts, as in MLflow. Of values
+with one (metric, step) the first counts.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ class Curve:
 def curves(paths: ExperimentPaths, record: Record) -> dict[str, Curve]:
     """Return the curve of each metric that a run has logged so far."""
     found: dict[str, dict[int, float]] = {}
+    ends = record.counted
     for attempt in record.history:
-        for line, _ in read(paths.run(record.id).attempt(attempt.number).metrics):
+        spool = paths.run(record.id).attempt(attempt.number).metrics
+        for line, _ in read(spool, end=ends.get(attempt.number)):
             if isinstance(line, Metrics):
                 for name, value in line.values.items():
                     found.setdefault(name, {}).setdefault(line.step, value)

@@ -87,6 +87,14 @@ class SpoolLogger(Logger):
     ) -> None:
         self.kept.add_table(key, columns, data, dataframe, step)
 
+    def metrics_bytes(self) -> int:
+        """Return the size of the metric log."""
+        return self._writer.size()
+
+    def force(self) -> bool:
+        """Force the metric log to the disk; return whether it is there."""
+        return self._writer.flush()
+
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:  # noqa: ARG002 - Lightning's signature
         """Force the spool to the disk: a run that resumes from the checkpoint has its metrics up to that point."""

@@ -38,7 +38,7 @@ from orchestrator.tracking.embedded import locked, make_database
 from orchestrator.tracking.fields import flatten
 from orchestrator.tracking.mlflow_run import Writer, committed
 from orchestrator.tracking.run_ids import RunIds
-from orchestrator.tracking.upload import Report, Seen, TrackedExperiment, TrackedRun, batches
+from orchestrator.tracking.upload import AbandonedError, Report, Seen, TrackedExperiment, TrackedRun, batches
 
 log = logging.getLogger(__name__)
 
@@ -254,19 +254,47 @@ class MlflowStore:
         for run in runs:
             try:
                 own, made = self._child(writer, run, known[run.run_id, str(run.generation)], parent)
-                report += made + (_send(writer, own, parent, run, Seen()) if own else Report())
+                report += made
+                if own:
+                    own, sent = self._sent(writer, own, run, parent)
+                    report += sent
                 children |= {run.run_id: own.info.run_id} if own else {}
             except Exception as error:  # noqa: BLE001 - stores of artifacts raise errors of their own
                 log.warning("run %s is not tracked: %s", run.run_id, error)
                 problems.append(f"{run.run_id}: {_first_line(error)}")
         return report, problems, children
 
+    def _sent(self, writer: Writer, child: Run, run: TrackedRun, parent: Run) -> tuple[Run | None, Report]:
+        """Bring a child up to date, or replace it; return the one that the run has now."""
+        try:
+            return child, _send(writer, child, parent, run, Seen(run.ends))
+        except AbandonedError as error:
+            return self._replace(writer, child, run, parent, error)
+
+    def _replace(
+        self, writer: Writer, child: Run, run: TrackedRun, parent: Run, why: AbandonedError
+    ) -> tuple[Run | None, Report]:
+        """Track a run again whose child has values that the run no longer has: MLflow cannot delete a value.
+
+        The child goes to MLflow's trash, under a history that no run has.
+        """
+        log.info("run %s is tracked again: it was resumed, and logged another value: %s", run.run_id, why)
+        self.client.set_tag(child.info.run_id, "orch.history", f"{run.history} (abandoned)")
+        self.client.delete_run(child.info.run_id)
+        if self.ids:
+            self.ids.forget(_name_of(run), child.info.run_id)
+        made, report = self._child(writer, run, [], parent)
+        if made is None:
+            return None, report
+        writer.set_tags(made, {"metrics_diverged": str(why)})
+        return made, report + Report(superseded=1) + _send(writer, made, parent, run, Seen(run.ends))
+
     def _child(self, writer: Writer, run: TrackedRun, known: Sequence[Run], parent: Run) -> tuple[Run | None, Report]:
         """Return the one active child of a run, creating it if needed; None if a user deleted it."""
         current = [child for child in known if child.data.tags.get("orch.history") == str(run.history)]
         active = [child for child in known if child.info.lifecycle_stage == "active"]
         ours = [child for child in active if child in current]
-        name = f"{run.run_id}.g{run.generation}.h{run.history}"
+        name = _name_of(run)
         agreed = self.ids.known(name) if self.ids else None
         deleted = [child.info.run_id for child in current if child not in active]
         if agreed in deleted or (deleted and not ours and not agreed):
@@ -302,8 +330,14 @@ class Follower:
             child = self.children[key]
             if child is None:
                 return report
-            seen = self.seen.pop(key, None) or Seen()
-            sent = _send(self.writer, child, self.parent, run, seen)
+            seen = self.seen.pop(key, None)
+            if seen is None or seen.ends != run.ends:
+                seen = Seen(run.ends)
+            try:
+                sent = _send(self.writer, child, self.parent, run, seen)
+            except AbandonedError as error:
+                self.children[key], sent = self.store._replace(self.writer, child, run, self.parent, error)
+                return report + sent
             self.seen[key] = seen  # only now: all of it has been stored
             if child.info.status != STATUS.get(run.state, child.info.status):
                 self.children[key] = self.store.client.get_run(child.info.run_id)
@@ -317,11 +351,16 @@ def _send(writer: Writer, child: Run, parent: Run, run: TrackedRun, seen: Seen) 
     writer.set_tags(child, tags)
     writer.set_data(child, run.data)
     report = Report()
-    for batch in batches(run.spools, committed(child), seen, growing=run.growing):
+    done = run.state == "done"
+    for batch in batches(run.spools, committed(child), seen, ends=run.ends, growing=run.growing, done=done):
         report += writer.send(child, batch, tags, params)
     finished = writer.set_status(child, STATUS.get(run.state), run.ended_ms)
     report += Report(runs_finished=int(finished))
     return report + writer.log_artifacts(child, run.artifacts)  # last, so that a bad file holds up nothing else
+
+
+def _name_of(run: TrackedRun) -> str:
+    return f"{run.run_id}.g{run.generation}.h{run.history}"
 
 
 def _noted(note: str, experiment: str, children: Mapping[str, str]) -> dict[str, str]:

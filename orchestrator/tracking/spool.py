@@ -137,6 +137,13 @@ class SpoolWriter:
             self._drain()
         return self._sync()
 
+    def size(self) -> int:
+        """Return how many bytes the file has, or will have once everything logged so far is written."""
+        with self._lock:
+            self._drain()
+            written = os.fstat(self._fd).st_size if self._fd is not None else 0
+            return written + sum(map(len, self._unwritten))
+
     def close(self) -> None:
         """Flush and close. Raises StateError if records remain unwritten; closing again does nothing."""
         if self._stop.is_set():
@@ -288,8 +295,8 @@ class SpoolWriter:
             log.warning(message, *args)
 
 
-def read(path: Path, offset: int = 0, *, growing: bool = False) -> Iterator[tuple[Record, int]]:
-    """Yield each record from `offset` on, with the offset at which the next one starts.
+def read(path: Path, offset: int = 0, *, end: int | None = None, growing: bool = False) -> Iterator[tuple[Record, int]]:
+    """Yield each record from `offset` on, up to `end`, with the offset at which the next one starts.
 
     A last line without a newline is not consumed, since it may be incomplete. If a file that is still `growing` has
     zeros, pages of a network filesystem have arrived out of order, and the rest is not read yet. Otherwise anything
@@ -306,6 +313,8 @@ def read(path: Path, offset: int = 0, *, growing: bool = False) -> Iterator[tupl
             if not line.endswith(b"\n") or (growing and b"\0" in line):
                 return
             offset += len(line)
+            if end is not None and offset > end:
+                return
             record = _parse(line, path)
             if record is not None:
                 yield record, offset

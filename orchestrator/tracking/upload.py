@@ -1,8 +1,11 @@
 """From spools to a store: the description of runs, and a history's new lines as batches.
 
 Pure, except for reading spools and file sizes; independent of MLflow. A *history* is the attempts that
-continue one another, starting with one that began from scratch. Within it the first value of a (key, step)
-counts: a resumed attempt repeats steps, and committed points are never sent again.
+continue one another, starting with one that began from scratch. It is a chain: of an attempt that another one has
+resumed from counts what it logged up to that checkpoint. Of values with one (key, step) the first counts.
+
+What an attempt logs is sent at once, also what a kill makes void. A resumed run nearly always logs the same again,
+which is not sent again; where it does not, the store has a branch that was abandoned, and all is sent again.
 """
 
 from __future__ import annotations
@@ -94,7 +97,8 @@ class TrackedRun:
 
     `history` is the number of the attempt that began the current history from scratch, `spools` are the
     metric logs of that history's attempts, oldest first (`.../a003/metrics.jsonl`: the folder names the
-    attempt). `params` is the resolved config, nested; `tags` may carry `mlflow.user` and `mlflow.source.*`.
+    attempt), and `ends` says, by `source_of`, how many bytes of one count where not all do. `params` is the
+    resolved config, nested; `tags` may carry `mlflow.user` and `mlflow.source.*`.
     `state` is queued, running, done, failed, cancelled or lost; any other leaves the status unchanged.
     """
 
@@ -109,6 +113,7 @@ class TrackedRun:
     started_ms: int | None = None
     ended_ms: int | None = None
     spools: tuple[Path, ...] = ()
+    ends: Mapping[str, int] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     data: Dataset | None = None
 
@@ -178,11 +183,20 @@ class Batch:
         return len(self.points) + len(points) <= BATCH_POINTS and self.size + size <= BATCH_BYTES
 
 
-class Seen:
-    """The first value of each (key, step) of a history, as far as its spools have been read; 16 bytes a point."""
+class AbandonedError(Exception):
+    """A store has values that a resumed run does not have; the text names one, as `key@step`."""
 
-    def __init__(self) -> None:
+
+class Seen:
+    """The first value of each (key, step) of a history, as far as its spools have been read; 16 bytes a point.
+
+    `early` holds what was sent and does not count any more, until the history has the same value.
+    """
+
+    def __init__(self, ends: Mapping[str, int] | None = None) -> None:
+        self.ends = dict(ends or {})
         self.offsets: dict[str, int] = {}
+        self.early: dict[tuple[str, int], float] = {}
         self._series: dict[str, tuple[array[int], array[float]]] = {}
 
     def first(self, key: str, step: int, value: float) -> float | None:
@@ -196,6 +210,14 @@ class Seen:
         values.insert(at, value)
         return None
 
+    def expect(self, key: str, step: int, value: float) -> None:
+        """Note a value that was sent, and that the history has not had yet."""
+        steps, values = self._series.get(key, (array("q"), array("d")))
+        at = bisect_left(steps, step)
+        if at < len(steps) and steps[at] == step and _same(values[at], value):
+            return
+        self.early.setdefault((key, step), value)
+
 
 def source_of(spool: Path) -> str:
     """Return the name under which a spool's offset is committed: `a003`, or for node metrics `a003.system.NODE`."""
@@ -203,23 +225,32 @@ def source_of(spool: Path) -> str:
 
 
 def batches(
-    spools: Sequence[Path], committed: Mapping[str, int], seen: Seen | None = None, *, growing: Path | None = None
+    spools: Sequence[Path],
+    committed: Mapping[str, int],
+    seen: Seen | None = None,
+    *,
+    ends: Mapping[str, int] | None = None,
+    growing: Path | None = None,
+    done: bool = False,
 ) -> Iterator[Batch]:
     """Yield the lines of one history's spools beyond the committed offsets (by `source_of`), as batches.
 
-    Committed lines of all attempts count first, whatever their order: a fenced attempt that still appends cannot
-    replace values that were sent. Commit a batch's offsets only once all of it has been stored. `seen` is what an
-    earlier call for the same history has read; all of that was stored, and is not read again. `growing` is the
-    folder of the attempt that still writes.
+    Commit a batch's offsets only once all of it has been stored. `seen` is what an earlier call for the same history
+    and `ends` has read; all of that was stored, and is not read again. `growing` is the folder of the attempt that
+    still writes. Raises AbandonedError for a value that was committed and that the history does not have; where it
+    only lacks it, once it is `done`.
     """
+    ends = ends or {}
     starts = {spool: committed.get(source_of(spool), 0) for spool in spools}
-    if not any(_size(spool) > start for spool, start in starts.items()):
+    seen = seen if seen is not None and seen.ends == ends else Seen(ends)
+    new = [spool for spool, start in starts.items() if _end(spool, ends) > start]
+    if not new and not any(start > ends.get(source_of(spool), start) for spool, start in starts.items()):
         return
-    seen = seen or Seen()
     _read_committed(starts, seen)
     batch = Batch()
-    for spool, start in starts.items():
-        for record, end in read(spool, start, growing=spool.parent == growing):
+    for spool in new:
+        source = source_of(spool)
+        for record, end in read(spool, starts[spool], end=ends.get(source), growing=spool.parent == growing):
             points, diverged = _new_points(record, seen)
             for part in chunks(points, _bytes, BATCH_POINTS):
                 size = sum(map(_bytes, part))
@@ -230,35 +261,56 @@ def batches(
                 batch.size += size
             _take(batch, record, spool)
             batch.diverged = batch.diverged or diverged
-            batch.offsets[source_of(spool)] = seen.offsets[source_of(spool)] = end
+            batch.offsets[source] = seen.offsets[source] = end
     if batch.offsets:
         yield batch
+    if done and seen.early:
+        raise AbandonedError("{}@{}".format(*next(iter(seen.early))))
+
+
+def _end(spool: Path, ends: Mapping[str, int]) -> int:
+    return min(_size(spool), ends.get(source_of(spool), LARGEST_STEP))
 
 
 def _read_committed(starts: Mapping[Path, int], seen: Seen) -> None:
+    """Read what was sent: first what counts of it, then the rest."""
+    early: list[tuple[Path, int, int]] = []
     for spool, start in starts.items():
-        known = seen.offsets.get(source_of(spool), 0)
-        if known >= start:
-            continue
-        for record, end in read(spool, known):
-            if end > start:
-                break
-            _new_points(record, seen)
-        seen.offsets[source_of(spool)] = start
+        source = source_of(spool)
+        known, end = seen.offsets.get(source, 0), min(start, seen.ends.get(source, start))
+        if known < end:
+            for record, _ in read(spool, known, end=end):
+                _new_points(record, seen)
+        if end < start and known < start:
+            early.append((spool, end, start))
+        seen.offsets[source] = start
+    for spool, end, start in early:
+        for record, _ in read(spool, end, end=start):
+            if isinstance(record, Metrics):
+                for key, value in record.values.items():
+                    seen.expect(key, record.step, value)
 
 
 def _new_points(record: Record, seen: Seen) -> tuple[list[Point], str | None]:
-    """Return a record's points that were not seen before, and the first key that contradicts an earlier value."""
+    """Return a record's points that were not seen before, and the first key that contradicts an earlier value.
+
+    Raises AbandonedError for one that was sent with another value, which does not count any more.
+    """
     points: list[Point] = []
     diverged = None
     if not isinstance(record, Metrics):
         return [], None
     for key, value in record.values.items():
         first = seen.first(key, record.step, value)
-        if first is None:
+        if first is not None:
+            if not (_same(first, value) or key.startswith(SYSTEM)):
+                diverged = diverged or f"{key}@{record.step}"
+            continue
+        sent = seen.early.pop((key, record.step), None) if seen.early else None
+        if sent is None:
             points.append(Point(key=key, value=value, time_ms=record.time_ms, step=record.step))
-        elif not (_same(first, value) or key.startswith(SYSTEM)):
-            diverged = diverged or f"{key}@{record.step}"
+        elif not _same(sent, value):
+            raise AbandonedError(f"{key}@{record.step}")
     return points, diverged
 
 

@@ -19,6 +19,7 @@ from orchestrator.records.record import Record, RunState
 from orchestrator.system.files import listed, read_json, read_text
 from orchestrator.tracking import Artifact, Dataset, TrackedExperiment, TrackedRun
 from orchestrator.tracking import notes as tracking_notes
+from orchestrator.tracking.upload import source_of
 
 _STATES: Mapping[RunState, str] = {
     RunState.RUNNING: "running",
@@ -93,6 +94,7 @@ def tracked_run(paths: ExperimentPaths, launch: Launch, record: Record) -> Track
         started_ms=_ms(record.started),
         ended_ms=_ms(record.ended),
         spools=tuple(spool for attempt in history for spool in (attempt.metrics, *attempt.system_metrics())),
+        ends={source_of(paths.run(record.id).attempt(n).metrics): end for n, end in record.counted.items()},
         artifacts=tuple(_artifacts(paths, launch, record)),
         data=_dataset(planned.data, data),
     )

@@ -15,6 +15,7 @@ from orchestrator.records.record import (
     JobState,
     Observation,
     RunState,
+    counted,
     fold,
     parse_event,
     reconcile,
@@ -405,3 +406,39 @@ def test_a_run_that_its_scheduler_has_suspended_runs_and_says_so():
 def test_slurms_word_is_added_where_it_is_news(word, reason):
     stopped = Attempt(number=1, claim=replace(claim(), job="7_0"), state=R.INTERRUPTED, reason="stopped by SIGTERM")
     assert reconcile(planned(), [stopped], observation=word, cancelled="").reason == reason
+
+
+# --- the history of a run is a chain --------------------------------------------------------------------------
+
+
+def begun(number, origin=None, **more):
+    """Return an attempt that has said where it began: in attempt and bytes, from scratch (0), or not at all (None)."""
+    data = {} if origin is None else {"from": {"attempt": origin[0], "metrics_bytes": origin[1]} if origin else None}
+    return fold(number, None, [event(0, "training", **data), event(1, "progress", **more)])
+
+
+@pytest.mark.parametrize(
+    ("origins", "expected"),
+    [
+        ([(), (1, 100)], {1: 100}),
+        ([(), (1, 100), (2, 50)], {1: 100, 2: 50}),
+        ([(), (1, 100), (1, 100)], {1: 100, 2: 0}),  # the second has saved nothing
+        ([(), (1, 100), (1, 60)], {1: 60, 2: 0}),  # its checkpoints are damaged, and the last of the first one
+        ([(), (1, 100), ()], {1: 0, 2: 0}),
+        ([(), (1, 100), None], {1: 100}),  # it has not begun
+        ([(), (1, None)], {}),  # from a checkpoint of an older version
+        ([None, None], {}),
+    ],
+)
+def test_of_an_attempt_counts_what_it_logged_before_the_checkpoint_that_was_resumed_from(origins, expected):
+    assert counted([begun(number, origin) for number, origin in enumerate(origins, 1)]) == expected
+
+
+def test_what_an_event_says_of_exactness_and_of_what_is_not_saved():
+    events = [event(0, "exact", inexact=[]), event(1, "unsaved", reason="step 5 was not saved: no space")]
+    found = fold(1, None, events)
+    assert (found.exact, found.unsaved) == ("yes", "step 5 was not saved: no space")
+    found = fold(1, None, [*events, event(2, "unsaved", reason=""), event(3, "exact", inexact=["a", "b"])])
+    assert (found.exact, found.unsaved) == ("a; b", "")
+    assert parse_event({"v": 1, "seq": 1, "kind": "exact", "inexact": 3}) is None
+    assert parse_event({"v": 1, "seq": 1, "kind": "training", "from": {"attempt": "x"}}) is None

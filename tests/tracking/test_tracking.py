@@ -314,6 +314,60 @@ def test_a_repeated_value_that_differs_keeps_the_first_and_says_so(store, folder
     assert child(store).data.tags["metrics_diverged"] == "loss@5"
 
 
+def cut(first, second, *, at, **changes):
+    """Return a run whose second attempt has resumed from a checkpoint that lies `at` so many lines into the first."""
+    lines = first.read_bytes().splitlines(keepends=True)
+    return run(spools=(first, second), ends={"a001": len(b"".join(lines[:at]))}, **changes)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_was_sent_and_then_made_void_is_not_sent_again_when_it_comes_again(store, folder, together):
+    first = spool(folder, 1, *(("loss", step, step / 3) for step in range(8)))
+    if not together:
+        store.sync(experiment(run(spools=(first,))))
+    before = children(store)[0].info.run_id if not together else None
+    second = spool(folder, 2, *(("loss", step, step / 3) for step in range(5, 12)))
+    store.sync(experiment(cut(first, second, at=5, state="done")))
+    assert history(store, "loss") == [(step, step / 3) for step in range(12)]
+    assert "metrics_diverged" not in child(store).data.tags
+    assert before in {None, child(store).info.run_id}
+
+
+@pytest.mark.parametrize("follows", [False, True])
+@pytest.mark.parametrize("later", [("loss", 6, 99.0), ("other", 6, 1.0)])
+def test_a_branch_that_was_abandoned_leaves_nothing_in_the_store(store, folder, follows, later):
+    """A value that differs shows at once; one that does not come again, when the run is done."""
+    first = spool(folder, 1, *(("loss", step, step / 3) for step in range(8)))
+
+    def bring(one):
+        if not follows:
+            return store.sync(experiment(one))
+        with_one = experiment(run())
+        return store.follow(with_one).send(one)
+
+    bring(run(spools=(first,)))
+    abandoned = child(store).info.run_id
+    second = spool(folder, 2, ("loss", 5, 5 / 3), later)
+    report = bring(cut(first, second, at=5, state="done"))
+    expected = [(step, step / 3) for step in range(6)] + [later[1:]] * (later[0] == "loss")
+    assert history(store, "loss") == expected
+    assert child(store).info.run_id != abandoned
+    assert child(store).data.tags["metrics_diverged"].startswith("loss@")
+    assert report.superseded == 1
+    assert bring(cut(first, second, at=5, state="done")).metrics_sent == 0
+    assert len(children(store, view=ViewType.ALL)) == 2
+
+
+def test_an_abandoned_attempt_counts_for_nothing(store, folder):
+    first = spool(folder, 1, ("loss", 0, 0.0), ("loss", 1, 1.0))
+    second = spool(folder, 2, ("loss", 0, 7.0))
+    third = spool(folder, 3, ("loss", 1, 1.0), ("loss", 2, 2.0))
+    size = len(first.read_bytes().splitlines(keepends=True)[0])
+    ends = {"a001": size, "a002": 0}
+    store.sync(experiment(run(spools=(first, second, third), ends=ends)))
+    assert history(store, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
 def test_a_fenced_attempt_that_still_writes_cannot_overrule_what_was_sent(store, folder):
     spools = (spool(folder, 1, ("loss", 0, 1.0)), spool(folder, 2, ("loss", 1, 2.0)))
     store.sync(experiment(run(spools=spools)))
