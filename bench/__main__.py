@@ -27,6 +27,7 @@ BENCHMARKS = (
     "pack",
     "search",
     "steps",
+    "checkpoints",
     "uploaders",
     "metric",
 )

@@ -23,6 +23,7 @@ from orchestrator.data import Manifest, resolve
 from orchestrator.errors import ConfigError
 from orchestrator.identity import canonical
 from orchestrator.launch import dependencies, starts
+from orchestrator.launch.exactness import installed_lightning, obstacles
 from orchestrator.launch.facts import Facts, gather
 from orchestrator.launch.runs import experiment_of
 from orchestrator.layout import LaunchPaths, cache_dir
@@ -97,6 +98,7 @@ def prepare_again(project: Project, records: Sequence[Record], name: str) -> Ite
         overrides=header.overrides,
         tags=header.tags,
         launch=header.launch,
+        checkpoint=header.checkpoint,
         after=header.after,
     )
     manifests = {run.data_digest: Manifest.read(paths.manifest(run.data_digest)) for run in runs if run.data_digest}
@@ -225,7 +227,22 @@ def _notes(experiment: Experiment, facts: Facts) -> tuple[str, ...]:
         notes.append("no data version: nothing pins the data that these runs read")
     edited = [manifest.origin for manifest in facts.manifests.values() if manifest.origin.get("dirty")]
     notes += [f"data {o['path']}: uncommitted changes of its .dvc file are not used; {o['rev']} is" for o in edited]
-    return tuple(notes)
+    return (*notes, *_exactness(experiment, facts))
+
+
+def _exactness(experiment: Experiment, facts: Facts) -> list[str]:
+    """Return what keeps the runs from resuming exactly. Raises ConfigError where that is to be refused."""
+    if experiment.checkpoint.exact == "off":
+        return []
+    version = facts.environment.distributions.get("pytorch-lightning", installed_lightning())
+    found = dict.fromkeys(why for run in experiment.runs for why in obstacles(run.config, run.resources, version))
+    if found and experiment.checkpoint.exact == "refuse":
+        raise ConfigError(
+            "runs that are interrupted cannot resume with the bits of an undisturbed one",
+            why="; ".join(found),
+            fix="change that, or set checkpoint.exact=warn",
+        )
+    return [f"not exact if resumed: {why}" for why in found]
 
 
 def _has_gpu() -> bool:

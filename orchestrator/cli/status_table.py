@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from orchestrator.cli.text import ROWS, table
@@ -46,7 +47,14 @@ def status_lines(
     lines += table(header, rows)
     if grouped:
         lines.append(f"... and {len(shown) - len(cut)} more: orch status {experiment_state.experiment.name} --all")
-    return [*lines, *_failures(experiment_state.experiment, records)]
+    return [*lines, *_inexact(records), *_failures(experiment_state.experiment, records)]
+
+
+def _inexact(records: Sequence[Record]) -> list[str]:
+    """Return why runs that have not ended would not resume exactly, if an interruption ended them now."""
+    lasts = [record.last for record in records if record.state in {RunState.RUNNING, RunState.INTERRUPTED}]
+    found = Counter(last.exact for last in lasts if last and last.exact not in {"", "yes"})
+    return [f"not exact if resumed ({count}): {why}" for why, count in found.items()]
 
 
 def summary(state: ExperimentState) -> str:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -36,13 +36,13 @@ from orchestrator.config.sweep import grid as sweep
 from orchestrator.config.sweep import search
 from orchestrator.config.sweep.space import distribution
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.spec import Config, LaunchOptions, Objective, Point, Resources, SnapshotOptions
+from orchestrator.spec import CheckpointOptions, Config, LaunchOptions, Objective, Point, Resources, SnapshotOptions
 from orchestrator.spec.experiment import ASK_ABOVE
 from orchestrator.spec.search import Distribution, Template
 
 _ONE_PER_LAUNCH = frozenset(
     {"name", "cluster", "tracking", "snapshot", "env", "objective", "sweep", "experiment", "launch", "tags", "after"}
-    | {"init_from_trusted"}
+    | {"init_from_trusted", "checkpoint"}
 )
 
 
@@ -86,6 +86,7 @@ class ComposedExperiment:
     ask_above: int = ASK_ABOVE
     after: tuple[str, ...] = ()
     init_from_trusted: bool = False
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     search: ComposedSearch | None = None
 
 
@@ -141,7 +142,7 @@ def _definition(composer: Composer, line: command_line.CommandLine) -> tuple[dic
     raw = OmegaConf.to_container(config, resolve=False)
     _check_package(raw)
     schema.check_top_level(cast("Mapping[str, Any]", raw))
-    optional = {"after": schema.after, "init_from_trusted": schema.trusted}
+    optional = {"after": schema.after, "init_from_trusted": schema.trusted, "checkpoint": schema.checkpoint}
     head = {key: _section(config, key) for key in sorted(_ONE_PER_LAUNCH.difference(optional, {"experiment"}))}
     head |= {key: check(_section(config, key) if key in config else None) for key, check in optional.items()}
     for key in head.keys() - {"sweep"}:
@@ -370,6 +371,7 @@ def _assemble(
         ask_above=head["ask_above"],
         after=head["after"],
         init_from_trusted=head["init_from_trusted"],
+        checkpoint=head["checkpoint"],
     )
 
 

@@ -33,6 +33,7 @@ from orchestrator.spec import (
     STARTS,
     TASKS,
     Attempts,
+    CheckpointOptions,
     LaunchOptions,
     Objective,
     Pack,
@@ -55,6 +56,7 @@ TOP_LEVEL = (
     "objective",
     "env",
     "snapshot",
+    "checkpoint",
     "experiment",
     "launch",
     "tags",
@@ -62,6 +64,8 @@ TOP_LEVEL = (
     "init_from_trusted",
     *STARTS,
 )
+OPTIONAL = ("after", "init_from_trusted", "checkpoint")
+"""Keys that a project's own root configuration, written for an older version, may lack."""
 _ENGINE_OWNS = {
     "devices": "resources.gpus_per_node", "num_nodes": "resources.nodes", "accelerator": "resources.gpus_per_node",
     "strategy": "resources", "default_root_dir": "the run's folder", "plugins": "the engine",
@@ -143,6 +147,13 @@ _SNAPSHOT = {
     "max_file_mb": positive(),
     "max_total_mb": positive(),
 }
+_CHECKPOINT = {
+    "minutes": positive(),
+    "steps": whole(1, optional=True),
+    "keep": whole(1),
+    "asynchronous": truth("true", optional=False),
+    "exact": choice("warn", "refuse", "off"),
+}
 _LAUNCH = {
     "canary": whole(0),
     "notify": texts(
@@ -206,7 +217,7 @@ def check_top_level(config: Mapping[str, object]) -> None:
             raise error
     check_known("", config, TOP_LEVEL, fix="put your own values under vars:")
     for key in TOP_LEVEL:
-        if key not in config and key not in {"experiment", "vars", "after", "init_from_trusted", *STARTS}:
+        if key not in config and key not in {"experiment", "vars", *OPTIONAL, *STARTS}:
             raise ConfigError(f"there is no {key}", why="every experiment has it", fix=f"remove the override ~{key}")
     if config.get("vars") is not None:
         check_mapping("vars", config["vars"])
@@ -299,6 +310,11 @@ def objective(value: Any) -> Objective | None:
 def snapshot(value: Mapping[str, object]) -> SnapshotOptions:
     """Return the checked options of the snapshot."""
     return SnapshotOptions(**check("snapshot", value, _SNAPSHOT))
+
+
+def checkpoint(value: object) -> CheckpointOptions:
+    """Return the checked options of a launch's checkpoints."""
+    return CheckpointOptions(**check("checkpoint", check_mapping("checkpoint", value or {}), _CHECKPOINT))
 
 
 def launch(value: Mapping[str, object]) -> LaunchOptions:

@@ -14,6 +14,7 @@ relaunch.py       runs that are started again by the next command, since their j
 canary.py         what may not start yet: runs behind the canary, and those that somebody holds
 failure_limit.py  what shall never start: after failures of one kind, or of the canary
 notification.py   the message at the first failure, and at the end
+exactness.py      why runs may not resume exactly, as far as their configuration says (pure)
 adoption.py       runs that were copied here, made one's own
 estimate/         what a plan would ask for
 

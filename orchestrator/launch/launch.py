@@ -145,6 +145,7 @@ def _header(experiment: Experiment, facts: Facts, message: str, worker: Sequence
         env=experiment.env,
         snapshot=experiment.snapshot,
         launch=options,
+        checkpoint=experiment.checkpoint,
         tags=experiment.tags,
         after=experiment.after,
         environment=facts.environment.to_json(),

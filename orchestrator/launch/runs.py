@@ -30,6 +30,7 @@ def experiment_of(composed: ComposedExperiment, manifests: Mapping[str, Manifest
         tracking=composed.tracking,
         snapshot=composed.snapshot,
         launch=composed.launch,
+        checkpoint=composed.checkpoint,
         tags=composed.tags,
         env="refuse" if composed.env == "refuse" else "warn",
         choices=composed.choices,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from orchestrator.errors import StateError
-from orchestrator.spec import Config, LaunchOptions, Objective, SnapshotOptions
+from orchestrator.spec import CheckpointOptions, Config, LaunchOptions, Objective, SnapshotOptions
 from orchestrator.system.files import damaged
 from orchestrator.system.processes import ProcessId
 
@@ -29,9 +29,9 @@ def _this_user() -> str:
 class LaunchHeader:
     """Who launched what, and how. The fields are the keys of `launch.json`; a new header is of here and now.
 
-    `cluster`, `tracking`, `snapshot` and `launch` are the sections of the experiment's configuration, `code` the
-    headers of its frozen trees, the project's first, `data` the summary of each data version by its digest. `python`
-    and `worker` are what starts a task. `unknown` holds the keys of a newer version: kept, and ignored.
+    `cluster`, `tracking`, `snapshot`, `launch` and `checkpoint` are the sections of the experiment's configuration,
+    `code` the headers of its frozen trees, the project's first, `data` the summary of each data version by its digest.
+    `python` and `worker` are what starts a task. `unknown` holds the keys of a newer version: kept, and ignored.
     """
 
     token: str = field(default_factory=lambda: os.urandom(16).hex())
@@ -50,6 +50,7 @@ class LaunchHeader:
     env: Literal["refuse", "warn"] = "warn"
     snapshot: SnapshotOptions = field(default_factory=SnapshotOptions)
     launch: LaunchOptions = field(default_factory=LaunchOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     tags: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     environment: Config = field(default_factory=dict)
@@ -172,6 +173,18 @@ def _snapshot(value: object) -> SnapshotOptions:
     )
 
 
+def _checkpoint(value: object) -> CheckpointOptions:
+    entries, default = _object(value), CheckpointOptions()
+    minutes, steps = entries.get("minutes"), entries.get("steps")
+    return CheckpointOptions(
+        minutes=None if minutes is None else _number(minutes),
+        steps=None if steps is None else int(_number(steps)),
+        keep=int(_number(entries.get("keep", default.keep))),
+        asynchronous=bool(entries.get("asynchronous", default.asynchronous)),
+        exact=_one_of(entries.get("exact", default.exact), "warn", "refuse", "off"),
+    )
+
+
 def _launch(value: object) -> LaunchOptions:
     entries = _object(value)
     brake = entries.get("brake")
@@ -206,6 +219,7 @@ _READ: Mapping[str, Callable[[object], object]] = {
     "worker": _texts,
     "code": _objects,
     "data": _objects_by_name,
+    "checkpoint": _checkpoint,
 }
 """How each key is read, in the order in which the keys are written."""
 

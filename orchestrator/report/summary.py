@@ -46,9 +46,9 @@ def progress(record: Record) -> str:
 def note(record: Record) -> str:
     """Return what explains a state: what a run waits for, why it has ended, that it was suspended."""
     if record.state is RunState.RUNNING:
-        seen, before = record.observation, record.endings[-1:]
-        if stalled := _stalled(record):
-            return stalled
+        seen, last, before = record.observation, record.last, record.endings[-1:]
+        if urgent := _stalled(record) or (last.unsaved if last else ""):
+            return urgent
         return (seen.reason if seen else "") or "".join(f"attempt {ending}" for ending in before)
     return "" if record.state is RunState.DONE else record.reason
 
@@ -83,6 +83,7 @@ def record_json(record: Record) -> dict[str, object]:
         "job": record.job,
         "started": record.started,
         "ended": record.ended,
+        "exact": (last.exact or None) if last else None,
         "progress": dict(last.progress) if last else {},
         "metrics": dict(record.metrics),
         "best": dict(last.best) if last else {},

@@ -181,6 +181,23 @@ class SnapshotOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointOptions:
+    """When the state of a run is saved, and how exactly it has to resume.
+
+    `minutes`: how often; None: every minute below 100 MB, otherwise every five, and in either case so rarely that the
+    training waits for less than 1 % of the time. `steps`: also after this many steps of the optimizer. `keep`: how many
+    of the latest ones are kept, besides the best. `asynchronous`: written beside the training where memory allows
+    a copy. `exact`: what happens where a run cannot resume exactly: `warn`, `refuse`, or `off` (it is not checked).
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    keep: int = 2
+    asynchronous: bool = True
+    exact: Literal["warn", "refuse", "off"] = "warn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOptions:
     """How the runs of a launch are started and limited.
 

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.spec import Config, LaunchOptions, Objective, Point, Resources, RunId, SnapshotOptions
+from orchestrator.spec import (
+    CheckpointOptions,
+    Config,
+    LaunchOptions,
+    Objective,
+    Point,
+    Resources,
+    RunId,
+    SnapshotOptions,
+)
 from orchestrator.spec.search import Trial
 
 ASK_ABOVE = 1_000
@@ -45,6 +54,7 @@ class Experiment:
     tracking: Mapping[str, Any]
     snapshot: SnapshotOptions = field(default_factory=SnapshotOptions)
     launch: LaunchOptions = field(default_factory=LaunchOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     tags: tuple[str, ...] = ()
     env: Literal["refuse", "warn"] = "warn"
     choices: Mapping[str, str] = field(default_factory=dict)

@@ -8,5 +8,6 @@ threads.py    threads over the items of a list
 extras.py     packages that only some uses need
 ports.py      a port of ours on loopback, and whose process has one
 mounts.py     which kind of filesystem a folder lies on
+memory.py     how much memory this process may still take
 units.py      bytes, durations and times as people read them
 """

@@ -21,7 +21,7 @@ from orchestrator.config.secrets import Secrets
 from orchestrator.errors import OrchError, StateError
 from orchestrator.launch import dependencies, recovery, starts
 from orchestrator.records.attempts import EventWriter, mark_state, read_attempts, read_claim
-from orchestrator.records.checkpoints import latest
+from orchestrator.records.checkpoints import to_resume
 from orchestrator.records.launches import read_run_config
 from orchestrator.records.record import RunState
 from orchestrator.records.searches import read_trial
@@ -190,13 +190,14 @@ def _train(assignment: Assignment, config: dict[str, Any], events: EventWriter, 
         objective=_objective(assignment),
         folder=assignment.attempt.path,
         artifacts=assignment.run.artifacts,
-        resume_from=latest(earlier),
+        resume_from=to_resume(earlier),
         weights_from=weights,
         state_from=state,
         weights_only=any((config.get(key) or {}).get("weights_only") for key in STARTS),
         context=assignment.context,
         redact=events.redact,
         report=trial.reporter(assignment, events),
+        checkpoint=assignment.header.checkpoint,
         example=assignment.attempt.example if assignment.header.tracking.get("register") else None,
     )
     path = assignment.attempt.metrics if assignment.leads else Path(os.devnull)

@@ -15,7 +15,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DISK = (*_FULL, errno.EIO, errno.ESTALE)
 _PACKAGE = Path(__file__).parents[1]
 _WRITERS = tuple(
-    str(_PACKAGE / part) for part in ("records/", "system/files.py", "tracking/spool.py", "worker/fit/checkpoints.py")
+    str(_PACKAGE / part) for part in ("records/", "system/files.py", "tracking/spool.py", "worker/fit/writer.py")
 )
 """The code that reads and writes files of a run: records, spool, and checkpoints, including those of callbacks."""
 _KILLED_LOADER = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: Killed")
@@ -72,6 +72,12 @@ def failing_disk(error: BaseException, folder: Path) -> str:
             place = Path(os.fsdecode(each.filename)) if isinstance(each.filename, str | bytes) else folder
             return f"{each.strerror}: {place}, on {described(place)}"
     return ""
+
+
+def full_disk(error: BaseException) -> str:
+    """Return the system's word for a full disk or an exceeded quota, if an error comes of that; otherwise nothing."""
+    found = (each for each in _chain(error) if isinstance(each, OSError) and each.errno in _FULL)
+    return next((str(each.strerror) for each in found), "")
 
 
 def _is_full(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from orchestrator.layout import RunsRoot
 from orchestrator.records.header import LaunchHeader
 from orchestrator.records.launches import publish_launch, read_launch
 from orchestrator.records.planned import read_plan, read_planned_run
-from orchestrator.spec import LaunchOptions, Objective, SnapshotOptions
+from orchestrator.spec import CheckpointOptions, LaunchOptions, Objective, SnapshotOptions
 
 HEADER = LaunchHeader(
     experiment="digits",
@@ -57,7 +57,7 @@ def test_the_keys_of_a_header_are_written_in_the_same_order_as_ever(launch):
     assert list(written) == [
         *("v", "token", "time", "user", "process", "experiment", "message", "argv", "overrides", "choices", "sweep"),
         *("objective", "cluster", "tracking", "env", "snapshot", "launch", "tags", "after", "environment", "python"),
-        *("worker", "code", "data", "of_tomorrow"),
+        *("worker", "code", "data", "checkpoint", "of_tomorrow"),
     ]
     assert written["launch"] == {"canary": 1, "brake": 3, "notify": ["mail", "me"]}
     assert written["snapshot"] == {"include": ["a b"], "max_file_mb": 10.0, "max_total_mb": 200.0}
@@ -67,13 +67,8 @@ def test_what_an_older_version_did_not_write_has_its_default(launch):
     required = {"v", "token", "time", "user", "process", "cluster"}
     rewrite(launch.header, {}, without=HEADER.to_json().keys() - required)
     old = read_launch(launch).header
-    assert (old.tags, old.after, old.launch, old.objective, old.tracking_kind) == (
-        (),
-        (),
-        LaunchOptions(),
-        None,
-        "none",
-    )
+    found = (old.tags, old.after, old.launch, old.objective, old.tracking_kind, old.checkpoint)
+    assert found == ((), (), LaunchOptions(), None, "none", CheckpointOptions())
 
 
 def test_an_option_of_tomorrow_is_ignored(launch):
@@ -92,6 +87,8 @@ def test_an_option_of_tomorrow_is_ignored(launch):
         ("process", []),
         ("overrides", "a=1"),
         ("tags", [1]),
+        ("checkpoint", {"minutes": "1"}),
+        ("checkpoint", {"exact": "maybe"}),
         ("choices", {"model": 1}),
         ("objective", {"metric": "acc"}),
         ("objective", {"metric": "acc", "mode": "best"}),

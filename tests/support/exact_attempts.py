@@ -2,8 +2,9 @@
 
     python exact_attempts.py      a request on a line of its standard input, an answer on one of its standard output
 
-A request is {"case", "folder", "kill": [place, time, signal] or null, "restores"}. The answer is the exit status of the
-attempt and, if it ended by itself, the places that it has passed. All ranks of an attempt are in one process group.
+A request is {"case", "folder", "kill": [place, time, signal] or null, "restores", "options"}; the options are those of
+checkpoints. The answer is the exit status of the attempt and, if it ended by itself, the places that it has passed. All
+ranks of an attempt are in one process group.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from exact_cases import Kill
 
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
-from orchestrator.records.checkpoints import latest
-from orchestrator.spec import Objective, Resources
+from orchestrator.records.checkpoints import to_resume
+from orchestrator.spec import CheckpointOptions, Objective, Resources
 from orchestrator.tracking import SpoolWriter
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.context import ProcessContext
-from orchestrator.worker.fit import checkpoints
+from orchestrator.worker.fit import writer
 from orchestrator.worker.fit.exact import state
 from orchestrator.worker.fit.trainer import Training, train
 from orchestrator.worker.signals import InterruptedByInfrastructureError, StopSignal
@@ -113,7 +114,8 @@ def attempt(asked: dict[str, Any], rank: int, world: int, port: int) -> int:
         folder=mine.path,
         artifacts=folder / "artifacts",
         context=ProcessContext(rank=rank, processes=world, local_rank=rank),
-        resume_from=latest(earlier),
+        resume_from=to_resume(earlier),
+        checkpoint=CheckpointOptions(**asked["options"]),
     )
     stop = StopSignal()
     stop.install()
@@ -132,10 +134,10 @@ def attempt(asked: dict[str, Any], rank: int, world: int, port: int) -> int:
 
 def _pass_by_saves() -> None:
     """Add places for kills within a save: before it, and after the file is written, renamed, and made the latest."""
-    write = checkpoints.AtomicCheckpointIO.save_checkpoint
-    checkpoints.AtomicCheckpointIO.save_checkpoint = _around(write, "before a save", "renamed")
+    write = writer.AtomicCheckpointIO.write
+    writer.AtomicCheckpointIO.write = _around(write, "before a save", "renamed")
     torch.save = _around(torch.save, "", "written")
-    checkpoints.write_latest = _around(checkpoints.write_latest, "", "saved")
+    writer.write_latest = _around(writer.write_latest, "", "saved")
 
 
 def _around(function: Callable[..., Any], before: str, after: str) -> Callable[..., Any]:

@@ -413,6 +413,14 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "two ranks, weighted": {"world": 2, "data": {"order": "weighted"}},
     "two ranks, accumulation": {"world": 2, "trainer": {"accumulate_grad_batches": 4, "val_check_interval": 3}},
+    "three ranks": {"world": 3, "bucket_cap_mb": 0.002},
+    "three ranks, normalised, metrics": {
+        "world": 3,
+        "bucket_cap_mb": 0.002,
+        "model": {"convolves": True, "metrics": True},
+        "trainer": {"val_check_interval": 2},
+    },
+    "four ranks": {"world": 4, "bucket_cap_mb": 0.002},
     "all at once": {
         "model": {"convolves": True, "metrics": True, "draws": True, "scheduler": "plateau epoch 1"},
         "data": {"kind": "augmented", **PERSISTENT},
@@ -427,7 +435,8 @@ def config(case: str) -> dict[str, Any]:
     """Return the config of a case's run."""
     changes = CASES[case]
     model = dict(changes.get("model", {}))
-    ranks = {"strategy": "ddp"} if changes.get("world") else {}
+    ddp = {"_target_": "pytorch_lightning.strategies.DDPStrategy", "bucket_cap_mb": changes.get("bucket_cap_mb", 25)}
+    ranks = {"strategy": ddp} if changes.get("world") else {}
     return {
         "model": {**model, "_target_": f"exact_cases.{model.get('_target_', 'Net')}"},
         "data": {"_target_": "exact_cases.Data", **changes.get("data", {})},

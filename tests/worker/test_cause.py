@@ -17,7 +17,7 @@ from orchestrator.records.record import RunState
 from orchestrator.system import files
 from orchestrator.testing.launches import Bench, scripted
 from orchestrator.worker.cause import failing_disk, lost_rank
-from orchestrator.worker.fit.checkpoints import AtomicCheckpointIO
+from orchestrator.worker.fit.writer import AtomicCheckpointIO
 
 
 class DistBackendError(RuntimeError):

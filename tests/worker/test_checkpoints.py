@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from orchestrator.errors import ConfigError, OrchError
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
-from orchestrator.records.checkpoints import latest, latest_of, saved_by
-from orchestrator.spec import Objective, Resources
+from orchestrator.records.checkpoints import latest, latest_of, saved_by, to_resume
+from orchestrator.spec import CheckpointOptions, Objective, Resources
 from orchestrator.tracking import Metrics, SpoolWriter, read
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.tracking.registry import registrar
@@ -179,7 +179,7 @@ class Lab:
         attempt = AttemptPaths(self.folder / f"a{len(self.attempts) + 1:03d}")
         attempt.path.mkdir(parents=True)
         arguments = changes.pop("net", {})
-        weights = changes.pop("weights", None)
+        weights, options = changes.pop("weights", None), changes.pop("checkpoint", CheckpointOptions())
         callbacks, data = changes.pop("callbacks", {}), changes.pop("data", {})
         trainer = {
             "_target_": "pytorch_lightning.Trainer",
@@ -199,8 +199,9 @@ class Lab:
             folder=attempt.path,
             artifacts=self.folder / "artifacts",
             context=ProcessContext(),
-            resume_from=latest(self.attempts),
+            resume_from=to_resume(self.attempts),
             weights_from=weights,
+            checkpoint=options,
         )
         self.attempts.append(attempt)
         stop = StopSignal()
@@ -290,7 +291,7 @@ def test_what_is_not_a_number_is_never_the_best(lab):
 def test_without_an_objective_there_is_no_best(lab):
     done = lab.fit(Net, max_epochs=2)
     assert done["best"] == {}
-    assert [path.name for path in saved_by(lab.attempts[0])] == ["step-8.ckpt"]
+    assert [path.name for path in saved_by(lab.attempts[0])] == ["step-4.ckpt", "step-8.ckpt"]
 
 
 # --- beside the user's own ----------------------------------------------------------------------------------
@@ -401,6 +402,8 @@ class Keeps(pl.Callback):
 def test_only_what_is_saved_at_a_seam_holds_what_a_run_resumes_exactly_from(lab):
     lab.fit(Net, max_epochs=1, callbacks={"keeps": {"_target_": f"{__name__}.Keeps"}})
     assert set(lab.last()["orch_exact"]) == {"version", "moment", "ranks"}
+    [exact] = [event for event in read_events(lab.attempts[0].events) if event["kind"] == "exact"]
+    assert exact["inexact"] == []
     assert "orch_exact" not in torch.load(lab.attempts[0].path / "mine.ckpt", weights_only=False)
     torch.load(latest_of(lab.attempts[0]), weights_only=True)  # by those who do not trust it, too
     [event] = [event for event in read_events(lab.attempts[0].events) if event["kind"] == "training"]
@@ -410,7 +413,7 @@ def test_only_what_is_saved_at_a_seam_holds_what_a_run_resumes_exactly_from(lab)
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
 @pytest.mark.parametrize("stop", [{"_target_": "StopsAt", "epoch": 2, "batch": 1}, {"_target_": "StopsInValidation"}])
 def test_with_a_lightning_that_is_not_known_a_run_is_resumed_as_lightning_can(lab, monkeypatch, stop):
-    monkeypatch.setattr("orchestrator.worker.fit.exact.lightning.TESTED", ())
+    monkeypatch.setattr("orchestrator.launch.exactness.TESTED", ())
     stops = {"epoch": 2, **stop, "_target_": f"{__name__}.{stop['_target_']}"}
     assert lab.fit(Net, metric="val/score", net={"scores": PEAK}, callbacks={"stops": stops}) == "SIGTERM"
     done = lab.fit(Net, metric="val/score", net={"scores": PEAK})
@@ -419,6 +422,53 @@ def test_with_a_lightning_that_is_not_known_a_run_is_resumed_as_lightning_can(la
     assert "orch_exact" not in lab.last()
     [event] = [event for event in read_events(lab.attempts[1].events) if event["kind"] == "training"]
     assert (event["resumed"], event["exactness"]) == (True, 0)
+
+
+class Shuffled(Net):
+    """Data whose order is drawn anew by each process, as by `os.listdir` or a set of texts."""
+
+    order: ClassVar[list[int]] = [0, 1]
+
+    def train_dataloader(self) -> Any:
+        halves = table(64).tensors[0].chunk(2)
+        x = torch.cat([halves[number] for number in self.order])
+        return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), 8, shuffle=True)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+@pytest.mark.parametrize("exact", ["warn", "refuse", "off"])
+def test_other_data_than_before_is_noticed(lab, monkeypatch, exact):
+    stops = {"_target_": f"{__name__}.StopsAt", "epoch": 1, "batch": 1}
+    assert lab.fit(Shuffled, max_epochs=3, callbacks={"stops": stops}) == "SIGTERM"
+    monkeypatch.setattr(Shuffled, "order", [1, 0])
+    options = CheckpointOptions(exact=exact)
+    if exact == "refuse":
+        with pytest.raises(OrchError, match="cannot resume") as refused:
+            lab.fit(Shuffled, max_epochs=3, checkpoint=options)
+        assert "gives other data than before" in refused.value.why
+        return
+    lab.fit(Shuffled, max_epochs=3, checkpoint=options)
+    found = [event["inexact"] for event in read_events(lab.attempts[1].events) if event["kind"] == "exact"]
+    assert ("other data" in str(found)) == (exact == "warn"), found
+
+
+def test_a_loader_with_a_state_of_its_own_is_named(lab):
+    lab.fit(Listed, max_epochs=1)
+    [event] = [event for event in read_events(lab.attempts[0].events) if event["kind"] == "exact"]
+    assert event["inexact"] == ["training loader 0 (Batches) is read again, and has to give the same"]
+
+
+class Batches:
+    def __iter__(self) -> Any:
+        return iter(DataLoader(table(32), 8))
+
+    def __len__(self) -> int:
+        return 4
+
+
+class Listed(Net):
+    def train_dataloader(self) -> Any:
+        return Batches()
 
 
 # --- callbacks as templates write them ----------------------------------------------------------------------

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import pytest
 import torch
 
 from orchestrator import tracking
-from orchestrator.layout import AttemptPaths
+from orchestrator.layout import AttemptPaths, RunPaths
+from orchestrator.records.attempts import read_attempt
 from orchestrator.records.checkpoints import latest
+from orchestrator.records.record import counted
 
-FEW = ("augmentation, persistent workers", "plateau by step", "averages", "metrics, validated within", "two ranks")
+FEW = ("augmentation, persistent workers", "plateau by step", "averages", "metrics, validated within", "three ranks")
 """They stand for all where there is little time."""
 PROGRAM = Path(__file__).parent.parent / "support" / "exact_attempts.py"
 MOST_ATTEMPTS = 12
@@ -39,22 +42,24 @@ class Attempts:
             [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
         )
 
-    def attempt(self, case: str, folder: Path, kill: Any = None, *, restores: bool = True) -> Any:
+    def attempt(self, case: str, folder: Path, kill: Any = None, *, restores: bool = True, options: Any = None) -> Any:
         number = len(list(folder.glob("a[0-9]*"))) + 1
-        asked = {"case": case, "folder": str(folder), "kill": kill, "restores": restores}
+        asked = {"case": case, "folder": str(folder), "kill": kill, "restores": restores, "options": options or {}}
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps({**asked, "attempt": f"a{number:03d}"}) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def run(self, case: str, folder: Path, kills: list[Any], *, restores: bool = True) -> dict[str, int]:
+    def run(
+        self, case: str, folder: Path, kills: list[Any], *, restores: bool = True, options: Any = None
+    ) -> dict[str, int]:
         """Run a case to its end, with kills in the first attempts; returns the places that the last one has passed."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for number in range(MOST_ATTEMPTS):
             kill = kills[number] if number < len(kills) else None
-            answer = self.attempt(case, folder, kill, restores=restores)
+            answer = self.attempt(case, folder, kill, restores=restores, options=options)
             if answer["status"] == 0:
                 return answer["passed"]
             assert kill is not None, f"{case}: {(folder / 'log.0').read_text()[-3000:]}"
@@ -92,14 +97,18 @@ def digest(value: Any) -> Any:
     return repr(value)
 
 
-def history(folder: Path) -> set[tuple[str, int, str]]:
-    """Return each value that was logged. What is trained again after a kill logs the same again."""
-    found = set()
-    for path in folder.glob("a*/metrics.jsonl"):
-        for record, _ in tracking.read(path):
-            if isinstance(record, tracking.Metrics):
-                found |= {(name, record.step, float(value).hex()) for name, value in record.values.items()}
-    return found
+def history(folder: Path) -> Counter[tuple[str, int, str]]:
+    """Return each value that was logged, and how often: of each attempt, up to where the next one has resumed."""
+    run = RunPaths(folder)
+    attempts = [read_attempt(run, AttemptPaths(path)) for path in sorted(folder.glob("a[0-9]*"))]
+    ends = counted(attempts)
+    return Counter(
+        (name, record.step, float(value).hex())
+        for attempt in attempts
+        for record, _ in tracking.read(run.attempt(attempt.number).metrics, end=ends.get(attempt.number))
+        if isinstance(record, tracking.Metrics)
+        for name, value in record.values.items()
+    )
 
 
 def kills_of(rng: random.Random, passed: dict[str, int], number: int) -> list[Any]:
@@ -115,7 +124,8 @@ def kills_of(rng: random.Random, passed: dict[str, int], number: int) -> list[An
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     found = [key for key in one if one[key] != other[key]]
     if "history" in found:
-        apart = sorted(one["history"] ^ other["history"], key=lambda each: (each[1], each[0]))
+        apart = [*(one["history"] - other["history"]), *(other["history"] - one["history"])]
+        apart = sorted(apart, key=lambda each: (each[1], each[0]))
         found += [f"{name} at {step}" for name, step, _ in apart[:6]]
     return found
 
@@ -129,8 +139,9 @@ def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(case, attempts, t
     rng = random.Random(f"{campaigns.SEED} {case}")
     for _ in range(campaigns.amount(1, 3)):
         kills = kills_of(rng, passed, campaigns.amount(2, 3))
-        attempts.run(case, tmp_path / "killed", kills)
-        assert differences(outcome(tmp_path / "killed"), expected) == [], f"{case} killed at {kills}"
+        options = {"steps": rng.choice([None, 1, 3]), "keep": rng.choice([1, 2]), "asynchronous": rng.random() < 0.7}
+        attempts.run(case, tmp_path / "killed", kills, options=options)
+        assert differences(outcome(tmp_path / "killed"), expected) == [], f"{case} killed at {kills} with {options}"
 
 
 def test_without_its_state_a_resumed_run_is_another_one(attempts, tmp_path):

@@ -21,8 +21,8 @@ from orchestrator.layout import ExperimentPaths
 from orchestrator.project import find_project
 from orchestrator.records.checkpoints import latest_of
 from orchestrator.records.record import RunState
-from orchestrator.worker.fit.checkpoints import AtomicCheckpointIO
 from orchestrator.worker.fit.weights import InitialWeights
+from orchestrator.worker.fit.writer import AtomicCheckpointIO
 
 NETS = """
 import torch

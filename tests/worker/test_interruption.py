@@ -20,7 +20,7 @@ import torch
 from orchestrator import tracking
 from orchestrator.layout import AttemptPaths
 from orchestrator.records.attempts import EventWriter
-from orchestrator.records.checkpoints import latest
+from orchestrator.records.checkpoints import to_resume
 from orchestrator.spec import Resources
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.context import ProcessContext
@@ -164,7 +164,7 @@ class Story:
             folder=self.path,
             artifacts=self.folder / "artifacts",
             context=ProcessContext(),
-            resume_from=latest(earlier),
+            resume_from=to_resume(earlier),
         )
         stop = StopSignal()
         stop.install()

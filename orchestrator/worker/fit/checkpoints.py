@@ -1,44 +1,36 @@
-"""The engine's own checkpoints: when they are saved, which is the best, and how they are written atomically.
+"""The engine's own checkpoints: when they are saved, and which is the best.
 
 They do not use Lightning's ModelCheckpoint. It writes `last` only at a step where it saves a top-k file (since 2.6),
 reads the objective at a different hook than the one that saves the file, is rejected if the user has one with the same
 monitor, and is removed by a model's `configure_callbacks`. Users' own ModelCheckpoints write to `checkpoints/`.
-
-Lightning writes to $TMPDIR and moves the file, which is not atomic across filesystems, and never synced (FACTS 19).
-This module writes a checkpoint next to its target, syncs it and renames it.
 """
 
 from __future__ import annotations
 
-import copy
+import time
 from collections import Counter
-from collections.abc import Mapping, MutableMapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
-from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.trainer.states import TrainerFn
 
-from orchestrator.config.credentials import Redact, unchanged
-from orchestrator.config.secrets import redact_argument
-from orchestrator.layout import BEST, AttemptPaths
-from orchestrator.records.checkpoints import write_latest
-from orchestrator.system.files import make_folder, make_private, replacing
+from orchestrator.layout import AttemptPaths
+from orchestrator.records.checkpoints import Checkpoint
+from orchestrator.system.files import make_private
+from orchestrator.worker.fit.cadence import Cadence
 from orchestrator.worker.fit.exact import lightning
 from orchestrator.worker.fit.exact.seam import Moment, Seam
 from orchestrator.worker.fit.progress import Progress, Prune, Saved
+from orchestrator.worker.fit.writer import CheckpointWriter
 
 INHERITED = "inherited-best.ckpt"
 """The best checkpoint of the run that this one continues, under a name that this run's own best does not overwrite."""
 
-_ARGUMENTS = ("hyper_parameters", "datamodule_hyper_parameters")
 
-
-class KeepCheckpoints(Checkpoint):
+class KeepCheckpoints(CheckpointCallback):
     """Saves the latest state, and the best state by the objective, in the attempt's `state/`.
 
     Only this callback observes the objective: at the end of each training epoch, and of each validation within one.
@@ -46,18 +38,29 @@ class KeepCheckpoints(Checkpoint):
     by its step, and the record names the best one by that name. Only a value logged since the last observation counts.
     Rank 0 decides for all ranks.
 
-    An observed state is saved at the next seam, once everything that belongs to the step or epoch is done.
+    The best is saved at the next seam, once everything that belongs to the step or epoch is done. The latest state is
+    saved there when it is due, and always when the fit ends or is interrupted.
     """
 
-    def __init__(self, attempt: AttemptPaths, progress: Progress, prune: Prune | None, seam: Seam) -> None:
+    def __init__(
+        self,
+        attempt: AttemptPaths,
+        progress: Progress,
+        prune: Prune | None,
+        seam: Seam,
+        *,
+        cadence: Cadence,
+        writer: CheckpointWriter,
+    ) -> None:
         self._attempt, self._progress, self._prune, self._seam = attempt, progress, prune, seam
+        self._cadence, self._writer = cadence, writer
         self._validated: float | None = None
         """The objective's value in a validation that ends with its epoch."""
         self._saved: Path | None = None
         self._best: Path | None = None
-        self._due = self._improved = False
-        """Whether an observed state has still to be saved, and whether it is the best one."""
-        self._written = attempt.state
+        self._improved = False
+        """Whether the best state so far has been observed, and not saved yet."""
+        self._leads = True
         self._times: Counter[int] = Counter()
 
     @property
@@ -65,6 +68,7 @@ class KeepCheckpoints(Checkpoint):
         return "orch.KeepCheckpoints"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._leads = trainer.is_global_zero
         if trainer.is_global_zero:  # once this folder exists, no file in `checkpoints/` is mistaken for the engine's
             make_private(self._attempt.state)
 
@@ -86,6 +90,9 @@ class KeepCheckpoints(Checkpoint):
     def last_model_path(self) -> str:
         return str(self._saved or "")
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        lightning.fix_order_of_sums(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -104,50 +111,72 @@ class KeepCheckpoints(Checkpoint):
         if trainer.global_step and _changes_at_end(trainer, pl_module):
             self.save(trainer, Moment.EPOCH)
 
-    def at_seam(self, trainer: pl.Trainer, moment: Moment) -> bool:
-        """Save at the end of an epoch, or if something was observed since the last seam.
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.wait(trainer)
 
-        Return whether this moment needs no other save. All ranks must call it.
-        """
-        if not (self._due or moment is Moment.EPOCH):
-            return False
-        last = moment is Moment.EPOCH and lightning.has_ended(trainer) and trainer.global_step
-        if last and _changes_at_end(trainer, trainer.lightning_module):  # `on_train_end` saves the state to resume from
-            if self._improved:
-                self._save(trainer, moment)
-                self._keep_best(trainer)
+    def at_seam(self, trainer: pl.Trainer, moment: Moment) -> bool:
+        """Save what has to be saved at this seam; returns whether the latest state is. All ranks call it."""
+        ended = moment is Moment.EPOCH and lightning.has_ended(trainer)
+        if ended and trainer.global_step and _changes_at_end(trainer, trainer.lightning_module):
+            if self._improved:  # `on_train_end` saves the state to resume from
+                self._save(trainer, moment, latest=False)
             return True
+        if not (self._improved or ended or (moment is Moment.EPOCH and self._due_after_epoch(trainer))):
+            return False
         self.save(trainer, moment)
         return True
 
-    def save(self, trainer: pl.Trainer, moment: Moment, state: Saved | None = None) -> None:
-        """Save the current state, or a given earlier one, for the run to resume from. All ranks must call it."""
-        path = self._save(trainer, moment, state)
-        if trainer.is_global_zero:
-            write_latest(self._attempt, path, step=trainer.global_step, epoch=_epoch(trainer, moment))
-            self._remove(self._saved, unless={path, self._best})
-        self._saved = path
-        self._keep_best(trainer)
+    def due(self, step: int) -> bool:
+        """Return whether the state between two batches is to be saved; only rank 0 knows."""
+        return self._leads and not self._writer.busy and self._cadence.due(time.monotonic(), step)
 
-    def _save(self, trainer: pl.Trainer, moment: Moment, state: Saved | None = None) -> Path:
-        path = self._written = self._next_path(trainer)
+    def _due_after_epoch(self, trainer: pl.Trainer) -> bool:
+        mine = not self._writer.busy and self._cadence.due_after_epoch(time.monotonic(), trainer.global_step)
+        return bool(trainer.strategy.broadcast(mine))
+
+    def save(self, trainer: pl.Trainer, moment: Moment, state: Saved | None = None, *, now: bool = False) -> None:
+        """Save the state as it is now, or a checkpoint made before, for the run to resume from. All ranks call it.
+
+        `now`: it is safe when this returns.
+        """
+        self._saved = self._save(trainer, moment, state, latest=True, now=now)
+        if now:
+            self.wait(trainer)
+
+    def wait(self, trainer: pl.Trainer) -> None:
+        """Wait until what was saved is safe. All ranks call it: one that ends alone may end the others."""
+        if trainer.is_global_zero:
+            self._writer.wait()
+        trainer.strategy.barrier("orch: checkpoints are safe")
+
+    def _save(
+        self, trainer: pl.Trainer, moment: Moment, state: Saved | None = None, *, latest: bool, now: bool = False
+    ) -> Path:
+        """Save a state, which is also the best one if what was observed last is that."""
+        began = time.monotonic()
+        path, best, self._improved = self._next_path(trainer), self._improved, False
         self._times[trainer.global_step] += 1
-        if state is None:
+        found = Checkpoint(
+            path=path,
+            step=trainer.global_step,
+            epoch=_epoch(trainer, moment),
+            metrics_bytes=self._seam.metrics_bytes(moment),
+        )
+        if lightning.writes_whole_files(trainer):
+            if state is None:
+                with self._seam.saving(moment):
+                    state = lightning.checkpoint(trainer)
+            if trainer.is_global_zero:
+                self._writer.write(state, found, latest=latest, best=best, now=now)
+        else:  # each rank writes a part of it
             with self._seam.saving(moment):
                 trainer.save_checkpoint(path)
-        else:
-            trainer.strategy.save_checkpoint(state, path)
-            trainer.strategy.barrier("orch: a checkpoint made before is saved")
-        return path
-
-    def _keep_best(self, trainer: pl.Trainer) -> None:
-        """Make the last written file the best checkpoint if its observation is the best."""
-        improved, self._improved, self._due = self._improved, False, False
-        if improved:
-            before, self._best = self._best, self._written
             if trainer.is_global_zero:
-                self._remove(before, unless={self._best, self._saved})
-                _link(self._best, self._best.with_name(BEST))
+                self._writer.written(found, latest=latest, best=best)
+        self._best = path if best else self._best
+        ended = time.monotonic()
+        self._cadence.saved(ended, trainer.global_step, waited=ended - began, size=self._writer.size)
+        return path
 
     def _observe(self, trainer: pl.Trainer, value: float | None) -> None:
         improved = bool(trainer.strategy.broadcast(value is not None and self._progress.improves(value)))
@@ -157,7 +186,7 @@ class KeepCheckpoints(Checkpoint):
             self._progress.keep_best(value, step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=relative)
         if self._prune:
             self._prune.observe(trainer, value)
-        self._due, self._improved = True, self._improved or improved
+        self._improved = self._improved or improved
         if not self._seam.attached:
             self.save(trainer, Moment.BATCH)
 
@@ -165,10 +194,6 @@ class KeepCheckpoints(Checkpoint):
         """Return the file to save to next. No name is used twice, because a record may refer to it."""
         again = self._times[trainer.global_step]
         return self._attempt.state / f"step-{trainer.global_step}{f'-{again}' if again else ''}.ckpt"
-
-    def _remove(self, path: Path | None, *, unless: set[Path | None]) -> None:
-        if path is not None and path not in unless:
-            path.unlink(missing_ok=True)
 
 
 def _logged(trainer: pl.Trainer, metric: str | None) -> float | None:
@@ -190,43 +215,6 @@ def _changes_at_end(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
     """Whether the model, or a callback of the user's that may change it, has a hook for the end of training."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's connector sets it
     ours = [each for each in callbacks if type(each).__module__.startswith("orchestrator.worker.")]
-    theirs = [each for each in callbacks if each not in ours and not isinstance(each, ProgressBar | Checkpoint)]
+    theirs = [each for each in callbacks if each not in ours and not isinstance(each, ProgressBar | CheckpointCallback)]
     defaults = {pl.Callback.on_train_end, pl.LightningModule.on_train_end}
     return any(type(each).on_train_end not in defaults for each in (module, *theirs) if hasattr(each, "on_train_end"))
-
-
-def _link(path: Path, name: Path) -> None:
-    """Give a checkpoint a second name, for people. A filesystem without hard links goes without it."""
-    with suppress(OSError), replacing(name) as temporary:
-        temporary.unlink()
-        temporary.hardlink_to(path)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints by temporary file, fsync and rename, in the target's own folder.
-
-    Lightning stores a model's arguments in them; secrets are redacted there. From the file `foreign` only weights and
-    plain values are loaded.
-    """
-
-    def __init__(self, redact: Redact = unchanged, *, foreign: Path | None = None) -> None:
-        self._redact, self._foreign = redact, foreign
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if self._foreign is not None and Path(path) == self._foreign:
-            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return loaded
-        return super().load_checkpoint(path, *args, **kwargs)
-
-    def save_checkpoint(self, checkpoint: Mapping[str, object], path: Any, storage_options: object = None) -> None:
-        target = Path(path)
-        make_folder(target.parent)
-        with replacing(target, sync=True) as temporary, temporary.open("wb") as file:
-            torch.save({key: self._kept(key, value) for key, value in checkpoint.items()}, file)
-
-    def _kept(self, key: str, value: object) -> object:
-        if key not in _ARGUMENTS or not isinstance(value, MutableMapping) or self._redact is unchanged:
-            return value
-        kept = copy.copy(value)  # Lightning's own type, not a plain dict; the run keeps using the original
-        kept.update({name: redact_argument(self._redact, name, one) for name, one in value.items()})
-        return kept

@@ -6,12 +6,13 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 from pytorch_lightning.trainer.states import TrainerFn
 
 from orchestrator.worker.fit.checkpoints import KeepCheckpoints
@@ -25,8 +26,8 @@ _AGREE_SECONDS = 1.0
 _SIGNALS = ("", "SIGINT", "SIGTERM", "SIGUSR2")
 
 
-class StopOnSignal(Checkpoint):
-    """Saves a checkpoint at the first seam after a signal, and ends the fit.
+class StopOnSignal(CheckpointCallback):
+    """Saves a checkpoint at the first seam after a signal, and ends the fit; saves those that are due by time.
 
     While gradients accumulate, it waits until the optimizer steps. A signal during a validation saves the state at the
     validation's start, without any weights that a callback has swapped in (`StartOfValidation`): a validation has to be
@@ -39,7 +40,8 @@ class StopOnSignal(Checkpoint):
 
     def __init__(self, stop: StopSignal, checkpoints: KeepCheckpoints, start: StartOfValidation, seam: Seam) -> None:
         self._stop, self._checkpoints, self._start, self._seam = stop, checkpoints, start, seam
-        self._agreement = Agreement(stop)
+        self._agreement = Agreement(stop, self._save_is_due)
+        self._step = 0
         self._saved = False
         self._shared = 0
 
@@ -61,14 +63,21 @@ class StopOnSignal(Checkpoint):
         self._stop.install()
 
     def at_seam(self, trainer: pl.Trainer, moment: Moment, *, saved: bool) -> None:
-        """Save and leave if a signal has come. `saved`: whether this moment has been saved already."""
-        if not self._agreement.reached() or lightning.accumulates(trainer):
+        """Save and leave if a signal has come, and save if it is due. `saved`: whether this moment has been saved."""
+        self._step = trainer.global_step
+        signal = self._agreement.reached()
+        if lightning.accumulates(trainer) or (moment is Moment.EPOCH and lightning.has_ended(trainer)):
             return
-        if moment is Moment.EPOCH and lightning.has_ended(trainer):
-            return
-        if not saved:
-            self._checkpoints.save(trainer, moment)
-        self._leave()
+        if signal:
+            self._checkpoints.save(trainer, moment, now=True) if not saved else self._checkpoints.wait(trainer)
+            self._leave()
+        if self._agreement.due:
+            self._agreement.due = False
+            if not saved:
+                self._checkpoints.save(trainer, moment)
+
+    def _save_is_due(self) -> bool:
+        return self._checkpoints.due(self._step)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_if_saved()
@@ -126,13 +135,13 @@ class StopOnSignal(Checkpoint):
         if self._seam.attached and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             lightning.rewind_validation(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
             if self._start.state or not self._start.changed(trainer):
-                self._checkpoints.save(trainer, Moment.VALIDATION, self._start.state)
+                self._checkpoints.save(trainer, Moment.VALIDATION, self._start.state, now=True)
             else:
                 _log.warning("a callback has changed the weights for this validation: the last checkpoint is kept")
         self._leave()
 
     def _save(self, trainer: pl.Trainer) -> None:
-        self._checkpoints.save(trainer, Moment.BATCH)
+        self._checkpoints.save(trainer, Moment.BATCH, now=True)
         self._saved = True
 
     def _leave_if_saved(self) -> None:
@@ -164,7 +173,7 @@ class StartOfValidation(Callback):
         self._before, self._learned = _sums(pl_module), False
         if self._changes and self._seam.attached:
             with self._seam.saving(Moment.VALIDATION):
-                kept = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001 - save_checkpoint's
+                kept = lightning.checkpoint(trainer)
             self.state = apply_to_collection(kept, torch.Tensor, lambda value: value.detach().cpu().clone())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -188,14 +197,16 @@ def _sums(module: torch.nn.Module) -> torch.Tensor:
 
 
 class Agreement:
-    """The agreement of all ranks on a signal, which may reach them at different steps, or only one of them.
+    """The agreement of all ranks on a signal, which may reach only one of them, and on when to save.
 
     They exchange what they have received about once a second, over a process group on the CPU. All must do so at the
     same point of the fit: a rank that calls alone waits forever.
     """
 
-    def __init__(self, stop: StopSignal) -> None:
-        self._stop = stop
+    def __init__(self, stop: StopSignal, save_is_due: Callable[[], bool]) -> None:
+        self._stop, self._save_is_due = stop, save_is_due
+        self.due = False
+        """Whether all ranks are to save at their next opportunity. Reset it once that is done."""
         self._group: object = None
         self._agreed = False
         self._every, self._count, self._since = 1, 0, time.monotonic()
@@ -216,13 +227,17 @@ class Agreement:
 
     def reached(self) -> str | None:
         """Return the signal that any rank has received, on all ranks from the same call on; None before."""
-        if self._group is None or self._agreed:
+        if self._group is None:
+            self.due = self.due or self._save_is_due()
+            return self._stop.received
+        if self._agreed:
             return self._stop.received
         self._count += 1
         if self._count < self._every:
             return None
         mine = float(_SIGNALS.index(self._stop.received)) if self._stop.received in _SIGNALS else 0.0
-        received, elapsed = self._most([mine, time.monotonic() - self._since])
+        received, elapsed, due = self._most([mine, time.monotonic() - self._since, float(self._save_is_due())])
+        self.due = self.due or due > 0
         rate = round(self._count * _AGREE_SECONDS / max(elapsed, 1e-6))
         self._every = max(1, min(1000, 2 * self._every, rate))  # one fast call does not predict the next ones
         self._count, self._since = 0, time.monotonic()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import logging
 import shutil
+import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,27 @@ from pytorch_lightning.loggers.logger import Logger
 
 from orchestrator.config.build import SAVE_DIR, build, locate
 from orchestrator.config.credentials import Redact, unchanged
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, OrchError
+from orchestrator.launch.exactness import installed_lightning, obstacles, version_obstacle
 from orchestrator.layout import AttemptPaths, RunPaths
 from orchestrator.records.attempts import EventWriter, is_superseded
-from orchestrator.records.checkpoints import best_of
-from orchestrator.spec import EVALUATIONS, Objective, Resources
-from orchestrator.system.files import make_folder
+from orchestrator.records.checkpoints import Checkpoint, best_of
+from orchestrator.spec import EVALUATIONS, CheckpointOptions, Objective, Resources
+from orchestrator.system.files import listed, make_folder
 from orchestrator.tracking.logger import SpoolLogger
 from orchestrator.worker.context import ProcessContext
+from orchestrator.worker.fit.autolog import MetricsOnce
 from orchestrator.worker.fit.beats import Beats
-from orchestrator.worker.fit.checkpoints import INHERITED, AtomicCheckpointIO, KeepCheckpoints
-from orchestrator.worker.fit.exact import lightning
+from orchestrator.worker.fit.cadence import Cadence
+from orchestrator.worker.fit.checkpoints import INHERITED, KeepCheckpoints
 from orchestrator.worker.fit.exact.older import ResumeOlder
-from orchestrator.worker.fit.exact.seam import EXACTNESS, Moment, Seam
+from orchestrator.worker.fit.exact.seam import EXACTNESS, Moment, SayExact, Seam
 from orchestrator.worker.fit.example import KeepExample
 from orchestrator.worker.fit.finders import KeepFound
 from orchestrator.worker.fit.progress import Progress, Prune, numbers
 from orchestrator.worker.fit.stop import StartOfValidation, StopOnSignal
 from orchestrator.worker.fit.weights import InitialWeights
+from orchestrator.worker.fit.writer import AtomicCheckpointIO, CheckpointWriter
 from orchestrator.worker.signals import StopSignal
 
 
@@ -61,7 +65,7 @@ class Training:
     objective: Objective | None
     folder: Path
     artifacts: Path
-    resume_from: Path | None
+    resume_from: Checkpoint | None
     context: ProcessContext
     weights_from: Path | None = None
     state_from: Path | None = None
@@ -69,6 +73,7 @@ class Training:
     example: Path | None = None
     redact: Redact = unchanged
     report: Callable[[int, float], bool] | None = None
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
 
 
 def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop: StopSignal) -> dict[str, Any]:
@@ -81,40 +86,102 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     inherit = None if training.resume_from or not training.state_from else partial(_inherit, training)
     progress = Progress(events, training.objective, inherit)
     prune = Prune(training.report) if training.report and training.objective else None
-    seam = Seam(config["seed"], trusted=training.resume_from is not None or not training.weights_only)
-    checkpoints = KeepCheckpoints(AttemptPaths(training.folder), progress, prune, seam)
+    trusted = training.resume_from is not None or not training.weights_only
+    seam = Seam(config["seed"], trusted=trusted, metrics_bytes=logger.metrics_bytes)
+    io, writer = _writers(training, logger, events)
+    cadence = Cadence(training.checkpoint, time.monotonic())
+    attempt = AttemptPaths(training.folder)
+    checkpoints = KeepCheckpoints(attempt, progress, prune, seam, cadence=cadence, writer=writer)
     start = StartOfValidation(seam)
     stopping = StopOnSignal(stop, checkpoints, start, seam)
     examples = [KeepExample(training.example)] if training.example else []
     fresh = training.weights_from if not training.resume_from else None
     initial = InitialWeights(fresh, weights_only=training.weights_only) if fresh else None
-    checkpoint = training.resume_from or training.state_from
+    checkpoint = training.resume_from.path if training.resume_from else training.state_from
     found = KeepFound(resumes=checkpoint is not None)
-    maybe = (initial, Beats(), progress, *examples, prune, found, ResumeOlder(seam), checkpoints, stopping)
-    callbacks = [callback for callback in maybe if callback]
-    trainer = _trainer(training, logger, [seam, start], callbacks)
+    before = (initial, Beats(), progress, *examples, prune, found, ResumeOlder(seam), MetricsOnce())
+    maybe = (*before, checkpoints, stopping)
+    callbacks: list[Callback] = [callback for callback in maybe if callback]
+    if training.checkpoint.exact != "off":
+        callbacks.append(SayExact(partial(_say_exact, training, events), seam))
+    trainer = _trainer(training, io, logger, [seam, start], callbacks)
 
     def reached(moment: Moment) -> None:
         stopping.at_seam(trainer, moment, saved=checkpoints.at_seam(trainer, moment))
 
-    if lightning.is_tested():
+    if not version_obstacle(installed_lightning()):
         seam.attach(trainer, reached)
-    events.write("training", resumed=training.resume_from is not None, exactness=EXACTNESS if seam.attached else 0)
+    events.write("training", **_beginning(training), exactness=EXACTNESS if seam.attached else 0)
     if initial:
         initial.load_early(model)
     if config["task"] in EVALUATIONS:
         return {"metrics": _evaluate(training, trainer, model, datamodule), "best": {}}
-    trainer.fit(model, datamodule=datamodule, ckpt_path=_text(checkpoint), **_trusted(trainer.fit))
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=_text(checkpoint), **_trusted(trainer.fit))
+    finally:
+        writer.wait()
     metrics = numbers(trainer.callback_metrics)
     if progress.best:  # MLflow's tables show only a metric's last value
         logger.log_metrics({f"best/{progress.best['metric']}": progress.best["value"]}, progress.best["step"])
     if prune and prune.pruned:
         return {"metrics": metrics, "best": progress.best, "pruned": prune.pruned}
     if config["task"] == "fit_test":
-        best = training.folder.parent / progress.best["checkpoint"] if progress.best else None
+        best = _best_to_test(training, progress)
         trainer.test(model, datamodule=datamodule, ckpt_path=_text(best), verbose=False, **_trusted(trainer.test))
         metrics |= numbers(trainer.callback_metrics)
     return {"metrics": metrics, "best": progress.best}
+
+
+def _best_to_test(training: Training, progress: Progress) -> Path | None:
+    """Return the best checkpoint; None without an objective. Raises OrchError if the disk was too full to save it."""
+    best = training.folder.parent / progress.best["checkpoint"] if progress.best else None
+    if best and not listed(best):
+        raise OrchError(
+            "the best checkpoint cannot be tested",
+            why=f"{best} was not saved: the disk was full",
+            fix="free some space, and launch again",
+        )
+    return best
+
+
+def _writers(
+    training: Training, logger: SpoolLogger, events: EventWriter
+) -> tuple[AtomicCheckpointIO, CheckpointWriter]:
+    """Return what writes checkpoints: any of the trainer's, and those of the engine."""
+    foreign = training.state_from if training.weights_only else None
+    io = AtomicCheckpointIO(training.redact, foreign=foreign)
+    writer = CheckpointWriter(
+        AttemptPaths(training.folder),
+        io,
+        keep=training.checkpoint.keep,
+        asynchronous=training.checkpoint.asynchronous,
+        force_metrics=logger.force,
+        refused=lambda reason: events.write("unsaved", reason=reason),
+    )
+    return io, writer
+
+
+def _beginning(training: Training) -> dict[str, object]:
+    """Return where the fit begins: which attempt's checkpoint it resumes from, and how much of its metrics counts."""
+    found = training.resume_from
+    if found is None:
+        return {"resumed": False, "from": None}
+    known = {} if found.metrics_bytes is None else {"metrics_bytes": found.metrics_bytes}
+    return {"resumed": True, "from": {"attempt": found.attempt, "checkpoint": found.path.name, **known}}
+
+
+def _say_exact(training: Training, events: EventWriter, found: Sequence[str]) -> None:
+    """Record why a run does not resume exactly, if so, and say or refuse it. Raises OrchError."""
+    why = [*obstacles(training.config, training.resources, installed_lightning()), *found]
+    events.write("exact", inexact=why)
+    if why and training.checkpoint.exact == "refuse":
+        raise OrchError(
+            "this run cannot resume with the bits of an undisturbed one",
+            why="; ".join(why),
+            fix="change that, or set checkpoint.exact=warn",
+        )
+    if why:
+        logging.getLogger(__name__).warning("does not resume exactly: %s", "; ".join(why))
 
 
 def _model(node: Mapping[str, Any]) -> pl.LightningModule:
@@ -178,7 +245,11 @@ def _inherit(training: Training, checkpoint: str) -> str:
 
 
 def _trainer(
-    training: Training, logger: SpoolLogger, first: Sequence[Callback], callbacks: Sequence[Callback]
+    training: Training,
+    io: AtomicCheckpointIO,
+    logger: SpoolLogger,
+    first: Sequence[Callback],
+    callbacks: Sequence[Callback],
 ) -> pl.Trainer:
     config = training.config["trainer"]
     node = {key: value for key, value in config.items() if value is not None and key not in {"callbacks", "logger"}}
@@ -186,12 +257,11 @@ def _trainer(
     users = [callback for callback in built.values() if callback is not None]
     if any(isinstance(callback, ProgressBar) for callback in users):
         node["enable_progress_bar"] = True  # Lightning refuses a progress bar with the engine's default of false
-    foreign = training.state_from if training.weights_only else None
     trainer: pl.Trainer = build(
         node,
         callbacks=[*first, *users, *callbacks],
         logger=[logger, *_users_loggers(training)],
-        plugins=[AtomicCheckpointIO(training.redact, foreign=foreign), _environment(training)],
+        plugins=[io, _environment(training)],
         default_root_dir=str(training.folder),
         **_devices(training.resources),
     )

@@ -5,25 +5,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loops.fetchers import _DataFetcher as DataFetcher
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.trainer.connectors.logger_connector.result import (
     _Metadata,
     _ResultCollection,
     _ResultMetric,
     _Sync,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator.worker.fit.exact.place import Place
-
-_log = logging.getLogger(__name__)
-TESTED = ((2, 6),)
-"""Major and minor versions that have been tested; with others a run is not resumed exactly."""
 
 METADATA = (
     "fx",
@@ -49,16 +46,6 @@ CONNECTOR = (
 RELOADS = (("fit_loop", "_last_train_dl_reload_epoch"), ("val_loop", "_last_val_dl_reload_epoch"))
 
 Saved = dict[str, Any]
-
-
-def is_tested(version: str = metadata.version("pytorch-lightning")) -> bool:
-    """Whether a version of Lightning is one whose private names are known; log a warning if it is not."""
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if (major, minor) in TESTED:
-        return True
-    tested = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
-    _log.warning("runs are not resumed exactly with Lightning %s: it is tested only with %s", version, tested)
-    return False
 
 
 # --- where a fit is -----------------------------------------------------------------------------------------------
@@ -211,6 +198,35 @@ def flattened(trainer: pl.Trainer) -> list[Any]:
     """Return the loaders of the fit."""
     loader = trainer.fit_loop._combined_loader
     return list(loader.flattened) if loader is not None else []
+
+
+def checkpoint(trainer: pl.Trainer) -> Saved:
+    """Return what Lightning saves of a fit: `Trainer.save_checkpoint` without the file. All ranks call it."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def writes_whole_files(trainer: pl.Trainer) -> bool:
+    """Whether a checkpoint is one file, which rank 0 writes; with FSDP and DeepSpeed each rank writes a part."""
+    return type(trainer.strategy).save_checkpoint is Strategy.save_checkpoint
+
+
+def is_compiled(trainer: pl.Trainer) -> bool:
+    """Whether the model runs through `torch.compile`."""
+    return getattr(trainer.lightning_module, "_compiler_ctx", None) is not None
+
+
+def fix_order_of_sums(trainer: pl.Trainer) -> None:
+    """Have DDP add up gradients in the same order in each attempt, where it does not differ for other reasons.
+
+    It rebuilds its buckets after the first backward pass, in the order in which gradients were ready: of three ranks
+    and more the sums then have other bits, and a resumed fit has its first step with the first buckets. Here they are
+    rebuilt before, in the order of the parameters. On a GPU that leaves less of the communication to go on beside the
+    backward pass, so it is done there only if the trainer is to be deterministic.
+    """
+    model = trainer.strategy.model
+    exact = trainer.strategy.root_device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+    if exact and isinstance(model, DistributedDataParallel):
+        model.reducer._push_all_rebuilt_params()
 
 
 # --- state that Lightning does not save -------------------------------------------------------------------------------

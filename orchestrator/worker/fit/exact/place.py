@@ -33,6 +33,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from orchestrator.worker.fit.exact.digest import digest
 from orchestrator.worker.fit.exact.rng import Generator, Numbers, derived, held_by, reseed, seed_globals
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Place:
 
 
 Where = Callable[[], Place]
+Last = tuple[int, int, int, str]
+"""A batch: its epoch, cycle and position, and the digest of its content."""
 
 
 def is_exact(loader: object) -> bool:
@@ -112,8 +115,10 @@ class Source:
         self._inner.generator = torch.Generator()
         self._ended = (-1, 0)
         """The epoch and the cycle of the last pass that was read to its end."""
-        self._cycle = self.epoch = self.skip = 0
+        self._cycle = self.epoch = self.skip = self._given = 0
         self.place: tuple[object, ...] = ()
+        self.last: Last | None = None
+        """The batch of the training that was given last."""
 
     def key(self, *more: object) -> int:
         return derived(self._seed, self.place, *more)
@@ -130,11 +135,32 @@ class Source:
             self.place = (*self._name, where.epoch, self._cycle)
         else:
             self.place = (*self._name, where.total)
+        self._given = self.skip
         self._inner.generator.manual_seed(self.key("workers"))
         if self._stream is None:
             return iter(self._inner)
         self._stream.number, self._stream.epoch = self.batch_key(0), self.epoch
         return self._replayed(iter(self._inner))
+
+    def gave(self, batch: object) -> None:
+        """Note a batch that was given."""
+        if self._name[0] == "train":
+            self.last = (self.epoch, self._cycle, self._given, digest(batch))
+            self._given += 1
+
+    def differs(self, last: Last) -> bool:
+        """Return whether a batch that an earlier attempt was given is another one now. A stream is not read for it."""
+        if self._stream is not None:
+            return False
+        self.epoch, self._cycle, self.skip, expected = last
+        self.place = (*self._name, self.epoch, self._cycle)
+        again = copy.copy(self._inner)
+        for name, value in {"num_workers": min(1, again.num_workers), "persistent_workers": False}.items():
+            object.__setattr__(again, name, value)
+        with Numbers(0).used():
+            again.generator = torch.Generator()
+            again.generator.manual_seed(self.key("workers"))
+            return digest(next(iter(again), None)) != expected
 
     def end(self) -> None:
         """Note that the pass has been read to its end: another one in the same epoch is the next cycle."""
@@ -181,10 +207,12 @@ class _Pass:
             if self._iterator is None:
                 self._iterator = self._source.begin()
             try:
-                return next(self._iterator)
+                batch = next(self._iterator)
             except StopIteration:
                 self._source.end()
                 raise
+            self._source.gave(batch)
+            return batch
 
 
 class _At(list[object]):

@@ -9,9 +9,13 @@ and its data is a function of the position in the fit (`place.py`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,7 +24,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 
 from orchestrator.worker.fit.exact import lightning, state
-from orchestrator.worker.fit.exact.place import Source, can_be_exact, is_exact, make_exact
+from orchestrator.worker.fit.exact.place import Last, Source, can_be_exact, is_exact, make_exact
 from orchestrator.worker.fit.progress import Saved
 
 _log = logging.getLogger(__name__)
@@ -48,19 +52,26 @@ class Seam(Callback):
     It comes before all other callbacks, so that none has changed the state at the start of a validation yet.
     """
 
-    def __init__(self, seed: int, *, trusted: bool) -> None:
-        """Unless `trusted`, nothing is unpickled from a checkpoint: only its counters are used, not its other state."""
-        self._seed, self._trusted = seed, trusted
+    def __init__(self, seed: int, *, trusted: bool, metrics_bytes: Callable[[], int]) -> None:
+        """Unless `trusted`, no code that a checkpoint may name is run: its counters are taken, its other state not.
+
+        `metrics_bytes` returns the size of the attempt's metric log.
+        """
+        self._seed, self._trusted, self._metrics_bytes = seed, trusted, metrics_bytes
         self.attached = False
         self._reached: Callable[[Moment], None] = lambda _: None
         self._loaded: Saved | None = None
         self._state: Mapping[str, Any] | None = None
+        self._older = False
         self._undo: Callable[[], None] = lambda: None
         self._saving: Moment | None = None
         self._begun: bytes | None = None
-        """The state at the start of the current validation."""
+        """The state at the start of the validation that is going on."""
+        self._begun_metrics_bytes = 0
         self._made_at: object = None
         self._datasets: dict[state.Name, object] = {}
+        self._sources: dict[int, Source] = {}
+        """What is behind the loaders of the training, by their numbers."""
         self._before: state.Attributes = {}
         self._touched: set[tuple[state.Name, str]] = set()
         """Attributes that the sanity check has changed, which a resumed fit does not run."""
@@ -95,6 +106,8 @@ class Seam(Callback):
         mine = {
             "state": _tensor(block or state.save(trainer, self._changed())),
             "gradients": _gradients(pl_module) if lightning.accumulates(trainer) else {},
+            "last": {number: source.last for number, source in self._sources.items() if source.last},
+            "machine": machine(trainer.strategy.root_device),
         }
         checkpoint[KEY] = {"version": _VERSION, "moment": self._saving.value, "ranks": _gathered(mine, trainer)}
         if self._saving is Moment.EPOCH:
@@ -110,10 +123,16 @@ class Seam(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.attached and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._begun_metrics_bytes = self._metrics_bytes()
             self._begun = state.save(trainer, self._changed())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun = None
+
+    def metrics_bytes(self, moment: Moment) -> int:
+        """Return how long the metric log was at a moment: what follows is logged again by a run that resumes there."""
+        within = self._begun is not None and moment is Moment.VALIDATION
+        return self._begun_metrics_bytes if within else self._metrics_bytes()
 
     def _changed(self) -> state.Attributes:
         now = self._attributes()
@@ -127,22 +146,61 @@ class Seam(Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         self._loaded, self._state = None, None
         found = checkpoint.get(KEY)
+        self._older = not found
         if not self.attached or not found or found["version"] != _VERSION:
             return
         self._loaded = found
         trainer.num_sanity_val_steps = 0
         ranks = found["ranks"]
-        if not self._trusted:
-            return
-        if len(ranks) != trainer.world_size:
-            _log.warning(
-                "not resumed exactly: the checkpoint was saved by %d processes, not %d",
-                len(ranks),
-                trainer.world_size,
-            )
+        if not self._trusted or len(ranks) != trainer.world_size:
             return
         block = bytes(ranks[trainer.global_rank]["state"].cpu().numpy())
         self._state = state.read(block, torch.device("cpu"))
+
+    def obstacles(self) -> list[str]:
+        """Return why this fit cannot resume exactly, or has not. All ranks must call it, once training starts."""
+        trainer = self._trainer
+        found = [] if lightning.writes_whole_files(trainer) else ["a sharded strategy is not tested"]
+        if lightning.is_compiled(trainer):
+            found.append("torch.compile is not tested")
+        for number, loader in enumerate(lightning.flattened(trainer)):
+            name = f"training loader {number} ({type(loader).__name__})"
+            if not _has_its_place(loader):
+                found.append(f"{name} is read again, and has to give the same")
+            elif not is_exact(loader):
+                found.append(f"{name} keeps its own state")
+            elif not getattr(loader, "in_order", True):
+                found.append(f"{name} has in_order=False")
+        mine = self._of_rank()
+        return sorted({*found, *(each for rank in _gathered({"found": mine}, trainer) for each in rank["found"])})
+
+    def _of_rank(self) -> list[str]:
+        """Return what has changed on this rank since the checkpoint that the fit resumes from."""
+        if self._loaded is None:
+            return ["the checkpoint was made without exact state"] if self._older else []
+        ranks = self._loaded["ranks"]
+        if len(ranks) != self._trainer.world_size:
+            return [f"the checkpoint is of {len(ranks)} processes, not {self._trainer.world_size}"]
+        saved = ranks[self._trainer.global_rank]
+        now = machine(self._trainer.strategy.root_device)
+        found = [
+            f"{name} was {one}, and is {now[name]}"
+            for name, one in saved.get("machine", {}).items()
+            if now.get(name, one) != one
+        ]
+        for number, last in saved.get("last", {}).items():
+            if number in self._sources and self._differs(number, last):
+                found.append(
+                    f"training loader {number} gives other data than before: see batch {last[2]} of epoch {last[0]}"
+                )
+        return found
+
+    def _differs(self, number: int, last: Last) -> bool:
+        try:
+            return self._sources[number].differs(last)
+        except Exception as error:  # noqa: BLE001 - of the user's data; if it lasts, the training raises it, too
+            _log.info("the last batch cannot be read again to compare it: %s", error)
+            return False
 
     def _set_up(self) -> None:
         """Prepare the loops before they check whether anything is left to do."""
@@ -224,12 +282,44 @@ class Seam(Callback):
             rank=trainer.global_rank,
             where=lambda: lightning.place(trainer),
         )
+        if stage == "train":
+            self._sources[number] = source
         return make_exact(loader, source)
+
+
+class SayExact(Callback):
+    """Reports, once training starts, what keeps the fit from resuming exactly."""
+
+    def __init__(self, report: Callable[[Sequence[str]], None], seam: Seam) -> None:
+        self._report, self._seam = report, seam
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._report(self._seam.obstacles() if self._seam.attached else [])
 
 
 def _has_its_place(loader: object) -> bool:
     """Whether a loader can start at the fit's position by itself."""
     return is_exact(loader) or hasattr(loader, "load_state_dict")
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Return what has to be the same for a fit to have the same bits."""
+    gpu = {"GPU": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {**_versions(), "CPU": _cpu(), "threads": str(torch.get_num_threads()), **gpu}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("torch", "pytorch-lightning", "numpy")}
+
+
+@cache
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _differing(now: state.Attributes, before: state.Attributes) -> state.Attributes:
