@@ -24,6 +24,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from orchestrator.errors import OrchError
 from orchestrator.layout import AttemptPaths
 from orchestrator.system.files import make_own
@@ -158,7 +160,7 @@ def _remove_old(folder: Path, before: float) -> None:
 
 
 def _lives(last: Beat) -> bool:
-    return Path(f"/proc/{last.pid}").exists()
+    return psutil.pid_exists(last.pid)
 
 
 def _start(assignment: Assignment, folder: Path) -> subprocess.Popen[bytes]:
