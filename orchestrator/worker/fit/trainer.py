@@ -38,7 +38,7 @@ from orchestrator.worker.fit.beats import Beats
 from orchestrator.worker.fit.cadence import Cadence
 from orchestrator.worker.fit.checkpoints import INHERITED, KeepCheckpoints
 from orchestrator.worker.fit.exact.older import ResumeOlder
-from orchestrator.worker.fit.exact.seam import EXACTNESS, Moment, SayExact, Seam
+from orchestrator.worker.fit.exact.seam import EXACTNESS, Moment, Seam
 from orchestrator.worker.fit.example import KeepExample
 from orchestrator.worker.fit.finders import KeepFound
 from orchestrator.worker.fit.progress import Progress, Prune, numbers
@@ -87,7 +87,8 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     progress = Progress(events, training.objective, inherit)
     prune = Prune(training.report) if training.report and training.objective else None
     trusted = training.resume_from is not None or not training.weights_only
-    seam = Seam(config["seed"], trusted=trusted, metrics_bytes=logger.metrics_bytes)
+    report = partial(_say_exact, training, events) if training.checkpoint.exact != "off" else None
+    seam = Seam(config["seed"], trusted=trusted, metrics_bytes=logger.metrics_bytes, report=report)
     io, writer = _writers(training, logger, events)
     cadence = Cadence(training.checkpoint, time.monotonic())
     attempt = AttemptPaths(training.folder)
@@ -102,8 +103,6 @@ def train(training: Training, *, logger: SpoolLogger, events: EventWriter, stop:
     before = (initial, Beats(), progress, *examples, prune, found, ResumeOlder(seam), MetricsOnce())
     maybe = (*before, checkpoints, stopping)
     callbacks: list[Callback] = [callback for callback in maybe if callback]
-    if training.checkpoint.exact != "off":
-        callbacks.append(SayExact(partial(_say_exact, training, events), seam))
     trainer = _trainer(training, io, logger, [seam, start], callbacks)
 
     def reached(moment: Moment) -> None:

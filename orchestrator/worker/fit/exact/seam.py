@@ -52,12 +52,20 @@ class Seam(Callback):
     It comes before all other callbacks, so that none has changed the state at the start of a validation yet.
     """
 
-    def __init__(self, seed: int, *, trusted: bool, metrics_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        trusted: bool,
+        metrics_bytes: Callable[[], int],
+        report: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
         """Unless `trusted`, no code that a checkpoint may name is run: its counters are taken, its other state not.
 
-        `metrics_bytes` returns the size of the attempt's metric log.
+        `metrics_bytes` returns the size of the attempt's metric log. `report` is called once training starts, with
+        what keeps the fit from resuming exactly.
         """
-        self._seed, self._trusted, self._metrics_bytes = seed, trusted, metrics_bytes
+        self._seed, self._trusted, self._metrics_bytes, self._report = seed, trusted, metrics_bytes, report
         self.attached = False
         self._reached: Callable[[Moment], None] = lambda _: None
         self._loaded: Saved | None = None
@@ -157,7 +165,11 @@ class Seam(Callback):
         block = bytes(ranks[trainer.global_rank]["state"].cpu().numpy())
         self._state = state.read(block, torch.device("cpu"))
 
-    def obstacles(self) -> list[str]:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._report:
+            self._report(self._obstacles() if self.attached else [])
+
+    def _obstacles(self) -> list[str]:
         """Return why this fit cannot resume exactly, or has not. All ranks must call it, once training starts."""
         trainer = self._trainer
         found = [] if lightning.writes_whole_files(trainer) else ["a sharded strategy is not tested"]
@@ -285,16 +297,6 @@ class Seam(Callback):
         if stage == "train":
             self._sources[number] = source
         return make_exact(loader, source)
-
-
-class SayExact(Callback):
-    """Reports, once training starts, what keeps the fit from resuming exactly."""
-
-    def __init__(self, report: Callable[[Sequence[str]], None], seam: Seam) -> None:
-        self._report, self._seam = report, seam
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._report(self._seam.obstacles() if self._seam.attached else [])
 
 
 def _has_its_place(loader: object) -> bool:
